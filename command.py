@@ -1,0 +1,150 @@
+"""Run one command of the host: an argv list, a deadline, a one-line failure.
+
+Every external program that the driver needs (rbd, ceph, mount, mkfs, tar) is started here or
+follows the rules written here: no shell, standard input closed, a C locale so that messages
+are stable, a process group of its own so that nothing of it outlives the deadline.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+log = logging.getLogger("command")
+
+# A killed process is gone at once unless it hangs in the kernel ("D" state, a sick cluster
+# behind a block device). Then nobody can reap it; we go on and Python reaps it later.
+REAP_SECONDS = 2.0
+MESSAGE_LIMIT = 400
+# Ceph's log lines ("2026-01-01T00:00:00.000+0000 7f.. -1 librbd: ...") follow the real message.
+_LOG_LINE = re.compile(r"^\d{4}-\d\d-\d\d[T ]\S+ +[0-9a-f]+ +-?\d+ ")
+
+
+class Result(NamedTuple):
+    """What a finished command left: its exit status and both streams, decoded."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+class CommandError(Exception):
+    """A command did not do its work; `str()` is one line that a Docker user can read.
+
+    `status` is the exit status (negative: the signal that ended it), or None if it could not
+    be started or ran into its deadline.
+    """
+
+    def __init__(self, argv: Sequence[str], status: int | None, reason: str) -> None:
+        self.argv = tuple(argv)
+        self.status = status
+        self.reason = reason
+        super().__init__(f"{os.path.basename(argv[0])} {_subject(argv)}: {reason}")
+
+
+class CommandTimeout(CommandError):
+    """The command was killed at its deadline: what it was about to do may have been done."""
+
+
+class CommandMissing(CommandError):
+    """The program is not on PATH."""
+
+
+def find(program: str) -> str | None:
+    """Return the path of `program`, also below the sbin directories, or None."""
+    return shutil.which(program, path=_environment()["PATH"])
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    timeout: float,
+    accept: Collection[int] = (0,),
+    pass_fds: Collection[int] = (),
+) -> Result:
+    """Run `argv` to its end and return what it printed.
+
+    `timeout` is in seconds; at the deadline the whole process group is killed. Raises
+    CommandError if the exit status is not in `accept`, CommandTimeout, or CommandMissing.
+    """
+    started = time.monotonic()
+    process = start(argv, pass_fds=pass_fds)
+    try:
+        stdout, stderr = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        _kill(process)
+        raise CommandTimeout(argv, None, f"no answer within {timeout:g} s") from None
+    except BaseException:
+        _kill(process)
+        raise
+    result = Result(process.returncode, os.fsdecode(stdout), os.fsdecode(stderr))
+    log.debug("%s -> %d in %.0f ms", " ".join(argv), result.status, 1000 * (time.monotonic() - started))
+    if result.status not in accept:
+        raise CommandError(argv, result.status, _reason(result))
+    return result
+
+
+def start(argv: Sequence[str], *, pass_fds: Collection[int] = ()) -> subprocess.Popen[bytes]:
+    """Start `argv` with its output captured; the caller reaps it. Raises CommandError or CommandMissing."""
+    environment = _environment()
+    try:
+        return subprocess.Popen(
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
+            pass_fds=tuple(pass_fds),
+        )
+    except FileNotFoundError:
+        raise CommandMissing(argv, None, f"not found on PATH ({environment['PATH']})") from None
+    except OSError as error:
+        raise CommandError(argv, None, f"cannot be started: {error.strerror}") from error
+
+
+def _environment() -> Mapping[str, str]:
+    """A copy of ours with a C locale; sbin is added since mkfs and losetup live there."""
+    path = os.environ.get("PATH", os.defpath)
+    return {**os.environ, "LC_ALL": "C", "PATH": f"{path}:/usr/local/sbin:/usr/sbin:/sbin"}
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    try:
+        process.communicate(timeout=REAP_SECONDS)
+    except subprocess.TimeoutExpired:
+        log.error("process %d (%s) does not die: it hangs in the kernel", process.pid, process.args)
+
+
+def _subject(argv: Sequence[str]) -> str:
+    """Name what the command was doing: its verb, without the options that come with every call."""
+    words = []
+    for word in argv[1:]:
+        if word.startswith("-"):
+            break
+        words.append(word)
+    return " ".join(words) or " ".join(argv[1:])
+
+
+def _reason(result: Result) -> str:
+    """Choose what to tell of stderr: the program's own words, not the log lines around them."""
+    lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
+    spoken = [line for line in lines if not _LOG_LINE.match(line)] or lines
+    text = "; ".join(dict.fromkeys(spoken))[:MESSAGE_LIMIT]
+    if result.status < 0:
+        return f"ended by signal {-result.status}" + (f": {text}" if text else "")
+    if not text:
+        # rbd and mount.* leave the errno as their exit status; others just leave a number.
+        text = os.strerror(result.status) if result.status in errno.errorcode else "no message"
+    return f"{text} (exit {result.status})"

@@ -1,0 +1,405 @@
+"""The graph driver: what Docker asks of a layer, from Create to Remove, one method per call.
+
+The contract of each method is moby's `daemon/graphdriver/driver.go`; the odd calls that dockerd really
+makes (Remove without Put, Put without Get, Get and Put after a live restore, Init twice) are told where
+they are met. Paths, counts and errors are ours; HTTP is not.
+
+Lock order: a layer before its parent. A layer's lock is held while it is made, mapped, mounted,
+unmounted or removed, never while an archive runs: Docker feeds the Diff of one layer into the
+ApplyDiff of another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import archive
+
+import command
+import mounts
+import rbdcli
+from layers import BASE, ROOT_DIRECTORY, Layers
+from locks import Locks
+from mounted import DIRECTORY_MODE, MountedLayers, Place
+from options import Options, format_size, parse_layer_size
+from reaper import Reaper
+
+log = logging.getLogger("driver")
+
+# 64 hexadecimal digits, with -init for an init layer, 25 digits of base 36 from BuildKit; moby's
+# graphtest uses words. Nothing that a path, an option or rbd's image syntax could give a meaning to.
+_LAYER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
+# In the file system's own root, which no container sees: how far the layer's archive has come.
+NOTE = "layer.json"
+APPLYING, APPLIED = "applying", "applied"
+
+
+class DriverError(Exception):
+    """A call is refused: one line that says what was wrong, what was expected, and the id."""
+
+
+class Driver:
+    """One Docker daemon's layers."""
+
+    def __init__(self, home: str, options: Options, ids: archive.IdMaps) -> None:
+        self._options = options
+        self._ids = ids
+        self._home = home
+        self._root = os.path.join(home, "mnt")
+        pool = rbdcli.Pool(
+            name=options.datapool,
+            namespace=options.namespace,
+            client=options.client,
+            configfile=options.configfile,
+            timeout=options.timeout,
+            device_type=options.devicetype,
+            map_options=options.mapopt,
+        )
+        self._pool = pool
+        self._layers = Layers(pool, options, home)
+        self._mounted = MountedLayers(pool, self._root, self._layers.image, options.fs, options.mountopt)
+        self._locks = Locks()
+        # Layers that are finished and only read from now on; layers made by us and not finished yet;
+        # layers whose archive failed. A layer in none of them is from before our start: look at its note.
+        self._sealed: set[str] = set()
+        self._open: set[str] = set()
+        self._broken: set[str] = set()
+        self._reaper = Reaper(self._layers)
+
+    # -- the daemon's start and end -----------------------------------------------------------
+
+    def initialise(self) -> None:
+        """Make ready for a daemon that just started: check what is needed, make the base image, settle what is mounted.
+
+        Called again without an end before it when dockerd crashed or kept its containers (live-restore).
+        """
+        self.check()
+        self._make_home()
+        self._layers.ensure_base()
+        self.adopt()
+        self._mounted.settle()
+
+    def adopt(self) -> None:
+        """Take over what an earlier life of this process mounted, and empty the trash that it left."""
+        self._make_home()
+        self._mounted.adopt()
+        self._reaper.wake()
+
+    def check(self) -> None:
+        """Raise DriverError unless the programs, the cluster and the pool that the options name are there."""
+        for program in ("rbd", "ceph", *mounts.tools(self._options.fs), *archive.missing_tools()):
+            if command.find(program) is None:
+                raise DriverError(f"{program} is not installed; {_package_hint(program)}")
+        if not os.path.exists(self._options.configfile):
+            raise DriverError(
+                f"{self._options.configfile} does not exist: give the Ceph configuration by ceph.configfile"
+            )
+        self._check_pool()
+
+    def cleanup(self) -> None:
+        """End as Docker ends: what nobody uses is unmounted, the trash is emptied. Containers' mounts stay."""
+        self.finish(self._options.timeout)
+
+    def finish(self, timeout: float) -> bool:
+        """Wait until the trash is emptied as far as it can be, `timeout` seconds at the most; tell whether it is."""
+        return self._reaper.drain(timeout)
+
+    # -- create and remove -------------------------------------------------------------------
+
+    def create(self, layer: str, parent: str, storage_opt: Mapping[str, str] | None) -> None:
+        """Make a layer on `parent` ("" for none). Nothing is left behind on failure."""
+        _check_id(layer)
+        if parent:
+            _check_id(parent)
+        size = parse_layer_size(storage_opt)
+        with self._locks.hold(layer), contextlib.ExitStack() as undo:
+            before = self._make(layer, parent, size)
+            undo.callback(self._layers.remove, layer)
+            self._open.add(layer)
+            undo.callback(self._forget, layer)
+            grown = before is None or self._layers.describe(layer).size > before
+            if grown or (not parent and self._ids.uids):
+                self._prepare_root(layer, grow=grown, own=not parent)
+            undo.pop_all()
+
+    def remove(self, layer: str) -> None:
+        """Remove a layer and all that is mounted of it; one that does not exist is removed already."""
+        _check_id(layer)
+        with self._locks.hold(layer):
+            self._mounted.purge(layer)
+            existed = self._layers.remove(layer)
+            self._forget(layer)
+        if existed:
+            self._reaper.wake()
+
+    def exists(self, layer: str) -> bool:
+        """Tell whether a layer is there."""
+        _check_id(layer)
+        return self._layers.exists(layer)
+
+    # -- mount -------------------------------------------------------------------------------
+
+    def get(self, layer: str, label: str) -> str:
+        """Mount a layer for Docker and return the path of its root, the same on every call."""
+        _check_id(layer)
+        with self._locks.hold(layer):
+            self._acquire(layer, Place.DOCKER, write=True, label=label)
+        return os.path.join(self._mounted.point(layer, Place.DOCKER), ROOT_DIRECTORY)
+
+    def put(self, layer: str) -> None:
+        """Undo one `get`; of a layer that is not mounted, nothing (a crash of dockerd ends with such calls)."""
+        _check_id(layer)
+        with self._locks.hold(layer):
+            self._mounted.release(layer, Place.DOCKER)
+
+    # -- archives ----------------------------------------------------------------------------
+
+    def apply_diff(self, layer: str, stream: archive.Readable) -> int:
+        """Lay an archive down in a layer and return the sum of its entries' sizes.
+
+        One archive per layer: after a lost answer Docker sends the call again with an empty stream. A
+        layer whose archive failed, or was cut off by a crash, is broken for good; only Remove is left.
+        """
+        _check_id(layer)
+        if layer in self._sealed:
+            raise DriverError(f"layer {layer} is finished: it had its archive, or has children; it takes no other")
+        with self._mounted_root(layer, write=True) as root:
+            note = os.path.join(os.path.dirname(root), NOTE)
+            self._begin(layer, note)
+            try:
+                size = archive.apply(root, stream, self._ids)
+                _write_note(note, layer, APPLIED)
+            except BaseException:
+                self._broken.add(layer)
+                raise
+            self._sealed.add(layer)
+        return size
+
+    def diff(self, layer: str, parent: str) -> Iterator[bytes]:
+        """Yield the archive of what a layer changes in its parent ("" for everything); close it to end early."""
+        with self._two_roots(layer, parent) as (root, below):
+            yield from archive.diff(root, below, self._ids)
+
+    def changes(self, layer: str, parent: str) -> list[archive.Change]:
+        """List what a layer changes in its parent."""
+        with self._two_roots(layer, parent) as (root, below):
+            return archive.changes(root, below)
+
+    def diff_size(self, layer: str, parent: str) -> int:
+        """Return the bytes that a layer adds to its parent."""
+        with self._two_roots(layer, parent) as (root, below):
+            return archive.size(root, below)
+
+    # -- what is going on --------------------------------------------------------------------
+
+    def status(self) -> list[tuple[str, str]]:
+        """Return the rows of `docker info`. What the cluster does not tell is said in its row, not raised."""
+        options, pool = self._options, self._pool
+        with ThreadPoolExecutor(max_workers=4) as threads:
+            usage = threads.submit(_told, self._usage)
+            health = threads.submit(_told, lambda: str(pool.ceph("health")["status"]))
+            version = threads.submit(_told, lambda: _release(str(pool.ceph("version")["version"])))
+            client = threads.submit(_told, pool.client_version)
+            layers = threads.submit(_told, lambda: str(self._layers.count()))
+        used, _, available = usage.result().partition(" / ")
+        return [
+            ("Pool", pool.name),
+            ("Namespace", pool.namespace or "(default)"),
+            ("Image Prefix", options.imageprefix),
+            ("Device Type", options.devicetype),
+            ("Base Size", format_size(options.basesize)),
+            ("Backing Filesystem", options.fs),
+            ("Pool Used", used),
+            ("Pool Available", available or used),
+            ("Ceph Health", health.result()),
+            ("Ceph Client", client.result()),
+            ("Ceph Cluster", version.result()),
+            ("Layers", layers.result()),
+            ("Mapped Devices", str(self._mounted.count())),
+        ]
+
+    def metadata(self, layer: str) -> dict[str, str]:
+        """Return the rows of `docker inspect`'s GraphDriver.Data."""
+        _check_id(layer)
+        known = self._layers.describe(layer)
+        mounted = self._mounted.is_mounted(layer, Place.DOCKER)
+        return {
+            "Pool": "/".join(filter(None, (self._pool.name, self._pool.namespace))),
+            "Image": self._layers.image(layer),
+            "Device": self._mounted.device(layer) or "",
+            "Parent": f"{known.parent.image}@{known.parent.snapshot}" if known.parent else "",
+            "Depth": str(known.depth),
+            "Size": str(known.size),
+            "Filesystem": self._options.fs,
+            "MountPoint": self._mounted.point(layer, Place.DOCKER) if mounted else "",
+        }
+
+    # -- within ------------------------------------------------------------------------------
+
+    def _make(self, layer: str, parent: str, size: int | None) -> int | None:
+        """Make the image; return the size of the file system that it got from its parent, None if that is unknown."""
+        if not parent:
+            self._layers.create(layer, None, size)
+            return self._layers.describe(BASE).size
+        with self._locks.hold(parent):
+            if parent in self._broken:
+                raise DriverError(f"layer {layer}: its parent {parent} is broken; remove it")
+            if self._mounted.is_writable(parent):
+                raise DriverError(f"layer {layer}: its parent {parent} is mounted writable; put it first")
+            self._layers.create(layer, parent, size)
+            if not parent.endswith("-init"):
+                self._sealed.add(parent)
+            return self._layers.describe(parent).size
+
+    def _prepare_root(self, layer: str, *, grow: bool, own: bool) -> None:
+        """Let the file system fill a grown image; give the root of a parentless layer to the container's root."""
+        place = self._acquire(layer, Place.DRIVER, write=True)
+        try:
+            point = self._mounted.point(layer, place)
+            if grow:
+                mounts.grow(self._options.fs, self._mounted.device(layer) or "", point, timeout=self._options.timeout)
+            if own and self._ids.uids:
+                user, group = self._ids.uids[0].host_id, self._ids.gids[0].host_id
+                os.chown(os.path.join(point, ROOT_DIRECTORY), user, group)
+        finally:
+            self._mounted.release(layer, place)
+
+    def _acquire(self, layer: str, place: Place, *, write: bool, label: str = "") -> Place:
+        """Mount a layer, a sealed one never writable; the caller holds its lock and releases what is returned."""
+        try:
+            with contextlib.ExitStack() as after:
+                if not {layer} & (self._open | self._sealed | self._broken):
+                    self._learn(layer, after)
+                if layer in self._broken:
+                    raise DriverError(f"layer {layer} is broken: its archive was not applied to its end; remove it")
+                sealed = layer in self._sealed
+                return self._mounted.acquire(layer, place, write=write and not sealed, sealed=sealed, label=label)
+        except rbdcli.ImageMissing as error:
+            raise DriverError(f"layer {layer} does not exist: {error}") from None
+
+    def _learn(self, layer: str, after: contextlib.ExitStack) -> None:
+        """Find out what a layer from before our start is, by the note in it; it stays mounted until `after` ends."""
+        place = self._mounted.acquire(layer, Place.DRIVER, write=False, sealed=False)
+        after.callback(self._mounted.release, layer, place)
+        state = _read_note(os.path.join(self._mounted.point(layer, place), NOTE), layer)
+        {"": self._open, APPLIED: self._sealed, APPLYING: self._broken}[state].add(layer)
+
+    def _begin(self, layer: str, note: str) -> None:
+        """Note that a layer's archive is being applied, unless one was before."""
+        with self._locks.hold(layer):
+            state = _read_note(note, layer)
+            if state:
+                raise DriverError(f"layer {layer} takes one archive; one is {state} already")
+            _write_note(note, layer, APPLYING)
+
+    def _forget(self, layer: str) -> None:
+        for known in (self._open, self._sealed, self._broken):
+            known.discard(layer)
+
+    @contextlib.contextmanager
+    def _mounted_root(self, layer: str, *, write: bool = False) -> Iterator[str]:
+        """Get and Put of our own: the root directory of a layer for the length of a `with` block."""
+        _check_id(layer)
+        with self._locks.hold(layer):
+            place = self._acquire(layer, Place.DRIVER, write=write)
+        try:
+            yield os.path.join(self._mounted.point(layer, place), ROOT_DIRECTORY)
+        finally:
+            with self._locks.hold(layer):
+                self._mounted.release(layer, place)
+
+    @contextlib.contextmanager
+    def _two_roots(self, layer: str, parent: str) -> Iterator[tuple[str, str | None]]:
+        with contextlib.ExitStack() as stack:
+            root = stack.enter_context(self._mounted_root(layer))
+            yield root, stack.enter_context(self._mounted_root(parent)) if parent else None
+
+    def _check_pool(self) -> None:
+        """Ask for the pool, and whether it was made ready for images (`rbd pool init` tags it)."""
+        pool, options = self._pool, self._options
+        try:
+            applications = pool.ceph("osd", "pool", "application", "get", pool.name)
+        except rbdcli.ImageMissing:
+            raise DriverError(
+                f"pool {pool.name} does not exist; make it with: ceph osd pool create {pool.name} && "
+                f"rbd pool init {pool.name}, or name another by ceph.datapool"
+            ) from None
+        except command.CommandError as error:
+            raise DriverError(
+                f"no Ceph cluster answers client.{options.client} with {options.configfile} "
+                f"(ceph.client, ceph.configfile, ceph.timeout={options.timeout:g}): {error}"
+            ) from None
+        if "rbd" not in (applications or {}):
+            raise DriverError(f"pool {pool.name} is not made for images; do: rbd pool init {pool.name}")
+        if pool.namespace and not pool.has_namespace():
+            raise DriverError(
+                f"pool {pool.name} has no namespace {pool.namespace}; "
+                f"do: rbd namespace create {pool.name}/{pool.namespace}"
+            )
+
+    def _make_home(self) -> None:
+        for path in (self._home, self._root):
+            os.makedirs(path, mode=DIRECTORY_MODE, exist_ok=True)
+
+    def _usage(self) -> str:
+        pools = self._pool.ceph("df")["pools"]
+        stats = next(item["stats"] for item in pools if item["name"] == self._pool.name)
+        return f"{format_size(int(stats['bytes_used']))}B / {format_size(int(stats['max_avail']))}B"
+
+
+def _check_id(layer: str) -> None:
+    """Raise DriverError unless `layer` is an id: it becomes part of a path and of an image's name."""
+    if not _LAYER_ID.fullmatch(layer) or layer == BASE:
+        raise DriverError(f"{layer[:80]!r} is not a layer id; expected up to 128 letters, digits, - and _")
+
+
+def _told(ask: Callable[[], str]) -> str:
+    """An answer of the cluster, or why there is none."""
+    try:
+        return ask()
+    except (command.CommandError, LookupError, ValueError) as error:
+        return f"unknown ({error})"
+
+
+def _release(version: str) -> str:
+    """Shorten `ceph version 16.2.15 (hash) pacific (stable)` to `16.2.15 pacific`."""
+    words = version.split()
+    return f"{words[2]} {words[4]}" if len(words) > 4 else version
+
+
+def _package_hint(program: str) -> str:
+    """Say how to get a program."""
+    packages = {"rbd": "ceph-common", "ceph": "ceph-common", "mkfs.xfs": "xfsprogs", "xfs_growfs": "xfsprogs"}
+    packages |= {"mkfs.ext4": "e2fsprogs", "resize2fs": "e2fsprogs", "bsdtar": "libarchive-tools"}
+    return f"install the package {packages.get(program, program)} (Debian's name)"
+
+
+def _read_note(path: str, layer: str) -> str:
+    """Return how far a layer's archive has come: "" (none was begun), APPLYING, or APPLIED.
+
+    A clone holds its parent's note: a finished parent says nothing of the layer itself, a half-applied
+    one spoils it.
+    """
+    try:
+        with open(path, encoding="utf-8") as source:
+            note = json.load(source)
+    except FileNotFoundError:
+        return ""
+    if note["layer"] != layer and note["archive"] == APPLIED:
+        return ""
+    return str(note["archive"])
+
+
+def _write_note(path: str, layer: str, state: str) -> None:
+    """Write a note that is whole or not there, even after a power cut."""
+    with open(path + ".new", "w", encoding="utf-8") as target:
+        json.dump({"layer": layer, "archive": state}, target)
+        target.flush()
+        os.fsync(target.fileno())
+    os.replace(path + ".new", path)

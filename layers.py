@@ -1,0 +1,296 @@
+"""The images of a pool as layers: the base image, a child of a parent, removal.
+
+    docker_image_base_image@depth0 <- docker_image_A@depth1 <- docker_image_B ...
+
+Every layer is a copy-on-write clone of its parent's one snapshot, which is taken when the first
+child asks for it and shared by all children. The name of a snapshot tells how many ancestors its
+image has, so that nobody has to walk the chain. An init layer is copied instead of cloned: Docker
+gives each container one of its own (`ID-init`), and a snapshot would cost more than all the rest.
+The copy is a clone of the init layer's parent, holding what the init layer itself holds.
+
+Ceph holds everything that must be remembered. What is kept here in memory is a cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import socket
+import threading
+from dataclasses import dataclass, replace
+
+import command
+import mounts
+import rbdcli
+from options import Options, format_size
+
+log = logging.getLogger("layers")
+
+BASE = "base_image"
+# What a container sees as `/` is this directory of the file system: the file system's own root has
+# lost+found (ext4) and our notes.
+ROOT_DIRECTORY = "rootfs"
+FORMAT_KEY = "docker_graph_driver.format"
+FORMAT = "1"
+FS_KEY = "docker_graph_driver.fs"
+# Copying a layer object by object is bound by their number, copy-up by their size; see HACKING.md.
+OBJECT_SIZE = 1 << 20
+INIT_SUFFIX = "-init"
+
+
+class LayerError(Exception):
+    """A layer cannot be had, made or removed: one line that says why."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What is known of a layer: size of its image in bytes, number of ancestors, the snapshot that it is a clone of."""
+
+    size: int
+    depth: int
+    parent: rbdcli.Parent | None
+
+
+class Layers:
+    """The layers of one pool, namespace and image prefix; the caller holds the locks of the layers named in a call."""
+
+    def __init__(self, pool: rbdcli.Pool, options: Options, home: str) -> None:
+        self.pool = pool
+        self._options = options
+        self._home = home
+        self._features = rbdcli.features(options.devicetype)
+        self._known: dict[str, Layer] = {}
+        self._reaping = threading.Lock()
+
+    def image(self, layer: str) -> str:
+        """Return the image name of a layer."""
+        return f"{self._options.imageprefix}_{layer}"
+
+    def describe(self, layer: str) -> Layer:
+        """Say what is known of a layer, asking Ceph once. Raises LayerError if there is none."""
+        if layer not in self._known:
+            try:
+                info = self.pool.info(self.image(layer))
+            except rbdcli.ImageMissing:
+                raise LayerError(f"layer {layer} does not exist: no image {self.image(layer)}") from None
+            self._known[layer] = Layer(info.size, _depth(info.parent), info.parent)
+        return self._known[layer]
+
+    def exists(self, layer: str) -> bool:
+        """Ask Ceph whether a layer has an image."""
+        try:
+            self.pool.info(self.image(layer))
+        except rbdcli.ImageMissing:
+            return False
+        return True
+
+    def count(self) -> int:
+        """Count the images of this prefix, the base image not among them."""
+        ours = [name for name in self.pool.list() if name.startswith(self._options.imageprefix + "_")]
+        return len([name for name in ours if not name.startswith(self.image(BASE))])
+
+    # -- create and remove -------------------------------------------------------------------
+
+    def create(self, layer: str, parent: str | None, size: int | None) -> Layer:
+        """Make the image of a new layer on `parent` (None: on the empty base image), grown to `size` bytes.
+
+        The parent must not be mounted writable. On failure no image is left behind. Raises LayerError.
+        """
+        origin = self.describe(parent or BASE)
+        wanted = size or (max(origin.size, self._options.basesize) if parent is None else origin.size)
+        if wanted < origin.size:
+            raise LayerError(
+                f"layer {layer}: size {format_size(wanted)} is smaller than its parent's {format_size(origin.size)}; "
+                f"ask for at least that"
+            )
+        with contextlib.ExitStack() as undo:
+            made = self._make(layer, parent or BASE, origin, undo)
+            if wanted > origin.size:
+                self.pool.resize(self.image(layer), wanted)
+            undo.pop_all()
+        self._known[layer] = replace(made, size=wanted)
+        return self._known[layer]
+
+    def remove(self, layer: str) -> bool:
+        """Move a layer's image to the trash, which `reap` empties; tell whether there was one.
+
+        Raises rbdcli.ImageBusy if another host has it mapped.
+        """
+        self._known.pop(layer, None)
+        try:
+            self.pool.trash(self.image(layer))
+        except rbdcli.ImageMissing:
+            return False
+        return True
+
+    def reap(self) -> bool:
+        """Delete from the pool's trash what has our prefix and no children; tell whether something is left.
+
+        Every driver of the pool may do this for all: what lies in the trash is nobody's layer any more.
+        """
+        with self._reaping:
+            ours = self._trashed()
+            # A parent can go only after its children: begin anew as long as something went.
+            while sum(self._delete(item) for item in ours):
+                ours = self._trashed()
+            return bool(ours)
+
+    def _trashed(self) -> list[rbdcli.Trashed]:
+        return [item for item in self.pool.trashed() if item.name.startswith(self._options.imageprefix + "_")]
+
+    def _delete(self, item: rbdcli.Trashed) -> bool:
+        try:
+            self.pool.remove_trashed(item.image_id)
+        except rbdcli.ImageMissing:
+            return False
+        except rbdcli.ImageHasChildren:
+            return self._drop_snapshots(item)
+        except rbdcli.RbdError as error:
+            # Still watched by a client that is going away, or put there by an operator until a date.
+            log.info("%s stays in the trash for now: %s", item.name, error)
+            return False
+        return True
+
+    def _drop_snapshots(self, item: rbdcli.Trashed) -> bool:
+        """Take the snapshots from a trashed image; true if it had any, so that deleting it is worth another try."""
+        try:
+            return self.pool.remove_snapshots(item.image_id) > 0
+        except rbdcli.ImageMissing:
+            return False
+
+    def _make(self, layer: str, parent: str, origin: Layer, undo: contextlib.ExitStack) -> Layer:
+        try:
+            if parent.endswith(INIT_SUFFIX):
+                return self._copy(layer, parent, origin, undo)
+            return self._clone(layer, parent, origin, undo)
+        except rbdcli.ImageExists:
+            raise LayerError(f"layer {layer} exists already: image {self.image(layer)}") from None
+        except rbdcli.ImageMissing as error:
+            self._known.pop(parent, None)
+            raise LayerError(f"layer {layer}: its parent {parent} does not exist ({error.reason})") from None
+        except command.CommandTimeout:
+            # What timed out may have been made; nobody was told of it, so nobody will miss it.
+            undo.callback(self._discard, self.image(layer))
+            raise
+
+    def _copy(self, layer: str, parent: str, origin: Layer, undo: contextlib.ExitStack) -> Layer:
+        try:
+            self.pool.deep_copy(self.image(parent), self.image(layer), OBJECT_SIZE)
+        except (rbdcli.ImageExists, rbdcli.ImageMissing):
+            raise
+        except rbdcli.RbdError:
+            undo.callback(self._discard, self.image(layer))
+            raise
+        undo.callback(self._discard, self.image(layer))
+        return origin
+
+    def _clone(self, layer: str, parent: str, origin: Layer, undo: contextlib.ExitStack) -> Layer:
+        snapshot = rbdcli.Parent(self.image(parent), f"depth{origin.depth}")
+        try:
+            self.pool.clone(snapshot, self.image(layer), self._features, OBJECT_SIZE)
+        except rbdcli.ImageMissing:
+            with contextlib.suppress(rbdcli.ImageExists):
+                self.pool.snapshot(snapshot.image, snapshot.snapshot)
+            self.pool.clone(snapshot, self.image(layer), self._features, OBJECT_SIZE)
+        undo.callback(self._discard, self.image(layer))
+        return Layer(origin.size, origin.depth + 1, snapshot)
+
+    def _discard(self, image: str) -> None:
+        """Delete an image that was being made, as far as it was made."""
+        try:
+            self.pool.remove(image)
+        except rbdcli.ImageMissing:
+            return
+        except command.CommandError as error:
+            # The reason why it was being undone is worth more to the caller than this one.
+            log.error("image %s is left behind: %s", image, error)
+
+    # -- the base image ----------------------------------------------------------------------
+
+    def ensure_base(self) -> None:
+        """Make the base image unless the pool has it: an empty file system and its snapshot.
+
+        It is made under a name of this host and home, and renamed when it is whole: a crash or a second
+        host in the middle never leaves a base image that is not. Raises LayerError if a base image is
+        there that does not fit the options.
+        """
+        base, scratch = self.image(BASE), f"{self.image(BASE)}.{self._owner()}"
+        if not self._has_base(base):
+            self._remove_scratch(scratch)
+            self._make_file_system(scratch)
+            self.pool.set_metadata(scratch, FS_KEY, self._options.fs)
+            self.pool.set_metadata(scratch, FORMAT_KEY, FORMAT)
+            self.pool.snapshot(scratch, "depth0")
+            try:
+                self.pool.rename(scratch, base)
+            except rbdcli.ImageExists:
+                log.info("another host made %s meanwhile", base)
+                self._remove_scratch(scratch)
+                self._has_base(base)
+
+    def _has_base(self, base: str) -> bool:
+        try:
+            said = self.pool.metadata(base)
+        except rbdcli.ImageMissing:
+            return False
+        if said.get(FORMAT_KEY) != FORMAT:
+            raise LayerError(
+                f"image {base} in pool {self.pool.name} was not made by this driver ({FORMAT_KEY} is "
+                f"{said.get(FORMAT_KEY, 'missing')}, expected {FORMAT}); choose another ceph.imageprefix or pool"
+            )
+        if said.get(FS_KEY) != self._options.fs:
+            raise LayerError(
+                f"ceph.fs={self._options.fs}, but {base} in pool {self.pool.name} holds {said.get(FS_KEY)}; "
+                f"use ceph.fs={said.get(FS_KEY)} or another ceph.imageprefix"
+            )
+        return True
+
+    def _make_file_system(self, image: str) -> None:
+        self.pool.create(image, self._options.basesize, self._features, OBJECT_SIZE)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._remove_scratch, image)
+            device = self.pool.map(image, read_only=False)
+            mounts.make(self._options.fs, device, self._options.mkfsarg, timeout=self.pool.timeout)
+            self._make_root(device)
+            self.pool.unmap(device)
+            undo.pop_all()
+
+    def _make_root(self, device: str) -> None:
+        point = os.path.join(self._home, BASE)
+        os.makedirs(point, exist_ok=True)
+        fs, extra, timeout = self._options.fs, self._options.mountopt, self.pool.timeout
+        mounts.mount(fs, device, point, extra, read_only=False, timeout=timeout)
+        try:
+            root = os.path.join(point, ROOT_DIRECTORY)
+            os.mkdir(root)
+            os.chmod(root, 0o755)  # noqa: S103 - it is the `/` of containers; mkdir follows the umask
+        finally:
+            mounts.unmount(point, timeout=timeout)
+            os.rmdir(point)
+
+    def _remove_scratch(self, image: str) -> None:
+        """Delete a base image that never got its name, whatever step it had reached."""
+        point = os.path.join(self._home, BASE)
+        if mounts.at(point):
+            mounts.unmount(point, timeout=self.pool.timeout)
+        for mapping in self.pool.mappings():
+            if mapping.image == image:
+                self.pool.unmap(mapping.device)
+        with contextlib.suppress(rbdcli.ImageMissing):
+            self.pool.trash(image)
+            self.reap()
+
+    def _owner(self) -> str:
+        """A name for this host and home: what bears it is ours alone."""
+        return hashlib.sha256(f"{socket.gethostname()}\n{self._home}".encode()).hexdigest()[:12]
+
+
+def _depth(parent: rbdcli.Parent | None) -> int:
+    """How many ancestors an image has, from the snapshot that it was cloned from."""
+    if parent is None:
+        return 0
+    if not parent.snapshot.startswith("depth"):
+        raise LayerError(f"image {parent.image}@{parent.snapshot} is not a snapshot of this driver's")
+    return int(parent.snapshot[len("depth") :]) + 1

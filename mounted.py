@@ -1,0 +1,295 @@
+"""Which layers this host has mapped and mounted: for whom, how often, and what a crash left behind.
+
+A layer `ID` is mounted at `ROOT/ID/docker` for Docker (Get until Put) and at `ROOT/ID/driver` for
+our own work (ApplyDiff, Diff, Changes); both share one mapped device. The directory `ROOT/ID` is
+made before the image is mapped and goes after it is unmapped. So everything can be told from the
+host alone after a crash: a mount at `docker` is Docker's and stays, one at `driver` and a mapping
+without a mount are left-overs.
+
+Counts are in memory only. The caller holds the layer's lock around each call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import command
+import mounts
+import rbdcli
+
+log = logging.getLogger("mounted")
+
+# Other processes may hold a device for moments after its last mount went: udev and blkid probing
+# it, containers being started that copied the mount table (mount_namespaces(7)).
+BUSY_SECONDS = 10.0
+BUSY_PAUSE = 0.02
+# Every directory on the way to a root must be searchable for a remapped container root (userns-remap).
+DIRECTORY_MODE = 0o711
+
+
+class Place(enum.Enum):
+    """For whom a layer is mounted; the value is the name of its mount point."""
+
+    DOCKER = "docker"
+    DRIVER = "driver"
+
+
+class LayerBusy(Exception):
+    """A layer cannot be unmounted or unmapped: one line that names who holds it."""
+
+
+@dataclass
+class _Entry:
+    """A mapped layer. `counts` has a key for each place where it is mounted (0: nobody's, still mounted)."""
+
+    device: str
+    label: str = ""
+    writable: set[Place] = field(default_factory=set)
+    counts: dict[Place, int] = field(default_factory=dict)
+
+
+class MountedLayers:
+    """The mapped and mounted layers of one home."""
+
+    def __init__(
+        self,
+        pool: rbdcli.Pool,
+        root: str,
+        image_of: Callable[[str], str],
+        fs: str,
+        mount_options: Sequence[str],
+    ) -> None:
+        self._pool = pool
+        self._root = root
+        self._image_of = image_of
+        self._fs = fs
+        self._mount_options = tuple(mount_options)
+        self._entries: dict[str, _Entry] = {}
+
+    def point(self, layer: str, place: Place) -> str:
+        """Return the mount point of a layer for `place`, whether it is mounted or not."""
+        return os.path.join(self._root, layer, place.value)
+
+    def device(self, layer: str) -> str | None:
+        """Return the block device of a mapped layer."""
+        entry = self._entries.get(layer)
+        return entry.device if entry else None
+
+    def is_mounted(self, layer: str, place: Place) -> bool:
+        """Tell whether a layer is mounted for `place`."""
+        entry = self._entries.get(layer)
+        return entry is not None and place in entry.counts
+
+    def is_writable(self, layer: str) -> bool:
+        """Tell whether a layer is mounted writable, for whomever."""
+        entry = self._entries.get(layer)
+        return entry is not None and bool(entry.writable)
+
+    def count(self) -> int:
+        """Return how many layers are mapped."""
+        return len(self._entries)
+
+    # -- acquire and release -----------------------------------------------------------------
+
+    def acquire(self, layer: str, place: Place, *, write: bool, sealed: bool, label: str = "") -> Place:
+        """Map and mount a layer, or count one more user of a mount; return the place to release later.
+
+        Our own work uses Docker's mount if there is one: a super block is either writable or not.
+        `sealed` layers are mapped read-only and never written to. On failure nothing stays behind.
+        Raises rbdcli.ImageMissing, rbdcli.ImageLocked, command.CommandError.
+        """
+        with contextlib.ExitStack() as undo:
+            entry = self._entries.get(layer) or self._map(layer, undo, read_only=sealed)
+            if place not in entry.counts and place is Place.DRIVER and Place.DOCKER in entry.counts:
+                place = Place.DOCKER
+            if place not in entry.counts:
+                self._mount(layer, entry, place, undo, write=write, label=label)
+            if write and place not in entry.writable:
+                mounts.make_writable(self.point(layer, place), timeout=self._pool.timeout)
+                entry.writable.add(place)
+            entry.counts[place] += 1
+            self._entries[layer] = entry
+            undo.pop_all()
+        return place
+
+    def release(self, layer: str, place: Place) -> None:
+        """Count one user of a mount less; the last one unmounts it, the last mount unmaps the image.
+
+        A layer that is not mounted there is none of our business: Docker puts what it never got after
+        a crash. Raises LayerBusy: the layer then stays mounted and the next release tries again.
+        """
+        entry = self._entries.get(layer)
+        if entry is None:
+            return
+        if place in entry.counts:
+            entry.counts[place] = max(0, entry.counts[place] - 1)
+            if entry.counts[place]:
+                return
+            self._unmount(layer, entry, place)
+        if not entry.counts:
+            self._unmap(layer, entry)
+
+    def purge(self, layer: str) -> None:
+        """Unmount and unmap a layer whatever its counts say (BuildKit removes what it never put). Raises LayerBusy."""
+        entry = self._entries.get(layer)
+        if entry is None:
+            return
+        for place in list(entry.counts):
+            self._unmount(layer, entry, place)
+        self._unmap(layer, entry)
+
+    # -- after a restart ---------------------------------------------------------------------
+
+    def adopt(self) -> None:
+        """Learn from the host what an earlier life of this process had mapped, and end what was only its own.
+
+        A mount for Docker counts as one user (moby's graphdriver/counter.go does the same).
+        """
+        self._entries.clear()
+        mounted = {item.point: item for item in mounts.table()}
+        for layer in os.listdir(self._root):
+            self._unmount_leftover(layer, mounted)
+            found = mounted.get(self.point(layer, Place.DOCKER))
+            if found:
+                writable = set() if found.read_only else {Place.DOCKER}
+                device = mounts.device_path(found.device_number)
+                self._entries[layer] = _Entry(device, found.label, writable, {Place.DOCKER: 1})
+            else:
+                self._unmap_leftover(layer)
+
+    def settle(self) -> None:
+        """Docker has started anew: keep mounted, as one user each, what a container still uses; release the rest.
+
+        A running container (live-restore) holds the file system in its own mount namespace: without
+        our mount the device is then still in use.
+        """
+        for layer, entry in list(self._entries.items()):
+            if Place.DOCKER not in entry.counts:
+                continue
+            point, writable = self.point(layer, Place.DOCKER), Place.DOCKER in entry.writable
+            try:
+                self._unmount(layer, entry, Place.DOCKER)
+            except LayerBusy as error:
+                log.info("%s stays mounted: %s", layer, error)
+                entry.counts[Place.DOCKER] = 1
+                continue
+            if mounts.in_use(entry.device):
+                with contextlib.ExitStack() as undo:
+                    self._mount(layer, entry, Place.DOCKER, undo, write=writable, label=entry.label)
+                    undo.pop_all()
+                entry.counts[Place.DOCKER] = 1
+                log.info("%s is in use by a running container, mounted at %s", layer, point)
+            elif not entry.counts:
+                self._unmap(layer, entry)
+
+    def _unmount_leftover(self, layer: str, mounted: dict[str, mounts.Mount]) -> None:
+        point = self.point(layer, Place.DRIVER)
+        if point in mounted:
+            log.warning("unmounting %s, left behind by a crash", point)
+            _unmount_point(point, self._pool.timeout)
+
+    def _unmap_leftover(self, layer: str) -> None:
+        """A directory without a mount: the image may be mapped all the same."""
+        for mapping in self._mappings(layer):
+            log.warning("unmapping %s from %s, left behind by a crash", mapping.image, mapping.device)
+            self._unmap(layer, _Entry(mapping.device))
+        self._remove_directories(layer)
+
+    def _mappings(self, layer: str) -> Sequence[rbdcli.Mapping]:
+        return [item for item in self._pool.mappings() if item.image == self._image_of(layer)]
+
+    # -- one step each -----------------------------------------------------------------------
+
+    def _map(self, layer: str, undo: contextlib.ExitStack, *, read_only: bool) -> _Entry:
+        os.makedirs(os.path.join(self._root, layer), mode=DIRECTORY_MODE, exist_ok=True)
+        undo.callback(self._remove_directories, layer)
+        try:
+            device = self._pool.map(self._image_of(layer), read_only=read_only)
+        except command.CommandTimeout:
+            # The kernel may have done it all the same. If the list does not answer either, the
+            # directory stays, and the next start finds the mapping by it.
+            undo.pop_all()
+            self._unmap_leftover(layer)
+            raise
+        entry = _Entry(device)
+        undo.callback(self._unmap, layer, entry)
+        return entry
+
+    def _mount(
+        self, layer: str, entry: _Entry, place: Place, undo: contextlib.ExitStack, *, write: bool, label: str
+    ) -> None:
+        point = self.point(layer, place)
+        os.makedirs(point, mode=DIRECTORY_MODE, exist_ok=True)
+        timeout = self._pool.timeout
+        if entry.counts:
+            # One super block for all mounts of a device, with one set of options: show it once more.
+            source = next(iter(entry.counts))
+            mounts.bind(self.point(layer, source), point, timeout=timeout)
+            if source in entry.writable:
+                entry.writable.add(place)
+        else:
+            options = self._mount_options
+            mounts.mount(self._fs, entry.device, point, options, read_only=not write, label=label, timeout=timeout)
+            entry.writable, entry.label = {place} if write else set(), label
+        entry.counts[place] = 0
+        undo.callback(self._unmount, layer, entry, place)
+
+    def _unmount(self, layer: str, entry: _Entry, place: Place) -> None:
+        point = self.point(layer, place)
+        _unmount_point(point, self._pool.timeout)
+        del entry.counts[place]
+        entry.writable.discard(place)
+        # Removing the directory also drops the mount from every namespace that copied it
+        # (Linux 3.18, "vfs: Lazily remove mounts on unlinked files and directories").
+        os.rmdir(point)
+
+    def _unmap(self, layer: str, entry: _Entry) -> None:
+        for _ in _until_free():
+            if not mounts.in_use(entry.device):
+                try:
+                    self._pool.unmap(entry.device)
+                    break
+                except rbdcli.ImageBusy:
+                    continue
+        else:
+            self._entries[layer] = entry
+            holders = mounts.holders(mounts.device_number(entry.device))
+            raise LayerBusy(f"layer {layer}: {entry.device} cannot be unmapped: {holders}")
+        self._entries.pop(layer, None)
+        self._remove_directories(layer)
+
+    def _remove_directories(self, layer: str) -> None:
+        for path in (*(self.point(layer, place) for place in Place), os.path.join(self._root, layer)):
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(path)
+
+
+def _unmount_point(point: str, timeout: float) -> None:
+    error: command.CommandError | None = None
+    for _ in _until_free():
+        try:
+            return mounts.unmount(point, timeout=timeout)
+        except command.CommandTimeout:
+            raise
+        except command.CommandError as failed:
+            error = failed
+            if mounts.at(point) is None:
+                return None
+    raise LayerBusy(f"{point} cannot be unmounted: {error}")
+
+
+def _until_free() -> Iterator[None]:
+    """Yield at growing intervals until BUSY_SECONDS have passed."""
+    deadline, pause = time.monotonic() + BUSY_SECONDS, BUSY_PAUSE
+    while True:
+        yield
+        if time.monotonic() > deadline:
+            return
+        time.sleep(pause)
+        pause = min(2 * pause, 1.0)

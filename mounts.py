@@ -1,0 +1,154 @@
+"""File systems and mount points of this host: make, mount, grow, unmount, and who still holds a device.
+
+Programs used: mkfs.xfs or mkfs.ext4, mount, umount, xfs_growfs or resize2fs. The kernel's mount
+table (/proc/self/mountinfo, proc(5)) is the only truth about what is mounted.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import command
+
+# nouuid: every clone of an image has the UUID of its base, and XFS mounts a UUID once (xfs(5)).
+# noatime: reading a file must not write into a copy-on-write clone.
+MOUNT_OPTIONS = {"xfs": ("nouuid", "noatime"), "ext4": ("noatime",)}
+# -K / nodiscard: a new image is empty, discarding it object by object takes seconds.
+MKFS = {"xfs": ("mkfs.xfs", "-q", "-f", "-K"), "ext4": ("mkfs.ext4", "-q", "-F", "-E", "nodiscard")}
+GROW = {"xfs": "xfs_growfs", "ext4": "resize2fs"}
+_OCTAL = re.compile(rb"\\([0-7]{3})")
+_CONTEXT = re.compile(rb'(?:^|,)context="?([^"]+)"?')
+
+
+class MountError(Exception):
+    """Mounting, unmounting or growing is impossible; one line that says why."""
+
+
+class Mount(NamedTuple):
+    """One line of the mount table: device number as "major:minor", mount point, read-only or not, SELinux label."""
+
+    device_number: str
+    point: str
+    read_only: bool
+    label: str
+
+
+def tools(fs: str) -> Sequence[str]:
+    """Name the programs that layers of this file system need."""
+    return ("mount", "umount", MKFS[fs][0], GROW[fs])
+
+
+def make(fs: str, device: str, arguments: Iterable[str], *, timeout: float) -> None:
+    """Make a file system on a block device; what the device held is lost. Raises CommandError."""
+    words = [word for argument in arguments for word in argument.split()]
+    command.run((*MKFS[fs], *words, device), timeout=timeout)
+
+
+def mount(
+    fs: str, device: str, point: str, options: Iterable[str], *, read_only: bool, label: str = "", timeout: float
+) -> None:
+    """Mount a device at the directory `point`. `label` is the SELinux label of everything below.
+
+    `options` come after ours, so that they win. The label needs quotes: it holds commas. Raises CommandError.
+    """
+    context = (f'context="{label}"',) if label else ()
+    access = ("ro",) if read_only else ("rw",)
+    words = ",".join((*MOUNT_OPTIONS[fs], *access, *options, *context))
+    command.run(("mount", "-t", fs, "-o", words, device, point), timeout=timeout)
+
+
+def make_writable(point: str, *, timeout: float) -> None:
+    """Turn a read-only mount of a writable device into a writable one. Raises CommandError."""
+    command.run(("mount", "-o", "remount,rw", point), timeout=timeout)
+
+
+def bind(source: str, point: str, *, timeout: float) -> None:
+    """Show a mounted tree at a second mount point. Raises CommandError."""
+    command.run(("mount", "--bind", source, point), timeout=timeout)
+
+
+def unmount(point: str, *, timeout: float) -> None:
+    """Unmount `point`. Raises CommandError (exit 32) while something of this mount namespace uses it."""
+    command.run(("umount", "--no-canonicalize", point), timeout=timeout)
+
+
+def grow(fs: str, device: str, point: str, *, timeout: float) -> None:
+    """Let a mounted file system fill its device. Raises CommandError."""
+    target = point if fs == "xfs" else device
+    command.run((GROW[fs], target), timeout=timeout)
+
+
+def table() -> list[Mount]:
+    """Read this process's mount table."""
+    return _read_table("/proc/self/mountinfo")
+
+
+def at(point: str) -> Mount | None:
+    """Return what is mounted at `point` (the last one, if several lie over each other)."""
+    return next((item for item in reversed(table()) if item.point == point), None)
+
+
+def device_number(device: str) -> str:
+    """Return "major:minor" of a block device, as the mount table writes it. Raises OSError."""
+    number = os.stat(device).st_rdev
+    return f"{os.major(number)}:{os.minor(number)}"
+
+
+def device_path(number: str) -> str:
+    """Return the node of a block device, from "major:minor". Raises MountError if the kernel has no such device."""
+    try:
+        return "/dev/" + os.path.basename(os.readlink(f"/sys/dev/block/{number}"))
+    except OSError as error:
+        raise MountError(f"block device {number} is gone: {error.strerror}") from None
+
+
+def in_use(device: str) -> bool:
+    """Tell whether a block device is mounted in any mount namespace, or claimed by another driver.
+
+    An exclusive open of a block device fails while a file system has it (open(2), O_EXCL without O_CREAT).
+    """
+    try:
+        os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            return True
+        if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
+            return False
+        raise
+    return False
+
+
+def holders(number: str) -> str:
+    """Say who holds a block device ("major:minor"), for an error message: processes whose mount table has it."""
+    seen: dict[str, str] = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
+            if namespace in seen:
+                continue
+            held = [item.point for item in _read_table(f"/proc/{pid}/mountinfo") if item.device_number == number]
+            with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as comm:
+                seen[namespace] = f"process {pid} ({comm.read().strip()}) has it mounted at {held[0]}" if held else ""
+        except OSError:
+            # The process ended while we looked: it holds nothing any more.
+            continue
+    return "; ".join(filter(None, seen.values())) or "a process has the device open"
+
+
+def _read_table(path: str) -> list[Mount]:
+    with open(path, "rb") as source:
+        return [_parse(line) for line in source]
+
+
+def _parse(line: bytes) -> Mount:
+    """Read proc(5) mountinfo: id, parent, major:minor, root, mount point, options ... - type, source, super options."""
+    words = line.split()
+    super_options = words[words.index(b"-") + 3] if b"-" in words else b""
+    read_only = b"ro" in words[5].split(b",") or b"ro" in super_options.split(b",")
+    point = _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), words[4])
+    label = _CONTEXT.search(super_options)
+    return Mount(words[2].decode(), os.fsdecode(point), read_only, os.fsdecode(label[1]) if label else "")

@@ -1,0 +1,306 @@
+"""The `rbd` and `ceph` command lines: one method per verb; exit codes become exceptions.
+
+The exit status of rbd is the errno of what went wrong (2 missing, 16 busy, 17 exists, 22 invalid,
+39 has snapshots or children), so meaning is taken from it and never from the text of a message.
+Every call names configuration, client, pool, namespace and image by options: a name can never be
+read as `pool/image@snap` or as an option.
+
+One `rbd` command costs 20 to 40 ms; a snapshot costs up to a second, since the monitors gather
+proposals for `paxos_propose_interval`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import command
+
+# Format 2 needs no protected snapshots, and a parent may go to the trash before its children
+# (man rbd, `--rbd-default-clone-format`); a fresh cluster would otherwise make format 1.
+CLONE_FORMAT = ("--rbd-default-clone-format", "2")
+# A cluster that does not answer is told by rbd itself, before the deadline kills it without a word.
+CONNECT_SHARE = 0.5
+
+
+class RbdError(command.CommandError):
+    """An rbd or ceph command failed."""
+
+
+class ImageMissing(RbdError):
+    """No such image, snapshot or pool (ENOENT)."""
+
+
+class ImageExists(RbdError):
+    """The name is taken (EEXIST)."""
+
+
+class ImageBusy(RbdError):
+    """Somebody maps or watches the image, or the device is open (EBUSY)."""
+
+
+class ImageHasChildren(RbdError):
+    """The image has snapshots, or a snapshot has clones (ENOTEMPTY)."""
+
+
+class ImageLocked(RbdError):
+    """Another client holds the exclusive lock (EROFS)."""
+
+
+_BY_ERRNO: dict[int, type[RbdError]] = {
+    errno.ENOENT: ImageMissing,
+    errno.EEXIST: ImageExists,
+    errno.EBUSY: ImageBusy,
+    errno.ENOTEMPTY: ImageHasChildren,
+    errno.EROFS: ImageLocked,
+}
+
+
+class Parent(NamedTuple):
+    """The snapshot that an image was cloned from."""
+
+    image: str
+    snapshot: str
+
+
+class Info(NamedTuple):
+    """What `rbd info` says of an image; size in bytes."""
+
+    name: str
+    size: int
+    parent: Parent | None
+
+
+class Mapping(NamedTuple):
+    """One line of `rbd device list`: an image of this pool and its block device."""
+
+    image: str
+    device: str
+
+
+class Trashed(NamedTuple):
+    """One image in the trash of the pool."""
+
+    image_id: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A pool (and namespace) reached as one Ceph client; each method runs one command.
+
+    `timeout` (seconds) bounds each command. Every method raises RbdError or a subclass of it,
+    command.CommandTimeout, or command.CommandMissing.
+    """
+
+    name: str
+    namespace: str
+    client: str
+    configfile: str
+    timeout: float
+    device_type: str
+    map_options: tuple[str, ...]
+
+    # -- images ---------------------------------------------------------------------------
+
+    def create(self, image: str, size: int, features: Collection[str], object_size: int) -> None:
+        """Make an empty image of `size` bytes. Raises ImageExists."""
+        self._rbd("create", *self._image(image), *_layout(features, object_size), "--size", f"{size}B")
+
+    def clone(self, parent: Parent, image: str, features: Collection[str], object_size: int) -> None:
+        """Make `image` a copy-on-write clone of a snapshot. Raises ImageMissing (parent) or ImageExists."""
+        source = (*self._image(parent.image), "--snap", parent.snapshot)
+        self._rbd("clone", *source, *self._destination(image), *_layout(features, object_size), *CLONE_FORMAT)
+
+    def deep_copy(self, source: str, image: str, object_size: int) -> None:
+        """Copy what `source` itself holds; the copy is a clone of the same parent. Raises ImageMissing or ImageExists.
+
+        Half a copy may be left behind on failure. Without `--object-size` the copy would get the default of 4 MiB.
+        """
+        size = ("--object-size", f"{object_size}B")
+        self._rbd("deep", "cp", *self._image(source), *self._destination(image), *size, *CLONE_FORMAT, "--no-progress")
+
+    def rename(self, image: str, new_name: str) -> None:
+        """Give an image another name, atomically. Raises ImageExists or ImageMissing."""
+        self._rbd("rename", *self._image(image), *self._destination(new_name))
+
+    def resize(self, image: str, size: int) -> None:
+        """Grow an image to `size` bytes (rbd refuses to shrink unasked)."""
+        self._rbd("resize", *self._image(image), "--size", f"{size}B", "--no-progress")
+
+    def remove(self, image: str) -> None:
+        """Delete an image at once. Raises ImageMissing, ImageBusy, ImageHasChildren."""
+        self._rbd("rm", *self._image(image), "--no-progress")
+
+    def info(self, image: str) -> Info:
+        """Describe one image. Raises ImageMissing."""
+        said = self._json("info", *self._image(image))
+        parent = said.get("parent")
+        return Info(
+            name=said["name"],
+            size=int(said["size"]),
+            parent=Parent(parent["image"], parent["snapshot"]) if parent else None,
+        )
+
+    def list(self) -> Sequence[str]:
+        """Name every image of the pool and namespace."""
+        return [str(name) for name in self._json("ls", *self._where())]
+
+    def metadata(self, image: str) -> dict[str, str]:
+        """Return the image-meta of an image; clones and copies inherit their parent's. Raises ImageMissing."""
+        said = self._json("image-meta", "list", *self._image(image))
+        return {str(key): str(value) for key, value in dict(said or {}).items()}
+
+    def set_metadata(self, image: str, key: str, value: str) -> None:
+        """Set one image-meta key."""
+        self._rbd("image-meta", "set", *self._image(image), "--", key, value)
+
+    # -- snapshots ------------------------------------------------------------------------
+
+    def snapshot(self, image: str, snapshot: str) -> None:
+        """Take a snapshot (0.4 to 1 s). Raises ImageMissing, ImageExists, ImageLocked."""
+        self._rbd("snap", "create", *self._image(image), "--snap", snapshot, "--no-progress")
+
+    def remove_snapshots(self, image_id: str) -> int:
+        """Delete every snapshot of an image in the trash and count them. Raises ImageMissing.
+
+        A snapshot that has clones lives on, unnamed, until they go.
+        """
+        where = (*self._where(), "--image-id", image_id)
+        names = [str(snapshot["name"]) for snapshot in self._json("snap", "ls", *where)]
+        for name in names:
+            self._rbd("snap", "rm", *where, "--snap", name, "--no-progress")
+        return len(names)
+
+    # -- trash ----------------------------------------------------------------------------
+
+    def trash(self, image: str) -> None:
+        """Move an image out of sight, also one with snapshots and clones. Raises ImageMissing, ImageBusy."""
+        self._rbd("trash", "mv", *self._image(image))
+
+    def trashed(self) -> Sequence[Trashed]:
+        """List the trash of the pool and namespace."""
+        return [Trashed(str(item["id"]), str(item["name"])) for item in self._json("trash", "ls", *self._where())]
+
+    def remove_trashed(self, image_id: str) -> None:
+        """Delete an image from the trash. Raises ImageHasChildren while it has snapshots or clones."""
+        self._rbd("trash", "rm", *self._where(), "--image-id", image_id, "--no-progress")
+
+    # -- devices --------------------------------------------------------------------------
+
+    def map(self, image: str, *, read_only: bool) -> str:
+        """Map an image and return its block device; a writable map holds the exclusive lock.
+
+        Raises ImageMissing, ImageLocked (another client has it), RbdError. After CommandTimeout
+        the image may be mapped all the same: ask `mappings`.
+        """
+        access = "--read-only" if read_only else "--exclusive"
+        argv = ("device", "map", *self._device_type(), *self._image(image), access, *self._map_options())
+        return self._rbd(*argv).strip().splitlines()[-1]
+
+    def unmap(self, device: str) -> None:
+        """Take a block device away. Raises ImageBusy while it is open or mounted in any mount namespace.
+
+        rbd-nbd unmaps a mounted device without a word and kills its file system: look first.
+        """
+        options = ("--options", "noudev") if self.device_type == "krbd" else ()
+        self._rbd("device", "unmap", *self._device_type(), device, *options)
+
+    def mappings(self) -> Sequence[Mapping]:
+        """List what this host has mapped of this pool and namespace, by the configured device type.
+
+        Ceph before Mimic prints an object keyed by number, later ones a list; krbd says `name`
+        where rbd-nbd says `image`.
+        """
+        said = self._json("device", "list", *self._device_type())
+        items = said.values() if isinstance(said, dict) else said or ()
+        return [
+            Mapping(str(item.get("name") or item.get("image")), str(item["device"]))
+            for item in items
+            if item["pool"] == self.name and item.get("namespace", "") == self.namespace
+        ]
+
+    # -- cluster --------------------------------------------------------------------------
+
+    def ceph(self, *words: str) -> Any:
+        """Run a `ceph` command and return its JSON."""
+        argv = ("ceph", *words, *self._client(), "--connect-timeout", str(max(1, int(self.timeout * CONNECT_SHARE))))
+        return json.loads(self._run((*argv, "--format", "json")) or "null")
+
+    def has_namespace(self) -> bool:
+        """Tell whether the pool has our namespace."""
+        said = self._json("namespace", "ls", "--pool", self.name)
+        return self.namespace in [item["name"] for item in said]
+
+    def client_version(self) -> str:
+        """Return what `rbd --version` says of itself: the version and the release's name."""
+        words = command.run(("rbd", "--version"), timeout=self.timeout).stdout.split()
+        return " ".join([words[2], *words[4:5]]) if len(words) > 2 else " ".join(words)
+
+    # -- argv -----------------------------------------------------------------------------
+
+    def _client(self) -> tuple[str, ...]:
+        return ("--conf", self.configfile, "--id", self.client)
+
+    def _where(self) -> tuple[str, ...]:
+        return ("--pool", self.name, *(("--namespace", self.namespace) if self.namespace else ()))
+
+    def _image(self, image: str) -> tuple[str, ...]:
+        return (*self._where(), "--image", image)
+
+    def _destination(self, image: str) -> tuple[str, ...]:
+        namespace = ("--dest-namespace", self.namespace) if self.namespace else ()
+        return ("--dest-pool", self.name, *namespace, "--dest", image)
+
+    def _device_type(self) -> tuple[str, ...]:
+        return ("--device-type", self.device_type)
+
+    def _map_options(self) -> tuple[str, ...]:
+        # `noudev`: without a udevd in the host's network namespace map and unmap wait for ever for
+        # an event; the device's name is on stdout, its links are not used.
+        options = (*(("noudev",) if self.device_type == "krbd" else ()), *self.map_options)
+        return ("--options", ",".join(options)) if options else ()
+
+    def _json(self, *words: str) -> Any:
+        return json.loads(self._rbd(*words, "--format", "json") or "null")
+
+    def _rbd(self, *words: str) -> str:
+        verbs = next((at for at, word in enumerate(words) if word.startswith("-")), len(words))
+        connect = ("--client-mount-timeout", str(max(1, int(self.timeout * CONNECT_SHARE))))
+        return self._run(("rbd", *words[:verbs], *self._client(), *connect, *words[verbs:]))
+
+    def _run(self, argv: Sequence[str]) -> str:
+        try:
+            return command.run(argv, timeout=self.timeout).stdout
+        except (command.CommandTimeout, command.CommandMissing):
+            raise
+        except command.CommandError as error:
+            raise _BY_ERRNO.get(error.status or 0, RbdError)(error.argv, error.status, error.reason) from None
+
+
+# Feature bits of an RBD image (include/rbd/features.h) that our layers use, in the order of their bits.
+# object-map: a nearly empty image is deleted and copied without asking for each of its objects.
+_FEATURES = {"layering": 1, "exclusive-lock": 4, "object-map": 8, "fast-diff": 16, "deep-flatten": 32}
+_KERNEL_FEATURES = "/sys/bus/rbd/supported_features"
+
+
+def features(device_type: str) -> tuple[str, ...]:
+    """Name the image features to use: for krbd only what the running kernel can map.
+
+    Without the kernel's answer (module not loaded yet, rbd-nbd) all are used.
+    """
+    mask = sum(_FEATURES.values())
+    if device_type == "krbd":
+        with contextlib.suppress(FileNotFoundError), open(_KERNEL_FEATURES, encoding="ascii") as source:
+            mask = int(source.read(), 16)
+    # fast-diff needs object-map, object-map needs exclusive-lock: the kernel has the lower bits first.
+    return tuple(name for name, bit in _FEATURES.items() if mask & bit)
+
+
+def _layout(features: Collection[str], object_size: int) -> tuple[str, ...]:
+    wanted = [word for feature in features for word in ("--image-feature", feature)]
+    return (*wanted, "--object-size", f"{object_size}B")

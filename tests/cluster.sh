@@ -272,38 +272,64 @@ up() {
 
 seconds_since() { awk -v a="$1" -v b="$EPOCHREALTIME" 'BEGIN { printf "%.1f", b - a }'; }
 
-# The pids of this cluster's daemons. Found by their command lines, which name this directory: a pid file can be missing
-# (killed while starting) and its number can belong to somebody else by now.
+# daemon_pids KIND: the pids of this cluster's daemons of a kind. Found by their command lines, which name this
+# directory: a pid file can be missing (killed while starting) and its number can belong to somebody else by now.
 daemon_pids() {
     local file args
     for file in /proc/[0-9]*/cmdline; do
         mapfile -d '' -t args 2>/dev/null <"$file" || continue
-        case ${args[0]:-} in
-        ceph-mon | ceph-mgr | ceph-osd | */ceph-mon | */ceph-mgr | */ceph-osd)
-            if [[ " ${args[*]} " == *" --conf $dir/ceph.conf "* ]]; then
-                file=${file%/cmdline}
-                echo "${file#/proc/}"
-            fi
-            ;;
-        esac
+        if [[ ${args[0]:-} == @($1|*/$1) && " ${args[*]} " == *" --conf $dir/ceph.conf "* ]]; then
+            file=${file%/cmdline}
+            echo "${file#/proc/}"
+        fi
     done
 }
 
-# SIGTERM, up to ten seconds, SIGKILL. The kernel needs a moment after that too.
+# SIGTERM, up to ten seconds, SIGKILL. The monitor last: an osd wants to tell it that it goes, and waits 5 s if it can't.
 end_daemons() {
-    local signal deadline pids
-    for signal in TERM KILL; do
-        deadline=$((SECONDS + 10))
-        pids=$(daemon_pids)
-        # shellcheck disable=SC2086 # a list of numbers
-        [[ -z $pids ]] || kill -s $signal $pids 2>/dev/null || true
-        while [[ -n $pids ]] && ((SECONDS < deadline)); do
-            sleep 0.1
-            pids=$(daemon_pids)
+    local kind signal deadline pids
+    for kind in ceph-mgr ceph-osd ceph-mon; do
+        for signal in TERM KILL; do
+            deadline=$((SECONDS + 10))
+            pids=$(daemon_pids $kind)
+            # shellcheck disable=SC2086 # a list of numbers
+            [[ -z $pids ]] || kill -s $signal $pids 2>/dev/null || true
+            while [[ -n $pids ]] && ((SECONDS < deadline)); do
+                sleep 0.1
+                pids=$(daemon_pids $kind)
+            done
         done
-        [[ -n $pids ]] || return 0
+        [[ -z $pids ]] || die "$kind outlives SIGKILL: $pids"
     done
-    die "daemons that SIGKILL does not end: $pids"
+}
+
+# Whoever maps an image of a cluster that is gone waits for ever, and so does a umount: drop what is still mapped.
+drop_mappings() {
+    local fsid device entry
+    fsid=$(sed -n 's/^fsid = //p' "$dir/ceph.conf" 2>/dev/null) || return 0
+    if kernel_has_rbd; then
+        for entry in /sys/bus/rbd/devices/*/cluster_fsid; do
+            [[ -e $entry && $(<"$entry") == "$fsid" ]] || continue
+            entry=${entry%/cluster_fsid}
+            drop "/dev/rbd${entry##*/}" krbd
+        done
+        return 0
+    fi
+    local run=${RBD_STAND_IN_DIR:-/run/rbd-stand-in}/$fsid kind
+    for kind in krbd nbd; do
+        for device in $(stand_in list --device-type $kind 2>/dev/null | grep -o '/dev/loop[0-9]*'); do
+            drop "$device" $kind
+        done
+    done
+    rm -f "$run/lock"
+    rmdir "$run/exclusive" "$run" 2>/dev/null || true
+}
+
+stand_in() { timeout --kill-after=5 60 "$here/bin/rbd" --conf "$dir/ceph.conf" device "$@"; }
+
+drop() {
+    say "still mapped, dropped: $1"
+    stand_in unmap --device-type "$2" --options noudev,force "$1" || say "could not drop $1"
 }
 
 down() {
@@ -312,6 +338,7 @@ down() {
     if [[ -d $dir && ! -e $dir/lab ]]; then
         [[ -z $(ls -A "$dir") ]] || die "$dir is not a directory of this script: nothing done"
     fi
+    [[ ! -e $dir/ceph.conf ]] || drop_mappings
     end_daemons
     [[ $keep == --keep-files ]] || rm -rf "$dir"
 }

@@ -47,6 +47,7 @@ LOOP_INFO64 = struct.Struct("=QQQQQIIII64s64s32sQQ")  # struct loop_info64 of li
 LO_FLAGS_AUTOCLEAR = 4
 LO_FLAGS_FIELD = 8
 SIGKILL = 9
+CLOSE_SECONDS = 10.0  # for a daemon to close an image; one whose cluster is gone never does
 
 # Map options by rbd(8) and drivers/block/rbd.c; others are refused there, and so here.
 FLAGS = frozenset({
@@ -405,7 +406,7 @@ def close_image(mapping: Mapping) -> None:
     import socket  # only here: the import costs 4 ms
 
     with socket.socket(socket.AF_UNIX) as qmp:
-        qmp.settimeout(20)
+        qmp.settimeout(CLOSE_SECONDS)
         qmp.connect(mapping.meta["qmp"].replace("@", "\0", 1))
         with qmp.makefile("rwb") as stream:
 
@@ -419,7 +420,7 @@ def close_image(mapping: Mapping) -> None:
 
             ask("qmp_capabilities")
             ask("block-export-del", id="export", mode="hard")
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + CLOSE_SECONDS
             # The export ends in the background; until then the image is in use.
             while "error" in ask("blockdev-del", **{"node-name": "image"}) and time.monotonic() < deadline:
                 time.sleep(0.005)

@@ -1,0 +1,126 @@
+#!/usr/bin/env bats
+# Proves the virtual machine itself: krbd and rbd-nbd in it work on the host's cluster and have the limits that the driver
+# is built on; commands and their results come through. Images are made here, natively, and mapped in the guest.
+#
+# Needs root and the packages of `vm.sh packages` and of tests/cluster.sh. Takes about a minute.
+
+bats_require_minimum_version 1.5.0
+
+setup_file() {
+    BATS_TEST_DIRNAME=$(cd "$BATS_TEST_DIRNAME" && pwd)
+    LAB=$(mktemp -d /var/tmp/kernel-smoke.XXXXXX)
+    export LAB VM=$BATS_TEST_DIRNAME/vm.sh CLUSTER=$BATS_TEST_DIRNAME/../cluster.sh CEPH_CONF=$LAB/ceph/ceph.conf
+    LAB_FAST_SNAPSHOTS=1 "$CLUSTER" up "$LAB/ceph" >&3
+    VM_LIFE=900 "$VM" up "$LAB/vm" "$LAB/ceph" >&3
+    make_chain 17
+}
+
+teardown_file() {
+    "$VM" down "$LAB/vm"
+    "$CLUSTER" down "$LAB/ceph"
+    rmdir "$LAB"
+}
+
+# chain0 <- chain1 <- ... <- chainN: the number is that of its ancestors.
+make_chain() {
+    local n
+    rbd create --size 512M chain0
+    for ((n = 1; n <= $1; n++)); do
+        rbd --no-progress snap create "chain$((n - 1))@s"
+        rbd clone --rbd-default-clone-format 2 "chain$((n - 1))@s" "chain$n"
+    done
+}
+
+guest() { "$VM" run "$LAB/vm" --seconds 120 "$@"; }
+
+# write_and_read_back TYPE [OPTION...]: a file system made, written, unmapped, mapped again and read; the options are for
+# map and unmap.
+write_and_read_back() {
+    rbd create --size 512M "$1"
+    # shellcheck disable=SC2016 # the guest's shell expands it
+    guest sh -euxc '
+        type=$1; shift
+        mkdir -p /mnt/smoke
+        device=$(rbd device map --device-type "$type" "$@" "$type")
+        mkfs.xfs -q -K "$device"
+        mount "$device" /mnt/smoke
+        cp /etc/passwd /mnt/smoke/
+        umount /mnt/smoke
+        rbd device unmap --device-type "$type" "$@" "$device"
+        device=$(rbd device map --device-type "$type" "$@" "$type")
+        mount -o noatime "$device" /mnt/smoke
+        cmp /etc/passwd /mnt/smoke/passwd
+        umount /mnt/smoke
+        rbd device unmap --device-type "$type" "$@" "$device"
+        test "$(rbd device list --device-type "$type" --format json)" = "[]"
+    ' smoke "$@"
+}
+
+@test "the kernel maps the image features that the driver makes" {
+    run -0 --separate-stderr guest cat /sys/bus/rbd/supported_features
+    # layering, exclusive-lock, object-map, fast-diff, deep-flatten; operations (parents of format-2 clones)
+    (((output & 0x13d) == 0x13d))
+}
+
+@test "krbd: xfs keeps what was written, over unmap and map" {
+    write_and_read_back krbd --options noudev
+}
+
+@test "rbd-nbd: xfs keeps what was written, over unmap and map" {
+    write_and_read_back nbd
+}
+
+@test "krbd: 16 ancestors map, 17 are refused with 22, and the kernel's log says why" {
+    run -0 --separate-stderr guest rbd device map --options noudev chain16
+    [[ $output == /dev/rbd* ]]
+    guest rbd device unmap --options noudev "$output"
+    run -22 guest rbd device map --options noudev chain17
+    run -0 guest dmesg
+    [[ $output == *"rbd: parent chain is too long (17)"* ]]
+}
+
+@test "rbd-nbd: 17 ancestors map" {
+    run -0 --separate-stderr guest rbd device map --device-type nbd chain17
+    [[ $output == /dev/nbd* ]]
+    guest rbd device unmap --device-type nbd "$output"
+}
+
+@test "a command's output, error output and exit status come back apart" {
+    run -7 --separate-stderr guest sh -c 'echo out; echo err >&2; exit 7'
+    # shellcheck disable=SC2154 # bats sets it
+    [[ $output == out && $stderr == err ]]
+    run -127 guest no-such-program
+    run -143 guest sh -c 'kill $$'
+}
+
+@test "a command ends at its deadline, with all that it started; one that leaves a daemon does not wait for it" {
+    # shellcheck disable=SC2016 # the guest's shell expands it
+    run -124 "$VM" run "$LAB/vm" --seconds 2 sh -c 'sleep 600 & echo $!; wait'
+    guest test ! -e "/proc/$output"
+    SECONDS=0
+    # shellcheck disable=SC2016
+    run -0 guest sh -c 'setsid sleep 600 & echo $!'
+    ((SECONDS < 30))
+    guest kill "$output"
+}
+
+@test "what the guest writes stays in the guest" {
+    guest sh -c 'echo guest >/etc/kernel-smoke && cat /etc/kernel-smoke'
+    [[ ! -e /etc/kernel-smoke ]]
+    run ! guest touch /host/etc/kernel-smoke
+    run ! guest sh -c 'mount -o remount,rw /host && touch /host/etc/kernel-smoke'
+    [[ ! -e /etc/kernel-smoke ]]
+}
+
+@test "the guest reaches the cluster and nothing else" {
+    run ! guest timeout 5 bash -c 'echo >/dev/tcp/192.0.2.1/80'
+    [[ $output == *unreachable* ]]
+}
+
+@test "a wrong token runs nothing" {
+    mkdir "$LAB/stranger"
+    cp "$LAB/vm/port" "$LAB/stranger/"
+    echo wrong >"$LAB/stranger/token"
+    run -125 "$VM" run "$LAB/stranger" true
+    rm -r "$LAB/stranger"
+}

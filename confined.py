@@ -1,0 +1,123 @@
+"""The process that works on the files of a layer, locked into it. Started by archive.py as a program of its own.
+
+    confined.py untar ROOT UIDS GIDS             archive on standard input; prints the size
+    confined.py changes ROOT PARENT              prints "KIND/PATH" and a NUL for each change
+    confined.py size ROOT PARENT                 prints the size of what changed
+    confined.py walk ROOT PARENT                 prints what changed, for `pack`
+    confined.py pack ROOT UIDS GIDS              what `walk` printed on standard input; prints the archive
+
+ROOT is a layer's directory, PARENT another one's or "". UIDS and GIDS are "CONTAINER:HOST:SIZE,...".
+A failure is one line on standard error and exit status 1.
+
+Why a program of its own and not a thread of the server: it changes its root directory, its working directory and its
+umask, which the threads of a process share. Why the same Python and not `tar`: whatever runs after chroot(2) must load
+nothing from the layer, neither a library nor a Python module (CVE-2019-14271). Python lets us close that door: all
+modules are loaded before, and the importer is taken down.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+import changes
+import pack
+from idmaps import IdMaps, IdRange
+from tarformat import ArchiveError
+from tarreader import Input, TarReader
+from untar import Untar
+
+READER_GONE = 3  # exit status: nobody takes what we print, who should have taken it knows why
+
+
+def parse_ranges(text: str) -> tuple[IdRange, ...]:
+    """The ranges that `format_ranges` made text of."""
+    return tuple(IdRange(*map(int, item.split(":"))) for item in text.split(",") if item)
+
+
+def format_ranges(ranges: tuple[IdRange, ...]) -> str:
+    """Ranges as an argument of this program."""
+    return ",".join(f"{item.container_id}:{item.host_id}:{item.size}" for item in ranges)
+
+
+def _open_directory(path: str) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _confine(root: str) -> None:
+    """Make `root` all that this process can reach by name, and keep Python from loading code out of it."""
+    os.chroot(root)
+    os.chdir("/")
+    os.umask(0)
+    sys.setrecursionlimit(20_000)  # a directory within a directory: each takes a few frames and a file descriptor
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    sys.path.clear()
+    sys.path_hooks.clear()
+    sys.meta_path.clear()
+
+
+def _untar(root: str, uids: str, gids: str) -> None:
+    ids = IdMaps(parse_ranges(uids), parse_ranges(gids))
+    _confine(root)
+    source = Input(0)
+    size = Untar(TarReader(source), ids).run()
+    source.drain()
+    os.write(1, b"%d\n" % size)
+
+
+def _pack(root: str, uids: str, gids: str) -> None:
+    ids = IdMaps(parse_ranges(uids), parse_ranges(gids))
+    _confine(root)
+    pack.pack(0, 1, ids)
+
+
+def _compare(command: str, root: str, parent: str) -> None:
+    below = _open_directory(parent) if parent else None
+    _confine(root)
+    found = changes.walk(_open_directory("/"), below)
+    if command == "walk":
+        pack.send(found, 1)
+    elif command == "size":
+        os.write(1, b"%d\n" % changes.total_size(found))
+    else:
+        with open(1, "wb") as out:
+            out.writelines(b"%d%s\0" % (item.kind, item.path) for item in found)
+
+
+def main(argv: list[str]) -> int:
+    """Do what the arguments say and return the exit status."""
+    command, *arguments = argv
+    try:
+        if command == "untar":
+            _untar(*arguments)
+        elif command == "pack":
+            _pack(*arguments)
+        else:
+            _compare(command, *arguments)
+    except ArchiveError as error:
+        return _fail(str(error))
+    except BrokenPipeError:
+        return READER_GONE
+    except OSError as error:
+        return _fail(f"{os.strerror(error.errno or 0)}: {error.filename!r}")
+    except Exception as error:  # a bug: Python's own report would open files by their names, within the layer
+        where = error.__traceback__
+        while where is not None and where.tb_next is not None:
+            where = where.tb_next
+        line = f"{os.path.basename(where.tb_frame.f_code.co_filename)}:{where.tb_lineno}" if where else "?"
+        return _fail(f"{type(error).__name__} at {line}: {error}")
+    return 0
+
+
+def _fail(message: str) -> int:
+    os.write(2, message.encode("utf-8", "backslashreplace").replace(b"\n", b" ") + b"\n")
+    return 1
+
+
+if __name__ == "__main__":
+    os._exit(main(sys.argv[1:]))  # no clean-up that could look for a file

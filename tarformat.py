@@ -1,0 +1,56 @@
+"""An archive's members, the words that reading and writing share. Touches no file system.
+
+Names are bytes from end to end: Linux knows no encoding of names and layers hold all sorts.
+"""
+
+from __future__ import annotations
+
+BLOCK = 512
+ZEROS = bytes(BLOCK)
+TRAILER = ZEROS * 2
+
+FILE, LINK, SYMLINK, CHARDEV, BLOCKDEV, DIRECTORY, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
+HEADER_ONLY = frozenset((LINK, SYMLINK, CHARDEV, BLOCKDEV, DIRECTORY, FIFO))  # no data follows, whatever the size says
+PAX, PAX_GLOBAL = b"x", b"g"
+
+XATTR = b"SCHILY.xattr."  # and the name of the attribute: a pax record
+NANOSECONDS = 10**9
+MAX_SPECIAL = 1 << 20  # Go's maxSpecialFileSize: no long name or pax header is bigger
+
+
+class ArchiveError(Exception):
+    """An archive cannot be read, applied or made. The text is one line and names the entry."""
+
+
+def quote(name: bytes) -> str:
+    """A name from an archive on one printable line, in quotes."""
+    return ascii(name)[1:]
+
+
+class Entry:
+    """One member of an archive, with every extension header already applied to it."""
+
+    __slots__ = (
+        "atime",  # nanoseconds, None if the archive does not say
+        "devmajor",
+        "devminor",
+        "gid",
+        "link",
+        "mode",
+        "mtime",  # nanoseconds
+        "name",
+        "size",  # of the file, in bytes, holes included: what moby adds up
+        "sparse",  # [(offset, length)] of the data, None if all of it is data
+        "stored",  # bytes of data that follow in the archive
+        "type",
+        "uid",
+        "xattrs",
+    )
+
+    def __init__(self, name: bytes, kind: bytes = FILE, *, mode: int = 0o644, size: int = 0, link: bytes = b"") -> None:
+        self.name, self.type, self.mode, self.size, self.link = name, kind, mode, size, link
+        self.uid = self.gid = self.devmajor = self.devminor = self.mtime = 0
+        self.stored = 0 if kind in HEADER_ONLY else size
+        self.atime: int | None = None
+        self.sparse: list[tuple[int, int]] | None = None
+        self.xattrs: dict[bytes, bytes] = {}

@@ -1,0 +1,336 @@
+"""Lay a layer's archive down in the root directory of the process, entry by entry and in order.
+
+This runs confined (see confined.py): "/" is the layer. So a name, a link or a symlink can lead to nothing outside,
+and an absolute symlink leads where it would in a container. The rules are those of moby's `UnpackLayer`
+(pkg/archive/diff.go) and `createTarFile` (pkg/archive/archive.go) of v27. What differs, on purpose:
+- an opaque whiteout spares a directory of a lower layer that holds something of this layer (moby forgets it if the
+  archive has no entry for the directory itself; the OCI image spec and overlay2 do not);
+- a whiteout of "", "." or ".." is an error (moby would remove the directory it is in, or the one above);
+- only a directory can be the entry for the root;
+- a directory whose path became something else later in the archive does not pass its times on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import posixpath
+import stat
+from collections.abc import Callable
+
+from idmaps import IdError, IdMaps
+from tarformat import BLOCKDEV, CHARDEV, DIRECTORY, FIFO, FILE, LINK, SYMLINK, ArchiveError, Entry, quote
+from tarreader import TarReader
+
+_WHITEOUT = b".wh."
+_OPAQUE = b".wh..wh..opq"
+_AUFS = b"/.wh..wh."  # what aufs kept for itself in the root of a layer; nothing of it is laid down
+_AUFS_LINKS = b"/.wh..wh.plnk"
+_IMPLIED_MODE = 0o755  # of a directory that the archive has no entry for (moby: ImpliedDirectoryMode)
+_LAST_TIME = (1 << 63) - 1  # nanoseconds: the year 2262 (moby: unixMaxTime)
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NODE_TYPES = {CHARDEV: stat.S_IFCHR, BLOCKDEV: stat.S_IFBLK, FIFO: stat.S_IFIFO}
+
+
+class Untar:
+    """One archive on its way into the layer. Needs the root user, the layer as "/", and umask 0."""
+
+    def __init__(self, reader: TarReader, ids: IdMaps) -> None:
+        self._reader = reader
+        self._ids = ids
+        self._present = b""  # the directory that is known to exist, or ""
+        self._unpacked: set[bytes] = set()  # the paths of this layer
+        self._holding: set[bytes] = {b"/"}  # the directories that hold paths of this layer
+        self._times: dict[
+            bytes, tuple[int, int]
+        ] = {}  # of directories: set at the end, when nothing changes them any more
+        self._aufs = b""  # where the targets of aufs' hard links wait
+        self._aufs_entries: dict[bytes, Entry] = {}
+
+    def run(self) -> int:
+        """Lay down everything and return the sum of the sizes in the headers, in bytes.
+
+        Raises ArchiveError with the name of the entry; what was laid down until then stays.
+        """
+        size = 0
+        while True:
+            entry = self._reader.next_entry()
+            if entry is None:
+                break
+            size += entry.size
+            try:
+                self._lay_down(entry)
+            except OSError as error:
+                raise ArchiveError(f"{quote(entry.name)}: {os.strerror(error.errno or 0)}") from error
+            except (IdError, OverflowError) as error:
+                raise ArchiveError(f"{quote(entry.name)}: {error}") from error
+        self._finish()
+        return size
+
+    def _finish(self) -> None:
+        if self._aufs:
+            self._remove(self._aufs)
+        for path, times in self._times.items():
+            try:
+                with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    if stat.S_ISDIR(os.lstat(path).st_mode):
+                        os.utime(path, ns=times)
+            except OSError as error:
+                raise ArchiveError(f"{quote(path)}: {os.strerror(error.errno or 0)}") from error
+
+    def _lay_down(self, entry: Entry) -> None:
+        path = posixpath.normpath(b"/" + entry.name.lstrip(b"/"))
+        parent, _, base = path.rpartition(b"/")
+        if path.startswith(_AUFS) and path != b"/" + _OPAQUE:
+            if path.startswith(_AUFS_LINKS) and entry.type == FILE:
+                self._keep_aufs_target(base, entry)
+            return
+        self._need_directory(parent or b"/")
+        if base == _OPAQUE:
+            self._make_opaque(parent or b"/")
+        elif base.startswith(_WHITEOUT):
+            name = base[len(_WHITEOUT) :]
+            if name in (b"", b".", b".."):
+                raise ArchiveError(f"{quote(entry.name)}: a whiteout of nothing")
+            self._remove(parent + b"/" + name)
+        else:
+            self._create(path, entry)
+            self._remember(path, parent or b"/")
+
+    def _remember(self, path: bytes, parent: bytes) -> None:
+        self._unpacked.add(path)
+        while parent not in self._holding:
+            self._holding.add(parent)
+            parent = parent.rpartition(b"/")[0] or b"/"
+
+    def _need_directory(self, path: bytes) -> None:
+        """Create a directory that the archive takes for granted, and those above (moby: createImpliedDirectories)."""
+        if path == self._present:
+            return
+        missing = []
+        top = path
+        while not os.path.lexists(top):
+            missing.append(top)
+            top = top.rpartition(b"/")[0] or b"/"
+        for directory in reversed(missing):
+            os.mkdir(directory, _IMPLIED_MODE)
+            os.chown(directory, *self._ids.to_host(0, 0))
+            os.chmod(directory, _IMPLIED_MODE)
+        self._present = path
+
+    def _remove(self, path: bytes) -> None:
+        """Remove whatever is at `path`, with all that is in it; nothing there is fine."""
+        self._present = b""
+        try:
+            os.unlink(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except IsADirectoryError:
+            remove_directory(path)
+
+    def _make_opaque(self, directory: bytes) -> None:
+        """Remove what lower layers left in a directory, and keep what this archive brought."""
+        self._present = b""
+        if not stat.S_ISDIR(os.lstat(directory).st_mode):  # moby walks it without following a symlink either
+            return
+        pending = [directory]
+        while pending:
+            top = pending.pop()
+            for name in os.listdir(top):
+                path = posixpath.join(top, name)
+                ours = path in self._holding
+                if not ours and path not in self._unpacked:
+                    self._remove(path)
+                elif stat.S_ISDIR(os.lstat(path).st_mode):
+                    pending.append(path)
+
+    def _keep_aufs_target(self, base: bytes, entry: Entry) -> None:
+        """Unpack a file that only serves as the target of hard links, as archives made on aufs have them."""
+        if not self._aufs:
+            self._aufs = b"/.dockerplnk-" + os.urandom(8).hex().encode()
+            os.mkdir(self._aufs, 0o700)
+        self._aufs_entries[base] = entry
+        target = self._aufs + b"/" + base
+        self._remove(target)
+        self._remember(target, self._aufs)  # an opaque whiteout of the root must spare it
+        with open(os.open(target, _NEW_FILE, 0o600), "wb", buffering=0) as file:
+            self._write(file.fileno(), entry)
+
+    def _create(self, path: bytes, entry: Entry) -> None:
+        """Create one entry with all its attributes, in place of whatever is there (moby: createTarFile)."""
+        if path == b"/" and entry.type != DIRECTORY:
+            raise ArchiveError(f"{quote(entry.name)}: only a directory can be the root of a layer")
+        owner = self._ids.to_host(entry.uid, entry.gid)
+        mode = entry.mode & 0o7777
+        if entry.type == FILE:
+            self._create_file(path, entry, owner)
+        elif entry.type == DIRECTORY:
+            self._create_directory(path, mode)
+            self._dress(path, entry, owner)
+            self._times[path] = _times(entry)
+        elif entry.type == SYMLINK:
+            self._replace(path, lambda: os.symlink(entry.link, path))
+            self._dress(path, entry, owner, follow=False)
+        elif entry.type == LINK:
+            self._create_link(path, entry, owner)
+        elif entry.type in _NODE_TYPES:
+            device = _device(entry)
+            self._replace(path, lambda: os.mknod(path, _NODE_TYPES[entry.type] | mode, device))
+            self._dress(path, entry, owner)
+        else:
+            raise ArchiveError(f"{quote(entry.name)}: entries of type {quote(entry.type)} are not supported")
+
+    def _replace(self, path: bytes, create: Callable[[], None]) -> None:
+        try:
+            create()
+        except FileExistsError:
+            self._remove(path)
+            create()
+
+    def _create_directory(self, path: bytes, mode: int) -> None:
+        """Create a directory, or keep the one that is there: the two are merged."""
+        try:
+            os.mkdir(path, mode)
+        except FileExistsError:
+            if not stat.S_ISDIR(os.lstat(path).st_mode):
+                self._remove(path)
+                os.mkdir(path, mode)
+
+    def _create_link(self, path: bytes, entry: Entry, owner: tuple[int, int]) -> None:
+        target = posixpath.normpath(b"/" + entry.link.lstrip(b"/"))
+        if target.startswith(_AUFS_LINKS):
+            self._copy_aufs_target(path, target.rpartition(b"/")[2], entry)
+            return
+        self._replace(path, lambda: os.link(target, path, follow_symlinks=False))
+        self._dress(path, entry, owner, follow=not stat.S_ISLNK(os.lstat(path).st_mode))
+
+    def _copy_aufs_target(self, path: bytes, base: bytes, link: Entry) -> None:
+        if base not in self._aufs_entries:
+            raise ArchiveError(f"{quote(link.name)}: a hard link to an aufs file that is not in the archive")
+        entry = self._aufs_entries[base]
+        self._remove(path)
+        with (
+            open(self._aufs + b"/" + base, "rb", buffering=0) as source,
+            open(os.open(path, _NEW_FILE, 0o600), "wb", buffering=0) as file,
+        ):
+            while os.sendfile(file.fileno(), source.fileno(), None, 1 << 20):
+                pass
+        self._dress(path, entry, self._ids.to_host(entry.uid, entry.gid))
+
+    def _create_file(self, path: bytes, entry: Entry, owner: tuple[int, int]) -> None:
+        mode = entry.mode & 0o7777
+        try:
+            fd = os.open(path, _NEW_FILE, 0o600)
+        except FileExistsError:
+            self._remove(path)
+            fd = os.open(path, _NEW_FILE, 0o600)
+        try:
+            self._write(fd, entry)
+            os.fchown(fd, *owner)
+            for name, value in entry.xattrs.items():
+                _set_xattr(fd, name, value)
+            os.fchmod(fd, mode)  # after chown, which takes setuid and setgid away
+            os.utime(fd, ns=_times(entry))
+        finally:
+            os.close(fd)
+
+    def _write(self, fd: int, entry: Entry) -> None:
+        if entry.sparse is not None:
+            self._write_sparse(fd, entry)
+            return
+        for piece in self._reader.data():
+            _write_all(fd, piece)
+
+    def _write_sparse(self, fd: int, entry: Entry) -> None:
+        """Write the data of a sparse file where its map has it, and leave holes in between."""
+        segments = iter(entry.sparse or ())
+        left = 0
+        for piece in self._reader.data():
+            view = piece
+            while view:
+                while not left:
+                    offset, left = next(segments)
+                    os.lseek(fd, offset, os.SEEK_SET)
+                _write_all(fd, view[:left])
+                written = min(left, len(view))
+                left -= written
+                view = view[written:]
+        os.ftruncate(fd, entry.size)
+
+    def _dress(self, path: bytes, entry: Entry, owner: tuple[int, int], *, follow: bool = True) -> None:
+        """Give what is at `path` its owner, attributes, mode and times, in moby's order. A symlink has no mode."""
+        os.chown(path, *owner, follow_symlinks=False)
+        for name, value in entry.xattrs.items():
+            _set_xattr(path, name, value)
+        if follow:
+            os.chmod(path, entry.mode & 0o7777)
+        os.utime(path, ns=_times(entry, bound=follow), follow_symlinks=follow)
+
+
+def _device(entry: Entry) -> int:
+    """The number of a device node; OverflowError for one that the kernel would cut down to another (moby: the same)."""
+    if not (0 <= entry.devmajor < 1 << 32 and 0 <= entry.devminor < 1 << 32):
+        raise OverflowError(f"{entry.devmajor}:{entry.devminor} is no device number")
+    return os.makedev(entry.devmajor, entry.devminor)
+
+
+def _times(entry: Entry, *, bound: bool = True) -> tuple[int, int]:
+    """Access and modification time: none outside of what moby sets, the access never before the modification."""
+    mtime = entry.mtime
+    atime = mtime if entry.atime is None else max(entry.atime, mtime)
+    if not bound:
+        return atime, mtime
+    return atime if 0 <= atime <= _LAST_TIME else 0, mtime if 0 <= mtime <= _LAST_TIME else 0
+
+
+def _set_xattr(target: int | bytes, name: bytes, value: bytes) -> None:
+    """Set an attribute. What the kernel forbids is left out, as moby does: user.* on a symlink for instance.
+
+    With a mount label (context=) the kernel keeps security.selinux for itself.
+    """
+    try:
+        if isinstance(target, int):
+            os.setxattr(target, name, value)
+        else:
+            os.setxattr(target, name, value, follow_symlinks=False)
+    except PermissionError:
+        return
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP and name == b"security.selinux":
+            return
+        raise
+
+
+def _write_all(fd: int, data: memoryview) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def remove_directory(path: bytes) -> None:
+    """Remove a directory of any depth and all in it. Uses the working directory, and leaves it at "/"."""
+    try:
+        os.chdir(path)
+        pending = [_empty_working_directory()]
+        while pending:
+            if pending[-1]:
+                os.chdir(pending[-1][-1])
+                pending.append(_empty_working_directory())
+                continue
+            pending.pop()
+            os.chdir(b"..")
+            if pending:
+                os.rmdir(pending[-1].pop())
+    finally:
+        os.chdir(b"/")
+    os.rmdir(path)
+
+
+def _empty_working_directory() -> list[bytes]:
+    """Remove all but the directories in the working directory, and return their names."""
+    with os.scandir(b".") as entries:
+        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_directory in found:
+        if not is_directory:
+            os.unlink(name)
+    return [name for name, is_directory in found if is_directory]

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import archive
-
 import command
 import mounts
 import rbdcli
@@ -112,14 +111,14 @@ class Driver:
 
     # -- create and remove -------------------------------------------------------------------
 
-    def create(self, layer: str, parent: str, storage_opt: Mapping[str, str] | None) -> None:
-        """Make a layer on `parent` ("" for none). Nothing is left behind on failure."""
+    def create(self, layer: str, parent: str, storage_opt: Mapping[str, str] | None, *, leaf: bool) -> None:
+        """Make a layer on `parent` ("" for none); `leaf`: by CreateReadWrite. Nothing is left behind on failure."""
         _check_id(layer)
         if parent:
             _check_id(parent)
         size = parse_layer_size(storage_opt)
         with self._locks.hold(layer), contextlib.ExitStack() as undo:
-            before = self._make(layer, parent, size)
+            before = self._make(layer, parent, size, leaf=leaf)
             undo.callback(self._layers.remove, layer)
             self._open.add(layer)
             undo.callback(self._forget, layer)
@@ -242,17 +241,17 @@ class Driver:
 
     # -- within ------------------------------------------------------------------------------
 
-    def _make(self, layer: str, parent: str, size: int | None) -> int | None:
+    def _make(self, layer: str, parent: str, size: int | None, *, leaf: bool) -> int | None:
         """Make the image; return the size of the file system that it got from its parent, None if that is unknown."""
         if not parent:
-            self._layers.create(layer, None, size)
+            self._layers.create(layer, None, size, leaf=leaf)
             return self._layers.describe(BASE).size
         with self._locks.hold(parent):
             if parent in self._broken:
                 raise DriverError(f"layer {layer}: its parent {parent} is broken; remove it")
             if self._mounted.is_writable(parent):
                 raise DriverError(f"layer {layer}: its parent {parent} is mounted writable; put it first")
-            self._layers.create(layer, parent, size)
+            self._layers.create(layer, parent, size, leaf=leaf)
             if not parent.endswith("-init"):
                 self._sealed.add(parent)
             return self._layers.describe(parent).size

@@ -15,7 +15,6 @@ from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import archive
-
 import options
 from driver import Driver, DriverError
 from gate import Gate, GateTimeout
@@ -142,7 +141,8 @@ class Plugin:
             return {"Size": self.driver.apply_diff(layer, stream)}
 
     def _create(self, request: Request) -> None:
-        self.driver.create(_id(request), request.text("Parent"), request.pairs("StorageOpt"))
+        leaf = request.method == "CreateReadWrite"
+        self.driver.create(_id(request), request.text("Parent"), request.pairs("StorageOpt"), leaf=leaf)
 
     def _changes(self, request: Request) -> dict[str, Any]:
         found = self.driver.changes(_id(request), request.text("Parent"))

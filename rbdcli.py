@@ -75,6 +75,13 @@ class Info(NamedTuple):
     parent: Parent | None
 
 
+class Usage(NamedTuple):
+    """What an image itself holds: bytes, counted in whole objects, and the number of its snapshots."""
+
+    size: int
+    snapshots: int
+
+
 class Mapping(NamedTuple):
     """One line of `rbd device list`: an image of this pool and its block device."""
 
@@ -119,10 +126,20 @@ class Pool:
     def deep_copy(self, source: str, image: str, object_size: int) -> None:
         """Copy what `source` itself holds; the copy is a clone of the same parent. Raises ImageMissing or ImageExists.
 
-        Half a copy may be left behind on failure. Without `--object-size` the copy would get the default of 4 MiB.
+        Snapshots are copied too, so there should be none. Half a copy may be left behind on failure.
+        Without `--object-size` the copy would get the default of 4 MiB.
         """
         size = ("--object-size", f"{object_size}B")
         self._rbd("deep", "cp", *self._image(source), *self._destination(image), *size, *CLONE_FORMAT, "--no-progress")
+
+    def copy(self, source: str, image: str, features: Collection[str], object_size: int) -> None:
+        """Copy all that can be read in `source` into an image without a parent; holes stay holes.
+
+        (`deep cp --flatten` would write them out.) Half a copy may be left behind on failure.
+        Raises ImageMissing or ImageExists.
+        """
+        layout = _layout(features, object_size)
+        self._rbd("cp", *self._image(source), *self._destination(image), *layout, "--no-progress")
 
     def rename(self, image: str, new_name: str) -> None:
         """Give an image another name, atomically. Raises ImageExists or ImageMissing."""
@@ -145,6 +162,11 @@ class Pool:
             size=int(said["size"]),
             parent=Parent(parent["image"], parent["snapshot"]) if parent else None,
         )
+
+    def usage(self, image: str) -> Usage:
+        """Say what an image itself holds, without its ancestors. Raises ImageMissing."""
+        items = self._json("du", *self._image(image))["images"]
+        return Usage(sum(int(item["used_size"]) for item in items), sum("snapshot" in item for item in items))
 
     def list(self) -> Sequence[str]:
         """Name every image of the pool and namespace."""

@@ -177,7 +177,7 @@ class Layers:
         try:
             if self._is_to_copy(parent):
                 with self._undone(image, undo):
-                    self.pool.deep_copy(source, image, OBJECT_SIZE)
+                    self.pool.deep_copy(source, image)
                 return origin
             if origin.depth >= deepest:
                 with self._undone(image, undo):
@@ -209,7 +209,7 @@ class Layers:
         if parent not in self._snapshotted:
             self.pool.snapshot(snapshot.image, snapshot.snapshot)
             self._snapshotted.add(parent)
-        self.pool.clone(snapshot, image, self._features, OBJECT_SIZE)
+        self.pool.clone(snapshot, image, self._features)
         return snapshot
 
     @contextlib.contextmanager

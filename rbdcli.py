@@ -116,21 +116,23 @@ class Pool:
 
     def create(self, image: str, size: int, features: Collection[str], object_size: int) -> None:
         """Make an empty image of `size` bytes. Raises ImageExists."""
-        self._rbd("create", *self._image(image), *_layout(features, object_size), "--size", f"{size}B")
+        layout = (*_features(features), "--object-size", f"{object_size}B")
+        self._rbd("create", *self._image(image), *layout, "--size", f"{size}B")
 
-    def clone(self, parent: Parent, image: str, features: Collection[str], object_size: int) -> None:
-        """Make `image` a copy-on-write clone of a snapshot. Raises ImageMissing (parent) or ImageExists."""
+    def clone(self, parent: Parent, image: str, features: Collection[str]) -> None:
+        """Make `image` a copy-on-write clone of a snapshot, with objects of the parent's size.
+
+        Raises ImageMissing (parent) or ImageExists.
+        """
         source = (*self._image(parent.image), "--snap", parent.snapshot)
-        self._rbd("clone", *source, *self._destination(image), *_layout(features, object_size), *CLONE_FORMAT)
+        self._rbd("clone", *source, *self._destination(image), *_features(features), *CLONE_FORMAT)
 
-    def deep_copy(self, source: str, image: str, object_size: int) -> None:
+    def deep_copy(self, source: str, image: str) -> None:
         """Copy what `source` itself holds; the copy is a clone of the same parent. Raises ImageMissing or ImageExists.
 
         Snapshots are copied too, so there should be none. Half a copy may be left behind on failure.
-        Without `--object-size` the copy would get the default of 4 MiB.
         """
-        size = ("--object-size", f"{object_size}B")
-        self._rbd("deep", "cp", *self._image(source), *self._destination(image), *size, *CLONE_FORMAT, "--no-progress")
+        self._rbd("deep", "cp", *self._image(source), *self._destination(image), *CLONE_FORMAT, "--no-progress")
 
     def copy(self, source: str, image: str, features: Collection[str], object_size: int) -> None:
         """Copy all that can be read in `source` into an image without a parent; holes stay holes.
@@ -138,7 +140,7 @@ class Pool:
         (`deep cp --flatten` would write them out.) Half a copy may be left behind on failure.
         Raises ImageMissing or ImageExists.
         """
-        layout = _layout(features, object_size)
+        layout = (*_features(features), "--object-size", f"{object_size}B")
         self._rbd("cp", *self._image(source), *self._destination(image), *layout, "--no-progress")
 
     def rename(self, image: str, new_name: str) -> None:
@@ -306,8 +308,8 @@ class Pool:
 
 # Feature bits of an RBD image (include/rbd/features.h) that our layers use, in the order of their bits.
 # object-map: a nearly empty image is deleted and copied without asking for each of its objects.
-_FEATURES = {"layering": 1, "exclusive-lock": 4, "object-map": 8, "fast-diff": 16, "deep-flatten": 32}
-_KERNEL_FEATURES = "/sys/bus/rbd/supported_features"
+_FEATURE_BITS = {"layering": 1, "exclusive-lock": 4, "object-map": 8, "fast-diff": 16, "deep-flatten": 32}
+_SUPPORTED = "/sys/bus/rbd/supported_features"
 
 
 def features(device_type: str) -> tuple[str, ...]:
@@ -315,14 +317,13 @@ def features(device_type: str) -> tuple[str, ...]:
 
     Without the kernel's answer (module not loaded yet, rbd-nbd) all are used.
     """
-    mask = sum(_FEATURES.values())
+    mask = sum(_FEATURE_BITS.values())
     if device_type == "krbd":
-        with contextlib.suppress(FileNotFoundError), open(_KERNEL_FEATURES, encoding="ascii") as source:
+        with contextlib.suppress(FileNotFoundError), open(_SUPPORTED, encoding="ascii") as source:
             mask = int(source.read(), 16)
     # fast-diff needs object-map, object-map needs exclusive-lock: the kernel has the lower bits first.
-    return tuple(name for name, bit in _FEATURES.items() if mask & bit)
+    return tuple(name for name, bit in _FEATURE_BITS.items() if mask & bit)
 
 
-def _layout(features: Collection[str], object_size: int) -> tuple[str, ...]:
-    wanted = [word for feature in features for word in ("--image-feature", feature)]
-    return (*wanted, "--object-size", f"{object_size}B")
+def _features(features: Collection[str]) -> tuple[str, ...]:
+    return tuple(word for feature in features for word in ("--image-feature", feature))

@@ -82,21 +82,31 @@ start_plugin() {
     shift 2
     "$system_python" "$repo/docker_graph_driver.py" --socket "$socket" "$@" >>"$log" 2>&1 3>&- </dev/null &
     plugin_pid=$!
-    until_true 15 plugin_up "$plugin_pid" "$socket" && ! process_gone "$plugin_pid"
+    until_true 15 started "$plugin_pid" "$socket" && ! process_gone "$plugin_pid"
 }
 
-plugin_up() { process_gone "$1" || [[ -S $2 ]]; }
+started() { process_gone "$1" || [[ -S $2 ]]; }
 
-# start_dockerd DIR DRIVER [OPTION...]: a dockerd of its own, everything of it below DIR; its pid is in $dockerd_pid, what
-# it says in DIR/dockerd.log. It has no network to set up, and finds its own containerd.
+# start_dockerd DIR DRIVER [OPTION...]: a dockerd and a containerd of their own, everything of them below DIR, without a
+# network to set up; their pids are in $dockerd_pid and $containerd_pid, what they say in DIR/dockerd.log and
+# DIR/containerd.log. The containerd outlives a dockerd that is killed, and a machine's own one stays out of it.
 start_dockerd() {
     local dir=$1 driver=$2
     shift 2
-    mkdir -p "$dir"
+    mkdir -p "$dir/run"
+    if [[ ! -S $dir/containerd.sock ]]; then
+        # Version 1 of the file is understood from containerd 1.0 to 1.7, and 2.x converts it.
+        echo 'disabled_plugins = ["cri"]' >"$dir/containerd.toml"
+        containerd --config "$dir/containerd.toml" --root "$dir/containerd" --state "$dir/run/containerd" \
+            --address "$dir/containerd.sock" >>"$dir/containerd.log" 2>&1 3>&- </dev/null &
+        containerd_pid=$!
+        echo "$containerd_pid" >"$dir/containerd.pid"
+        until_true 30 started "$containerd_pid" "$dir/containerd.sock" && ! process_gone "$containerd_pid" || return 1
+    fi
     # 27.x wants the variable before it loads a graph driver plugin, others ignore it.
     DOCKERD_DEPRECATED_GRAPHDRIVER_PLUGINS=1 dockerd --experimental --storage-driver "$driver" \
         --data-root "$dir/data" --exec-root "$dir/run" --host "unix://$dir/docker.sock" --pidfile "$dir/docker.pid" \
-        --config-file "$dir/no-config.json" --bridge none --iptables=false --ip6tables=false "$@" \
+        --containerd "$dir/containerd.sock" --bridge none --iptables=false --ip6tables=false "$@" \
         >>"$dir/dockerd.log" 2>&1 3>&- </dev/null &
     dockerd_pid=$!
     until_true 60 dockerd_up "$dockerd_pid" "$dir" && ! process_gone "$dockerd_pid"
@@ -104,10 +114,33 @@ start_dockerd() {
 
 dockerd_up() { process_gone "$1" || docker_cli "$2" version; }
 
-# docker_cli DIR ...: Docker's client for the daemon in DIR. Debian's: another one may come first on PATH.
+# docker_cli DIR ...: Docker's client for the daemon in DIR, at most 10 minutes. Debian's: another may come first on PATH.
 docker_cli() {
     local dir=$1 client=/usr/bin/docker
     shift
     [[ -x $client ]] || client=docker
-    DOCKER_CONFIG="$dir/client" "$client" --host "unix://$dir/docker.sock" "$@"
+    DOCKER_CONFIG="$dir/client" timeout --foreground --kill-after 5 "${DOCKER_SECONDS:-600}" \
+        "$client" --host "unix://$dir/docker.sock" "$@"
+}
+
+# end_recorded FILE WORD: ends the process whose pid is in FILE, if that is still the one whose arguments hold WORD.
+end_recorded() {
+    local pid
+    pid=$(cat "$1" 2>/dev/null) || return 0
+    ! tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep --quiet --fixed-strings -- "$2" || end_process "$pid" 30
+    rm -f "$1"
+}
+
+# busybox_image: a root file system with nothing but busybox-static in it, as a tar on stdout.
+busybox_image() {
+    local root applet
+    root=$(mktemp -d)
+    mkdir "$root"/{bin,etc,tmp,root}
+    cp "$(command -v busybox)" "$root/bin/busybox"
+    for applet in $("$root/bin/busybox" --list); do
+        [[ $applet == busybox ]] || ln -s busybox "$root/bin/$applet"
+    done
+    echo 'root:x:0:0:root:/root:/bin/sh' >"$root/etc/passwd"
+    tar --create --directory "$root" --numeric-owner --owner 0 --group 0 .
+    rm -r "$root"
 }

@@ -279,8 +279,11 @@ class Driver:
                     raise DriverError(f"layer {layer} is broken: its archive was not applied to its end; remove it")
                 sealed = layer in self._sealed
                 return self._mounted.acquire(layer, place, write=write and not sealed, sealed=sealed, label=label)
-        except rbdcli.ImageMissing as error:
-            raise DriverError(f"layer {layer} does not exist: {error}") from None
+        except rbdcli.ImageMissing:
+            # `rbd device map` ends with ENOENT also where the kernel has no rbd module.
+            if self._layers.exists(layer):
+                raise
+            raise DriverError(f"layer {layer} does not exist: no image {self._layers.image(layer)}") from None
 
     def _learn(self, layer: str, after: contextlib.ExitStack) -> None:
         """Find out what a layer from before our start is, by the note in it; it stays mounted until `after` ends."""

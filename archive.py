@@ -99,8 +99,8 @@ def diff(root: str, parent: str | None, ids: IdMaps = _IDENTITY) -> Iterator[byt
     the first piece or later; an archive without its last piece is not complete. Closing the generator ends all of it.
     """
     with contextlib.ExitStack() as stack:
-        walker = stack.enter_context(_start("walk", *_trees(root, parent)))
-        packer = stack.enter_context(_start("pack", os.path.abspath(root), *_ranges(ids), stdin=walker.stdout))
+        walker = stack.enter_context(_start("walk", *_trees(root, parent), *_ranges(ids)))
+        packer = stack.enter_context(_start("pack", os.path.abspath(root), stdin=walker.stdout))
         assert walker.stdout is not None
         walker.stdout.close()  # the packer has it: the walker must see it go away
         assert packer.stdout is not None

@@ -3,8 +3,8 @@
     confined.py untar ROOT UIDS GIDS             archive on standard input; prints the size
     confined.py changes ROOT PARENT              prints "KIND/PATH" and a NUL for each change
     confined.py size ROOT PARENT                 prints the size of what changed
-    confined.py walk ROOT PARENT                 prints what changed, for `pack`
-    confined.py pack ROOT UIDS GIDS              what `walk` printed on standard input; prints the archive
+    confined.py walk ROOT PARENT UIDS GIDS       prints what changed, for `pack`
+    confined.py pack ROOT                        what `walk` printed on standard input; prints the archive
 
 ROOT is a layer's directory, PARENT another one's or "". UIDS and GIDS are "CONTAINER:HOST:SIZE,...".
 A failure is one line on standard error and exit status 1.
@@ -24,8 +24,8 @@ import sys
 if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-import changes
 import pack
+from changes import Walk, total_size
 from idmaps import IdMaps, IdRange
 from tarformat import ArchiveError
 from tarreader import Input, TarReader
@@ -70,23 +70,23 @@ def _untar(root: str, uids: str, gids: str) -> None:
     os.write(1, b"%d\n" % size)
 
 
-def _pack(root: str, uids: str, gids: str) -> None:
+def _compare(command: str, root: str, parent: str, uids: str = "", gids: str = "") -> None:
     ids = IdMaps(parse_ranges(uids), parse_ranges(gids))
-    _confine(root)
-    pack.pack(0, 1, ids)
-
-
-def _compare(command: str, root: str, parent: str) -> None:
     below = _open_directory(parent) if parent else None
     _confine(root)
-    found = changes.walk(_open_directory("/"), below)
+    found = Walk(_open_directory("/"), below, details=command == "walk")
     if command == "walk":
-        pack.send(found, 1)
+        pack.send(found, 1, ids)
     elif command == "size":
-        os.write(1, b"%d\n" % changes.total_size(found))
+        os.write(1, b"%d\n" % total_size(found))
     else:
         with open(1, "wb") as out:
             out.writelines(b"%d%s\0" % (item.kind, item.path) for item in found)
+
+
+def _pack(root: str) -> None:
+    _confine(root)
+    pack.pack(0, 1)
 
 
 def main(argv: list[str]) -> int:

@@ -5,6 +5,9 @@ Names are bytes from end to end: Linux knows no encoding of names and layers hol
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 BLOCK = 512
 ZEROS = bytes(BLOCK)
 TRAILER = ZEROS * 2
@@ -28,29 +31,21 @@ def quote(name: bytes) -> str:
 
 
 class Entry:
-    """One member of an archive, with every extension header already applied to it."""
+    """One member of an archive, with every extension header already applied to it.
 
-    __slots__ = (
-        "atime",  # nanoseconds, None if the archive does not say
-        "devmajor",
-        "devminor",
-        "gid",
-        "link",
-        "mode",
-        "mtime",  # nanoseconds
-        "name",
-        "size",  # of the file, in bytes, holes included: what moby adds up
-        "sparse",  # [(offset, length)] of the data, None if all of it is data
-        "stored",  # bytes of data that follow in the archive
-        "type",
-        "uid",
-        "xattrs",
-    )
+    Most attributes of most members have the values below, which costs nothing as long as the class keeps them.
+    """
+
+    uid = gid = 0
+    devmajor = devminor = 0
+    mtime = 0  # nanoseconds
+    atime: int | None = None  # nanoseconds, None if the archive does not say
+    sparse: list[tuple[int, int]] | None = None  # (offset, length) of the data, None if all of it is data
+    xattrs: Mapping[bytes, bytes] = MappingProxyType({})
 
     def __init__(self, name: bytes, kind: bytes = FILE, *, mode: int = 0o644, size: int = 0, link: bytes = b"") -> None:
-        self.name, self.type, self.mode, self.size, self.link = name, kind, mode, size, link
-        self.uid = self.gid = self.devmajor = self.devminor = self.mtime = 0
-        self.stored = 0 if kind in HEADER_ONLY else size
-        self.atime: int | None = None
-        self.sparse: list[tuple[int, int]] | None = None
-        self.xattrs: dict[bytes, bytes] = {}
+        self.name = name
+        self.type = kind
+        self.mode = mode
+        self.size = size  # of the file, in bytes, holes included: what moby adds up
+        self.link = link

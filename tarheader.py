@@ -7,17 +7,24 @@ complains about.
 
 from __future__ import annotations
 
+import functools
 import zlib
 
-from tarformat import BLOCK, NANOSECONDS, PAX, XATTR, Entry
+from tarformat import BLOCK, FILE, NANOSECONDS, PAX, XATTR, Entry
 
 _LIMIT_8, _LIMIT_12 = 8**7, 8**11  # what fields of 8 and 12 bytes hold in octal, with a NUL at their end
 _MAGIC = b"ustar\x0000"
 _NO_NAMES = bytes(64)  # of user and group: layers know numbers only
+_PLAIN_BACK = FILE + bytes(100) + _MAGIC + _NO_NAMES + b"0000000\x000000000\0" + bytes(167)
+_PLAIN_SUM = sum(_PLAIN_BACK) + 8 * 0x20
 
 
 def header(entry: Entry) -> bytes:
     """The header of an entry, with a pax header in front of it if ustar cannot hold it. Times go down to seconds."""
+    if entry.type == FILE and not entry.xattrs and len(entry.name) <= 100 and entry.name.isascii():
+        block = _plain_file(entry)
+        if block is not None:
+            return block
     records = _records(entry)
     split = _split(entry.name)
     if not entry.name.isascii() or (len(entry.name) > 100 and (split is None or records)):
@@ -37,6 +44,23 @@ def header(entry: Entry) -> bytes:
         prefix,
     )
     return _pax_header(entry.name, records) + block if records else block
+
+
+def _plain_file(entry: Entry) -> bytes | None:
+    """What `header` returns, at a quarter of the cost, for what most entries are; None if a number is too big."""
+    seconds = entry.mtime // NANOSECONDS
+    if not (0 <= entry.size < _LIMIT_12 and 0 <= seconds < _LIMIT_12):
+        return None
+    owner = _mode_and_owner(entry.mode, entry.uid, entry.gid)
+    if owner is None:
+        return None
+    front = b"%s%s%011o\0%011o\0" % (entry.name.ljust(100, b"\0"), owner, entry.size, seconds)
+    return b"%s%06o\0 %s" % (front, (zlib.adler32(front) & 0xFFFF) - 1 + _PLAIN_SUM, _PLAIN_BACK)
+
+
+@functools.lru_cache(maxsize=1024)
+def _mode_and_owner(mode: int, uid: int, gid: int) -> bytes | None:
+    return b"%07o\0%07o\0%07o\0" % (mode, uid, gid) if uid < _LIMIT_8 and gid < _LIMIT_8 else None
 
 
 def _records(entry: Entry) -> dict[bytes, bytes]:

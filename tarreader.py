@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import os
-import struct
 import zlib
 from collections.abc import Iterator
 
@@ -30,8 +29,8 @@ from tarformat import (
 )
 
 _OLD_FILE, _GNU_SPARSE, _GNU_LONG_NAME, _GNU_LONG_LINK = b"\0", b"S", b"L", b"K"
-_FIELDS = struct.Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12x")
-_ADLER = 65521
+_ADLER = 65521  # the prime of an Adler-32
+_USTAR_WITHOUT_EXTRAS = b"ustar\x0000" + bytes(64) + b"0000000\x000000000\0" + bytes(167)
 
 
 class Input:
@@ -44,22 +43,23 @@ class Input:
 
     def _fill(self) -> bool:
         """Append to the buffer what comes next, False at the end of the archive."""
-        if self._pos:
-            rest = bytes(self._view[self._pos : self._end])
-            self._view[: len(rest)] = rest
-            self._pos, self._end = 0, len(rest)
+        rest = bytes(self._view[self._pos : self._end])
+        self._view[: len(rest)] = rest
+        self._pos, self._end = 0, len(rest)
         got = os.readv(self._fd, [self._view[self._end :]])
         self._end += got
         return got > 0
 
-    def take(self, count: int) -> bytes:
-        """`count` bytes, or what is left if the archive ends before."""
-        parts = [bytes(piece) for piece in self.pieces(count)] if self._end - self._pos < count else None
-        if parts is not None:
-            return b"".join(parts)
+    def take(self, count: int) -> memoryview:
+        """The next `count` bytes, or what is left if the archive ends before; valid until the next call.
+
+        `count` is at most the capacity of the buffer.
+        """
+        while self._end - self._pos < count and self._fill():
+            pass
         start = self._pos
-        self._pos += count
-        return bytes(self._view[start : self._pos])
+        self._pos = min(start + count, self._end)
+        return self._view[start : self._pos]
 
     def pieces(self, count: int) -> Iterator[memoryview]:
         """The next `count` bytes piece by piece, each valid until the next is asked for; fewer if the archive ends."""
@@ -86,16 +86,21 @@ def _number(field: bytes) -> int:
         if field[0] & 0x40:
             value -= 1 << (8 * len(field) - 1)
         if not -(1 << 63) <= value < 1 << 63:
-            raise ValueError(field)
+            raise ValueError("number out of range")
         return value
     text = field.strip(b" \0").partition(b"\0")[0]
-    if text and not text.isdigit():  # int() takes signs, blanks and underscores as well
-        raise ValueError(field)
-    return int(text, 8) if text else 0
+    if not text.strip(b"01234567"):  # int() takes signs, blanks and underscores as well
+        return int(text or b"0", 8)
+    raise ValueError("malformed number")
 
 
 def _text(field: bytes) -> bytes:
     return field.partition(b"\0")[0]
+
+
+@functools.lru_cache(maxsize=4096)
+def _mode_and_owner(fields: bytes) -> tuple[int, int, int]:
+    return _number(fields[:8]), _number(fields[8:16]), _number(fields[16:])
 
 
 def _checksum_holds(block: bytes) -> bool:
@@ -104,8 +109,9 @@ def _checksum_holds(block: bytes) -> bool:
     The lower half of an Adler-32 is that sum modulo a prime, and zlib has it forty times faster than a loop.
     Some old programs added signed bytes; Go takes those too.
     """
-    stored = _number(block[148:156])
-    blanked = sum(block[148:156]) - 8 * 0x20
+    field = block[148:156]
+    stored = _number(field)
+    blanked = sum(field) - 8 * 0x20
     if ((zlib.adler32(block) & 0xFFFF) - 1 - blanked - stored) % _ADLER == 0 and stored < _ADLER:
         return True
     unsigned = sum(block) - blanked
@@ -117,23 +123,33 @@ def _parse_header(block: bytes) -> Entry:
     """The entry that one header block describes by itself. ValueError if it is not a header."""
     if not _checksum_holds(block):
         raise ValueError("wrong checksum")
-    name, mode, uid, gid, size, mtime, _, kind, link, magic, _, _, major, minor, prefix = _FIELDS.unpack(block)
-    entry = Entry(_text(name), kind, mode=_number(mode), link=_text(link))
-    entry.uid, entry.gid = _number(uid), _number(gid)
-    entry.size = _number(size)
-    entry.mtime = _number(mtime) * NANOSECONDS
+    entry = Entry(_text(block[:100]), block[156:157])
+    entry.mode, entry.uid, entry.gid = _mode_and_owner(block[100:124])
+    entry.size = _number(block[124:136])
+    entry.mtime = _number(block[136:148]) * NANOSECONDS
     if entry.size < 0:
         raise ValueError("negative size")
+    if entry.type != FILE:
+        entry.link = _text(block[157:257])
+    _parse_extras(entry, block[257:])
+    return entry
+
+
+def _parse_extras(entry: Entry, extras: bytes) -> None:
+    """What newer formats have behind the fields of v7."""
+    if extras == _USTAR_WITHOUT_EXTRAS or not extras.startswith(b"ustar"):
+        return
+    magic, major, minor, prefix = extras[:8], extras[72:80], extras[80:88], extras[88:243]
     if magic == b"ustar  \0":
-        entry.devmajor, entry.devminor = _number(major), _number(minor)
         entry.name = _broken_go_prefix(prefix) + entry.name
     elif magic.startswith(b"ustar\0"):
-        entry.devmajor, entry.devminor = _number(major), _number(minor)
-        if block[508:512] == b"tar\0":  # star: times at the end of the prefix
+        if extras[251:255] == b"tar\0":  # star: times at the end of the prefix
             prefix = prefix[:131]
         if prefix[0]:
             entry.name = _text(prefix) + b"/" + entry.name
-    return entry
+    else:
+        return
+    entry.devmajor, entry.devminor = _number(major), _number(minor)
 
 
 def _broken_go_prefix(prefix: bytes) -> bytes:
@@ -186,6 +202,7 @@ def _pax_time(text: bytes) -> int:
 
 def _merge_pax(entry: Entry, records: list[tuple[bytes, bytes]]) -> None:
     """Let the pax records override what the header says; an empty value overrides nothing (Go: mergePAX)."""
+    xattrs: dict[bytes, bytes] = {}
     for key, value in records:
         if not value:
             continue
@@ -204,13 +221,15 @@ def _merge_pax(entry: Entry, records: list[tuple[bytes, bytes]]) -> None:
         elif key == b"atime":
             entry.atime = _pax_time(value)
         elif key.startswith(XATTR):
-            entry.xattrs[key[len(XATTR) :]] = value
+            xattrs[key[len(XATTR) :]] = value
     if entry.size < 0:
         raise ValueError("negative size")
+    if xattrs:
+        entry.xattrs = xattrs
 
 
 class TarReader:
-    """The entries of an archive, one after the other: `next_entry`, then its `data`, then the next."""
+    """The entries of an archive, one after the other: `next_entry`, then its data, then the next."""
 
     def __init__(self, source: Input) -> None:
         self._source = source
@@ -224,28 +243,39 @@ class TarReader:
         Raises ArchiveError if the archive is malformed or ends within an entry. An archive may end without its two
         blocks of zeros, and with one of them only (Go: readHeader).
         """
-        for _ in self.data():
-            pass
+        if self._left:
+            for _ in self.data():
+                pass
+        if self._padding:
+            self._source.take(self._padding)  # it is no error if this is missing (Go: skipUnread)
+            self._padding = 0
         try:
             return self._next()
         except ValueError as error:
-            reason = error.args[0] if isinstance(error.args[0], str) and error.args[0] else "malformed number"
-            if reason.startswith("invalid literal"):
-                reason = "malformed number"
-            raise ArchiveError(f"invalid tar header after {quote(self._name)}: {reason}") from error
+            raise ArchiveError(f"invalid tar header after {quote(self._name)}: {error}") from error
+
+    def whole(self, most: int = 1 << 16) -> memoryview | None:
+        """All stored bytes of the current entry, valid until the next call; None if they are more than `most`."""
+        if self._left > most:
+            return None
+        view = self._source.take(self._left)
+        self._left -= len(view)
+        self._complete()
+        return view
 
     def data(self) -> Iterator[memoryview]:
         """The stored bytes of the current entry, in pieces that are valid until the next is asked for."""
         for piece in self._source.pieces(self._left):
             self._left -= len(piece)
             yield piece
+        self._complete()
+
+    def _complete(self) -> None:
         if self._left:
             raise ArchiveError(f"{quote(self._name)}: the archive ends within this entry")
-        self._source.take(self._padding)  # it is no error if this is missing (Go: skipUnread)
-        self._padding = 0
 
     def _block(self) -> bytes:
-        block = self._source.take(BLOCK)
+        block = bytes(self._source.take(BLOCK))
         if 0 < len(block) < BLOCK:
             raise ArchiveError(f"the archive ends within the header after {quote(self._name)}")
         return block
@@ -254,12 +284,10 @@ class TarReader:
         """The data of a long name or pax header."""
         if size > MAX_SPECIAL:
             raise ValueError(f"an extension header of {size} bytes")
-        self._start(size)
-        return b"".join(bytes(piece) for piece in self.data())
-
-    def _start(self, stored: int) -> None:
-        self._left = stored
-        self._padding = -stored % BLOCK
+        self._left = size
+        data = b"".join(bytes(piece) for piece in self.data())
+        self._source.take(-size % BLOCK)
+        return data
 
     def _next(self) -> Entry | None:
         pax: list[tuple[bytes, bytes]] = []
@@ -280,9 +308,12 @@ class TarReader:
             elif entry.type == _GNU_LONG_LINK:
                 long_link = _text(self._special(entry.size))
             else:
-                _merge_pax(entry, pax)
-                entry.name = long_name or entry.name
-                entry.link = long_link or entry.link
+                if pax:
+                    _merge_pax(entry, pax)
+                if long_name:
+                    entry.name = long_name
+                if long_link:
+                    entry.link = long_link
                 self._name = entry.name
                 self._settle(entry, block, pax)
                 return entry
@@ -296,15 +327,15 @@ class TarReader:
         """Decide the type of an entry and what follows it in the archive."""
         if entry.type == _OLD_FILE:  # archives older than ustar tell a directory by its name
             entry.type = DIRECTORY if entry.name.endswith(b"/") else FILE
-        entry.stored = 0 if entry.type in HEADER_ONLY else entry.size
-        self._start(entry.stored)
+        self._left = 0 if entry.type in HEADER_ONLY else entry.size
+        self._padding = -self._left % BLOCK
         if entry.type == _GNU_SPARSE:
             entry.type = FILE
             entry.size, entry.sparse = _number(block[483:495]), self._old_sparse_map(block)
         elif entry.type == FILE and pax:
             self._pax_sparse(entry, pax)
         if entry.sparse is not None:
-            _check_sparse(entry)
+            _check_sparse(entry, self._left)
 
     def _old_sparse_map(self, block: bytes) -> list[tuple[int, int]]:
         """The map of an old GNU sparse file: four entries in its header, 21 in each block that follows it."""
@@ -355,17 +386,16 @@ class TarReader:
             text += block
             if wanted == 1 and b"\n" in text:
                 wanted = 1 + 2 * _decimal(text.partition(b"\n")[0])
-        entry.stored = self._left
         flat = [_decimal(line) for line in text.split(b"\n")[1:wanted]]
         return list(zip(flat[::2], flat[1::2]))
 
 
-def _check_sparse(entry: Entry) -> None:
+def _check_sparse(entry: Entry, stored: int) -> None:
     """ValueError unless the map of a sparse file is in order, within the file, and as long as the data."""
     end = 0
     for offset, length in entry.sparse or ():
         if offset < end or length < 0:
             raise ValueError("sparse map out of order")
         end = offset + length
-    if end > entry.size or sum(length for _, length in entry.sparse or ()) != entry.stored:
+    if end > entry.size or sum(length for _, length in entry.sparse or ()) != stored:
         raise ValueError("sparse map does not fit the file")

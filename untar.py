@@ -29,6 +29,7 @@ _AUFS = b"/.wh..wh."  # what aufs kept for itself in the root of a layer; nothin
 _AUFS_LINKS = b"/.wh..wh.plnk"
 _IMPLIED_MODE = 0o755  # of a directory that the archive has no entry for (moby: ImpliedDirectoryMode)
 _LAST_TIME = (1 << 63) - 1  # nanoseconds: the year 2262 (moby: unixMaxTime)
+_SPECIAL = 0o7000  # setuid, setgid, sticky
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NODE_TYPES = {CHARDEV: stat.S_IFCHR, BLOCKDEV: stat.S_IFBLK, FIFO: stat.S_IFIFO}
 
@@ -80,7 +81,7 @@ class Untar:
                 raise ArchiveError(f"{quote(path)}: {os.strerror(error.errno or 0)}") from error
 
     def _lay_down(self, entry: Entry) -> None:
-        path = posixpath.normpath(b"/" + entry.name.lstrip(b"/"))
+        path = _clean(entry.name)
         parent, _, base = path.rpartition(b"/")
         if path.startswith(_AUFS) and path != b"/" + _OPAQUE:
             if path.startswith(_AUFS_LINKS) and entry.type == FILE:
@@ -198,7 +199,7 @@ class Untar:
                 os.mkdir(path, mode)
 
     def _create_link(self, path: bytes, entry: Entry, owner: tuple[int, int]) -> None:
-        target = posixpath.normpath(b"/" + entry.link.lstrip(b"/"))
+        target = _clean(entry.link)
         if target.startswith(_AUFS_LINKS):
             self._copy_aufs_target(path, target.rpartition(b"/")[2], entry)
             return
@@ -221,16 +222,19 @@ class Untar:
     def _create_file(self, path: bytes, entry: Entry, owner: tuple[int, int]) -> None:
         mode = entry.mode & 0o7777
         try:
-            fd = os.open(path, _NEW_FILE, 0o600)
+            fd = os.open(path, _NEW_FILE, mode & 0o777)
         except FileExistsError:
             self._remove(path)
-            fd = os.open(path, _NEW_FILE, 0o600)
+            fd = os.open(path, _NEW_FILE, mode & 0o777)
         try:
             self._write(fd, entry)
-            os.fchown(fd, *owner)
+            now = os.fstat(fd)  # it costs a quarter of a chown or chmod, and says in most cases that none is needed
+            if (now.st_uid, now.st_gid) != owner:
+                os.fchown(fd, *owner)
             for name, value in entry.xattrs.items():
                 _set_xattr(fd, name, value)
-            os.fchmod(fd, mode)  # after chown, which takes setuid and setgid away
+            if mode != stat.S_IMODE(now.st_mode) or mode & _SPECIAL or entry.xattrs:
+                os.fchmod(fd, mode)  # after chown, which takes setuid and setgid away
             os.utime(fd, ns=_times(entry))
         finally:
             os.close(fd)
@@ -238,6 +242,10 @@ class Untar:
     def _write(self, fd: int, entry: Entry) -> None:
         if entry.sparse is not None:
             self._write_sparse(fd, entry)
+            return
+        data = self._reader.whole()
+        if data is not None:
+            _write_all(fd, data)
             return
         for piece in self._reader.data():
             _write_all(fd, piece)
@@ -266,6 +274,14 @@ class Untar:
         if follow:
             os.chmod(path, entry.mode & 0o7777)
         os.utime(path, ns=_times(entry, bound=follow), follow_symlinks=follow)
+
+
+def _clean(name: bytes) -> bytes:
+    """A name of the archive as a path from the root, without ".", ".." and doubled slashes (Go: filepath.Clean)."""
+    path = b"/" + name.lstrip(b"/") if name[:2] != b"./" else name[1:]
+    if b"//" in path or b"/." in path or path.endswith(b"/"):
+        return posixpath.normpath(b"/" + path.lstrip(b"/"))
+    return path
 
 
 def _device(entry: Entry) -> int:

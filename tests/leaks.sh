@@ -30,7 +30,9 @@ loops() {
 }
 
 mounts() {
-    findmnt --raw --noheadings --output SOURCE,TARGET,FSTYPE | grep -Ev "$(foreign_loops)" | sed 's/^/mount: /' || true
+    findmnt --raw --noheadings --output SOURCE,TARGET,FSTYPE | grep -Ev "$(foreign_loops)" |
+        awk -v run="$run/" -v own="$run/$([[ -z $conf ]] || fsid)" \
+            'index($2, run) != 1 || index($2, own) == 1 { print "mount: " $0 }' || true
 }
 
 processes() {

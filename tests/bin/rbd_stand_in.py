@@ -1,9 +1,9 @@
 """Stands in for `rbd device map|unmap|list` on a kernel without rbd; tests/bin/rbd sends those verbs here.
 
-A mapping is a qemu-storage-daemon (librbd) that offers the image as a file through FUSE, and a loop device on that
-file. The file's mount is detached as soon as the loop device holds the file, so the mount table shows nothing of it, as
-with krbd. Unmapping detaches the loop device under an O_EXCL open (nobody can mount it in between), tells the daemon to
-close the image, and kills it when it has: then the image has no watcher and no lock, and the data is in the cluster.
+A mapping is a qemu-storage-daemon (librbd) that offers the image as a file through FUSE, and a loop device on it.
+Unmapping detaches the loop device under an O_EXCL open (nobody can mount it in between), tells the daemon to close the
+image, and kills it when it has: then the image has no watcher and no lock, and the data is in the cluster. The FUSE
+mount stays in the mount table until then: QEMU 7.2, when its mount is gone, repeats the last request until it crashes.
 
 Lifetimes: RUN/FSID/ is a cluster, with a `lock` that is held for looking and deciding only; RUN/FSID/ID/ is a mapping,
 with a `lock` of its own that is held while it is being made or ended, however long the cluster takes. A mapping whose
@@ -16,7 +16,7 @@ warns and gives a second device, read-only maps take no lock, and the verbs that
 mapped image are refused. Like rbd-nbd, for --device-type nbd: failures exit 1, and unmap never minds a mounted device.
 Unlike them: a device does not see its image grow (grow first, then map), a list shows its own cluster's mappings only,
 another program (a real krbd, `rbd bench`) can still take the lock from an exclusive mapping because QEMU yields it, and
-librbd knows no limit of 16 ancestors.
+librbd knows no limit of 16 ancestors, and an image that is mapped read-only has a watcher, so that it can't be removed.
 """
 
 from __future__ import annotations
@@ -126,8 +126,9 @@ class Call:
         return self.options.get("device-type", "krbd")
 
 
-def parse(argv: Sequence[str]) -> Call:
-    """Needs the arguments after the program; raises Failure 22 for what rbd would not understand."""
+def parse(argv: Sequence[str], *, strict: bool = True) -> Call:
+    """Needs the arguments after the program. Raises Failure 22 for what rbd would not understand, if strict; otherwise
+    the values of options of other verbs end among the words."""
     call = Call()
     rest = list(argv)
     while rest:
@@ -139,7 +140,7 @@ def parse(argv: Sequence[str]) -> Call:
         if arg[:2] in VALUED and not arg.startswith("--"):
             name, equals, value = VALUED[arg[:2]], arg[2:], arg[2:].removeprefix("=") if len(arg) > 2 else ""
         name = name.removeprefix("--").replace("_", "-")
-        if name in SWITCHES:
+        if name in SWITCHES or not (strict or name in KNOWN or name.startswith(CEPH_OPTIONS)):
             call.switches.add(name)
             continue
         if not equals:
@@ -269,17 +270,14 @@ def cluster_lock(cluster: str) -> Iterator[None]:
         os.close(lock)
 
 
-def mapping_paths(cluster: str) -> list[str]:
-    with contextlib.suppress(FileNotFoundError):
-        names = sorted(os.listdir(cluster))
-        return [f"{cluster}/{name}" for name in names if name.startswith("m-")]
-    return []
-
-
 def live_mappings(cluster: str) -> list[Mapping]:
     """What is mapped; cleans what nobody holds any more. Needs the cluster's lock."""
     live = []
-    for path in mapping_paths(cluster):
+    for path in (f"{cluster}/{name}" for name in sorted(os.listdir(cluster))):
+        if os.path.basename(path).startswith("gone-"):
+            remove_directory(path)
+        if not os.path.basename(path).startswith("m-"):
+            continue
         lock = open_lock(path, wait=False)
         mapping = load(path)
         if lock is None or (mapping.device and daemon_pid(path) and backed_by(mapping)):
@@ -293,21 +291,40 @@ def live_mappings(cluster: str) -> list[Mapping]:
 
 
 def discard(mapping: Mapping) -> None:
-    """Ends whatever is left of a mapping, data not yet written is lost with it."""
+    """Ends whatever is left of a mapping, data not yet written is lost with it. Needs the mapping's lock."""
     if mapping.device and backed_by(mapping):
         detach(mapping, force=True)
+    elif device := attached_to(f"{mapping.path}/export"):
+        mapping.meta["device"] = device
+        detach(mapping, force=True)
     end_daemon(mapping)
-    with contextlib.suppress(OSError):
+    if is_mounted(f"{mapping.path}/export"):
         run_quietly("umount", "--lazy", f"{mapping.path}/export")
     if mapping.meta.get("exclusive"):
         mark = f"{os.path.dirname(mapping.path)}/exclusive/{mapping.meta['image']}"
         with contextlib.suppress(FileNotFoundError):
             if os.readlink(mark) == mapping.path:
                 os.unlink(mark)
+    # First out of sight of those who would lock it, or make a new lock in it while it goes.
+    gone = f"{os.path.dirname(mapping.path)}/gone-{os.path.basename(mapping.path)}"
     with contextlib.suppress(FileNotFoundError):
-        for name in os.listdir(mapping.path):
-            os.unlink(f"{mapping.path}/{name}")
-        os.rmdir(mapping.path)
+        os.rename(mapping.path, gone)
+    remove_directory(gone)
+
+
+def remove_directory(path: str) -> None:
+    """One without directories in it, which somebody else may be removing too."""
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir(path):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{path}/{name}")
+        os.rmdir(path)
+
+
+def is_mounted(path: str) -> bool:
+    """Asked of the mount table: the file of a killed daemon can't even be looked at any more."""
+    with open("/proc/self/mounts", encoding="utf-8", errors="replace") as table:
+        return any(line.split(" ", 2)[1] == path for line in table)
 
 
 # --- the loop device ----------------------------------------------------------------------------------------------
@@ -326,26 +343,43 @@ def loop_status(fd: int) -> list[Any] | None:
 
 
 def backed_by(mapping: Mapping) -> bool:
-    """True while the loop device is still this mapping's: its number may have gone to another file meanwhile."""
-    try:
-        fd = os.open(mapping.device, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        status = loop_status(fd)
-    finally:
-        os.close(fd)
-    return status is not None and status[0] == mapping.meta["backing"]
+    """True while the loop device is still this mapping's. Looked up in sysfs: an open would make it busy for others."""
+    entry = f"/sys/block/{os.path.basename(mapping.device)}/loop/backing_file"
+    with contextlib.suppress(OSError), open(entry, encoding="utf-8") as source:
+        return source.read().rstrip("\n") == f"{mapping.path}/export"
+    return False
+
+
+def attached_to(path: str) -> str:
+    """The loop device on a file: the one of a map that was killed before it noted it."""
+    for entry in os.scandir("/sys/block"):
+        with contextlib.suppress(OSError), open(f"{entry.path}/loop/backing_file", encoding="utf-8") as source:
+            if source.read().rstrip("\n") == path:
+                return f"/dev/{entry.name}"
+    return ""
 
 
 def detach(mapping: Mapping, *, force: bool) -> None:
     """Takes the loop device off its file. Not forced, it raises Failure 16 when anybody has the device open or mounted
     in whatever mount namespace; forced, the device goes with its last user, who gets I/O errors until then."""
-    busy = Failure(errno.EBUSY, "unmap failed: (16) Device or resource busy")
+    tries = 1 if force else 5
+    while not try_detach(mapping, force=force):
+        tries -= 1
+        if not tries:
+            raise Failure(errno.EBUSY, "unmap failed: (16) Device or resource busy")
+        time.sleep(0.05)  # rbd tries again after 250 ms: something that looks at new devices may have it open
+    del mapping.meta["device"]
+    mapping.save()
+
+
+def try_detach(mapping: Mapping, *, force: bool) -> bool:
+    """False when somebody uses the device."""
     try:
         fd = os.open(mapping.device, os.O_RDONLY | os.O_CLOEXEC | (0 if force else os.O_EXCL))
     except OSError as error:
-        raise busy if error.errno == errno.EBUSY else error from error
+        if error.errno == errno.EBUSY:
+            return False
+        raise
     try:
         if not force:
             os.fsync(fd)
@@ -355,7 +389,7 @@ def detach(mapping: Mapping, *, force: bool) -> None:
             # Somebody has it open without having claimed it: the kernel only noted to clear it later. Take that back.
             status[LO_FLAGS_FIELD] &= ~LO_FLAGS_AUTOCLEAR
             fcntl.ioctl(fd, LOOP_SET_STATUS64, LOOP_INFO64.pack(*status))
-            raise busy
+        return status is None
     finally:
         os.close(fd)
 
@@ -381,19 +415,26 @@ def is_daemon_of(pid: int, path: str) -> bool:
         return False
 
 
+def daemon_pids(path: str) -> list[int]:
+    """Also of a daemon that has written no pid file yet, and of the parent that waits for it."""
+    if pid := daemon_pid(path):
+        return [pid]
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and is_daemon_of(int(name), path)]
+
+
 def end_daemon(mapping: Mapping) -> None:
     """Has the daemon close the image, then kills it: its own way out takes 1.4 s, with nothing of the image left to do.
     A daemon that does not answer within its time is killed all the same: the cluster then keeps its watch for 30 s."""
-    pid = daemon_pid(mapping.path)
-    pids = (
-        [pid]
-        if pid
-        else [int(name) for name in os.listdir("/proc") if name.isdigit() and is_daemon_of(int(name), mapping.path)]
-    )
-    if pid and mapping.device:
+    if not (pids := daemon_pids(mapping.path)):
+        return
+    # One that is still starting can't be told to close yet, but may have opened the image.
+    deadline = time.monotonic() + 3
+    while not (ready := daemon_pid(mapping.path)) and daemon_pids(mapping.path) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if ready:
         with contextlib.suppress(OSError, EOFError):
             close_image(mapping)
-    for pid in pids:
+    for pid in {*pids, *daemon_pids(mapping.path)}:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, SIGKILL)
         deadline = time.monotonic() + 5
@@ -520,14 +561,14 @@ def map_image(call: Call, spec: Spec, cluster: str, conf: str) -> None:
         mapping = Mapping(f"{cluster}/m-{os.urandom(4).hex()}", meta)
         os.mkdir(mapping.path, mode=0o700)
         lock = open_lock(mapping.path, wait=True)
+        if not exclusive:
+            meta["qmp"] = f"{mapping.path}/qmp"
+        mapping.save()  # who cleans after a killed map needs to know how to reach the daemon
     assert lock is not None
-    if not exclusive:
-        meta["qmp"] = f"{mapping.path}/qmp"
     try:
         attach(call, mapping, conf)
         if exclusive:
             mark(mapping)
-        mapping.save()
     except BaseException:
         discard(mapping)
         raise
@@ -544,14 +585,13 @@ def attach(call: Call, mapping: Mapping, conf: str) -> None:
     code, _ = run(daemon_argv(mapping, own_conf(call, mapping, conf), user), log)
     if code:
         raise failed_start(call, mapping, log)
-    backing = os.stat(export).st_dev
     # direct-io: no second copy of everything in the page cache, and the daemon sees a write when the device does.
     read_only = ["--read-only"] if mapping.meta["read_only"] else []
     code, device = run(["losetup", "--direct-io=on", *read_only, "--find", "--show", export], log)
     if code:
         raise Failure(errno.EIO, f"map failed: losetup: {tail(log)}")
-    mapping.meta.update(device=device, backing=backing)
-    run_quietly("umount", "--lazy", export)
+    mapping.meta["device"] = device
+    mapping.save()
 
 
 def mark(mapping: Mapping) -> None:
@@ -602,6 +642,7 @@ def find(call: Call, word: str) -> tuple[Mapping, int]:
     if not by_device:
         clusters = [f"{RUN}/{cluster_id(conf_path(call))}"]
     spec = None if by_device else spec_of(call, word)
+    busy = False
     for cluster in clusters:
         with cluster_lock(cluster):
             for mapping in live_mappings(cluster):
@@ -609,9 +650,11 @@ def find(call: Call, word: str) -> tuple[Mapping, int]:
                     mapping.device == word or str(mapping.spec) == str(spec)
                 ):
                     lock = open_lock(mapping.path, wait=False)
-                    if lock is None:
-                        raise Failure(errno.EBUSY, "unmap failed: (16) Device or resource busy")
-                    return mapping, lock
+                    if lock is not None:
+                        return mapping, lock
+                    busy = True
+    if busy:
+        raise Failure(errno.EBUSY, "unmap failed: (16) Device or resource busy")
     what = f"'{word}' is not a block device of rbd" if by_device else f"{spec}: not a mapped image or snapshot"
     raise Failure(errno.EINVAL, f"{what}\nrbd: unmap failed: (22) Invalid argument")
 
@@ -650,39 +693,37 @@ def list_mapped(call: Call, cluster: str) -> None:
             print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)))
 
 
-def refuse_or_pass_on(call: Call, argv: Sequence[str]) -> None:
+def refuse_or_pass_on(argv: Sequence[str]) -> NoReturn:
     """A verb of the real rbd: refused where an exclusively mapped image would refuse it, handed on otherwise."""
-    words = [*call.words, "", ""]
-    for verb, spec_words in (((words[0], words[1]), words[2:]), ((words[0], ""), words[1:])):
-        if verb in REFUSED_WHILE_EXCLUSIVE:
-            conf = conf_path(call)
-            image = spec_of(call, next(filter(None, spec_words), ""))
-            code = REFUSED_WHILE_EXCLUSIVE[verb]
-            if held_exclusively(exclusive_name(f"{RUN}/{cluster_id(conf)}", image)):
-                raise Failure(
-                    code, f"{' '.join(filter(None, verb))} failed: ({code}) {os.strerror(code)} (mapped exclusively)"
-                )
+    call = parse(argv, strict=False)
+    first, second, *rest = [*call.words, "", ""]
+    for verb, words in (((first, second), rest), ((first, ""), [second, *rest])):
+        code = REFUSED_WHILE_EXCLUSIVE.get(verb)
+        if code is None:
+            continue
+        cluster = f"{RUN}/{cluster_id(conf_path(call))}"
+        # Any word can be the image: how many an unknown option takes is not known here.
+        specs = [spec_of(call, word) for word in words if word or "image" in call.options]
+        if any(held_exclusively(exclusive_name(cluster, spec)) for spec in specs):
+            raise Failure(code, f"{' '.join(verb).strip()} failed: ({code}) {os.strerror(code)} (mapped exclusively)")
     os.execv(REAL_RBD, ["rbd", *argv])
 
 
 def dispatch(argv: Sequence[str]) -> None:
-    try:
-        call = parse(argv)
-    except Failure:
-        if {"map", "unmap", "showmapped", "device"}.isdisjoint(argv):
-            os.execv(REAL_RBD, ["rbd", *argv])
-        raise
-    words = call.words[1:] if call.words[:1] == ["device"] else call.words
+    words = parse(argv, strict=False).words
+    words = words[1:] if words[:1] == ["device"] else words
     verb, word = [*words, "", ""][:2]
+    listing = verb == "showmapped" or (verb in ("list", "ls") and "device" in argv)
+    if verb not in ("map", "unmap") and not listing:
+        refuse_or_pass_on(argv)
+    call = parse(argv)
+    conf = conf_path(call)
     if verb == "map":
-        conf = conf_path(call)
         map_image(call, spec_of(call, word), f"{RUN}/{cluster_id(conf)}", conf)
     elif verb == "unmap":
         unmap(call, word)
-    elif verb == "showmapped" or (verb in ("list", "ls") and call.words[0] == "device"):
-        list_mapped(call, f"{RUN}/{cluster_id(conf_path(call))}")
     else:
-        refuse_or_pass_on(call, argv)
+        list_mapped(call, f"{RUN}/{cluster_id(conf)}")
 
 
 def main() -> int:

@@ -29,7 +29,7 @@ setup() {
     mnt="$LAB/mnt"
     mkdir -p "$mnt"
     # Nothing here starts these; somebody beside us may.
-    ours_not='dockerd|containerd|docker_graph_driver|^mount: .*docker'
+    ours_not='dockerd|containerd|docker_graph_driver|^mount: .*(docker|dgd-|/data )|^loop device: .*\.img'
 }
 
 # Whatever a test leaves on failure: its mount, its mappings, its image.

@@ -504,7 +504,9 @@ def run(argv: Sequence[str], stderr_path: str) -> tuple[int, str]:
         (os.POSIX_SPAWN_OPEN, 2, stderr_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
     ]
     try:
-        pid = os.posix_spawnp(argv[0], list(argv), os.environ, file_actions=actions)
+        # In a group of its own: who kills the caller's group (a deadline) must not kill a client that has opened the
+        # image, which would stay its watcher for 30 s. The next call finds it and ends it properly.
+        pid = os.posix_spawnp(argv[0], list(argv), os.environ, file_actions=actions, setpgroup=0)
     except FileNotFoundError as error:
         raise Failure(
             127, f"{argv[0]} is missing: apt-get install qemu-utils qemu-block-extra mount util-linux"

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import command
+import kernel
 import mounts
 import rbdcli
 
@@ -42,6 +43,10 @@ class Place(enum.Enum):
 
 class LayerBusy(Exception):
     """A layer cannot be unmounted or unmapped: one line that names who holds it."""
+
+
+class LayerLost(Exception):
+    """The device of a mounted layer went away under it: one line that says what to do."""
 
 
 @dataclass
@@ -106,6 +111,7 @@ class MountedLayers:
         """
         with contextlib.ExitStack() as undo:
             entry = self._entries.get(layer) or self._map(layer, undo, read_only=sealed)
+            self._check_alive(layer, entry)
             if place not in entry.counts and place is Place.DRIVER and Place.DOCKER in entry.counts:
                 place = Place.DOCKER
             if place not in entry.counts:
@@ -157,11 +163,20 @@ class MountedLayers:
             self._unmount_leftover(layer, mounted)
             found = mounted.get(self.point(layer, Place.DOCKER))
             if found:
-                writable = set() if found.read_only else {Place.DOCKER}
-                device = mounts.device_path(found.device_number)
-                self._entries[layer] = _Entry(device, found.label, writable, {Place.DOCKER: 1})
+                self._adopt(layer, found)
             else:
                 self._unmap_leftover(layer)
+
+    def _adopt(self, layer: str, found: mounts.Mount) -> None:
+        try:
+            device = mounts.device_path(found.device_number)
+        except mounts.MountError as error:
+            log.error("unmounting layer %s: %s", layer, error)
+            _unmount_point(found.point, self._pool.timeout)
+            self._remove_directories(layer)
+            return
+        writable = set() if found.read_only else {Place.DOCKER}
+        self._entries[layer] = _Entry(device, found.label, writable, {Place.DOCKER: 1})
 
     def settle(self) -> None:
         """Docker has started anew: keep mounted, as one user each, what a container still uses; release the rest.
@@ -210,7 +225,7 @@ class MountedLayers:
         os.makedirs(os.path.join(self._root, layer), mode=DIRECTORY_MODE, exist_ok=True)
         undo.callback(self._remove_directories, layer)
         try:
-            device = self._pool.map(self._image_of(layer), read_only=read_only)
+            device = self._map_device(self._image_of(layer), read_only=read_only)
         except command.CommandTimeout:
             # The kernel may have done it all the same. If the list does not answer either, the
             # directory stays, and the next start finds the mapping by it.
@@ -220,6 +235,24 @@ class MountedLayers:
         entry = _Entry(device)
         undo.callback(self._unmap, layer, entry)
         return entry
+
+    def _map_device(self, image: str, *, read_only: bool) -> str:
+        with kernel.Log() as messages:
+            try:
+                return self._pool.map(image, read_only=read_only)
+            except rbdcli.RbdError as error:
+                raise error.explained(messages.about("rbd", "libceph", "nbd")) from None
+
+    def _check_alive(self, layer: str, entry: _Entry) -> None:
+        """Raise LayerLost if the file system of a mounted layer was shut down, since its device went away."""
+        for place in entry.counts:
+            try:
+                os.stat(self.point(layer, place))
+            except OSError as error:
+                raise LayerLost(
+                    f"layer {layer}: its device {entry.device} is gone ({error.strerror}); stop what uses it: "
+                    f"the next start maps it anew"
+                ) from None
 
     def _mount(
         self, layer: str, entry: _Entry, place: Place, undo: contextlib.ExitStack, *, write: bool, label: str
@@ -251,18 +284,26 @@ class MountedLayers:
 
     def _unmap(self, layer: str, entry: _Entry) -> None:
         for _ in _until_free():
-            if not mounts.in_use(entry.device):
-                try:
-                    self._pool.unmap(entry.device)
-                    break
-                except rbdcli.ImageBusy:
-                    continue
+            if not mounts.in_use(entry.device) and self._unmap_device(layer, entry.device):
+                break
         else:
             self._entries[layer] = entry
             holders = mounts.holders(mounts.device_number(entry.device))
             raise LayerBusy(f"layer {layer}: {entry.device} cannot be unmapped: {holders}")
         self._entries.pop(layer, None)
         self._remove_directories(layer)
+
+    def _unmap_device(self, layer: str, device: str) -> bool:
+        """Unmap a device, false while somebody holds it; one that vanished by itself is unmapped."""
+        try:
+            self._pool.unmap(device)
+        except rbdcli.ImageBusy:
+            return False
+        except rbdcli.RbdError as error:
+            if device in [item.device for item in self._pool.mappings()]:
+                raise
+            log.error("layer %s: its device %s vanished: %s", layer, device, error)
+        return True
 
     def _remove_directories(self, layer: str) -> None:
         for path in (*(self.point(layer, place) for place in Place), os.path.join(self._root, layer)):

@@ -30,6 +30,10 @@ CONNECT_SHARE = 0.5
 class RbdError(command.CommandError):
     """An rbd or ceph command failed."""
 
+    def explained(self, words: str) -> RbdError:
+        """Return this error with what somebody else, the kernel, said of it ("": nothing)."""
+        return type(self)(self.argv, self.status, f"{self.reason}; kernel: {words}") if words else self
+
 
 class ImageMissing(RbdError):
     """No such image, snapshot or pool (ENOENT)."""

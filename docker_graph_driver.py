@@ -25,14 +25,13 @@ from typing import Any
 from urllib.parse import unquote
 
 import archive
-
 import command
 import rbdcli
 from driver import DriverError
 from layers import LayerError
-from mounted import LayerBusy
+from mounted import LayerBusy, LayerLost
 from mounts import MountError
-from options import OptionError
+from options import OptionError, Options, parse
 from plugin import BadRequest, Plugin, UnknownMethod
 
 VERSION = "1.0.0"
@@ -54,6 +53,7 @@ EXPECTED = (
     DriverError,
     LayerBusy,
     LayerError,
+    LayerLost,
     MountError,
     OptionError,
     rbdcli.RbdError,
@@ -318,9 +318,9 @@ def only_instance(path: str) -> Iterator[None]:
         yield
 
 
-def serve(path: str, state_file: str) -> None:
+def serve(path: str, state_file: str, defaults: Options) -> None:
     """Serve until SIGTERM or SIGINT; running requests are finished, the mounts of containers stay."""
-    plugin = Plugin(state_file)
+    plugin = Plugin(state_file, defaults)
     with only_instance(path):
         plugin.restore()
         with Server(path, plugin) as server:
@@ -357,12 +357,15 @@ def main() -> int:
     parser.add_argument("--version", action="version", version=f"docker-graph-driver {VERSION}")
     parser.add_argument("--socket", default=SOCKET, metavar="PATH", help="unix socket to serve (default %(default)s)")
     parser.add_argument("--state", metavar="FILE", help="where Init's settings are kept (default: PATH.state)")
+    text = "storage option where dockerd gives none, such as ceph.datapool=docker; repeatable"
+    parser.add_argument("--default", action="append", default=[], metavar="OPTION=VALUE", help=text)
     levels = ("debug", "info", "warning", "error")
     parser.add_argument("--log-level", default="info", choices=levels, help="what is logged (default %(default)s)")
     arguments = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=arguments.log_level.upper())
     try:
-        serve(os.path.abspath(arguments.socket), arguments.state or arguments.socket + ".state")
+        defaults = parse(arguments.default)
+        serve(os.path.abspath(arguments.socket), arguments.state or arguments.socket + ".state", defaults)
     except EXPECTED as error:
         log.error("%s", error)
         return 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 PREFIX = "ceph."
@@ -115,13 +115,19 @@ class Options:
     timeout: float = _option(_seconds, 60.0, "seconds that one command may take")
 
 
+DEFAULTS = Options()
+
+
 def names() -> list[str]:
     """Return every option as a user writes it, in the order of the documentation."""
     return [PREFIX + item.name for item in fields(Options)]
 
 
-def parse(pairs: Sequence[str] | None) -> Options:
-    """Read Init's Opts. Raises OptionError that names the option, the value and what is valid."""
+def parse(pairs: Sequence[str] | None, defaults: Options = DEFAULTS) -> Options:
+    """Read Init's Opts; what they leave out is as in `defaults`.
+
+    Raises OptionError that names the option, the value and what is valid.
+    """
     known = {item.name: item for item in fields(Options)}
     values: dict[str, Any] = {}
     for pair in pairs or ():
@@ -138,7 +144,7 @@ def parse(pairs: Sequence[str] | None) -> Options:
         if item.metadata["repeatable"]:
             value = (*values.get(item.name, ()), value)
         values[item.name] = value
-    return Options(**values)
+    return replace(defaults, **values)
 
 
 def parse_layer_size(storage_opt: Mapping[str, str] | None) -> int | None:

@@ -91,8 +91,9 @@ class Request:
 class Plugin:
     """Answers the calls of the protocol. Safe to use from many threads."""
 
-    def __init__(self, state_file: str) -> None:
+    def __init__(self, state_file: str, defaults: options.Options = options.DEFAULTS) -> None:
         self._state_file = state_file
+        self._defaults = defaults
         self._driver: Driver | None = None
         self._gate = Gate()
         self._calls: dict[str, Callable[[Request], dict[str, Any] | None]] = {
@@ -152,7 +153,7 @@ class Plugin:
     # -- Init and its state ------------------------------------------------------------------
 
     def _init(self, request: Request) -> dict[str, Any]:
-        driver = _driver(request)
+        driver = self._make_driver(request)
         try:
             with self._gate.alone(INIT_WAIT_SECONDS):
                 driver.initialise()
@@ -161,6 +162,14 @@ class Plugin:
         except GateTimeout:
             raise DriverError(f"Init: requests of the former daemon still run after {INIT_WAIT_SECONDS:g} s") from None
         return {}
+
+    def _make_driver(self, request: Request) -> Driver:
+        """Make the driver that an Init asks for; it has touched nothing yet."""
+        home = request.text("Home", needed=True)
+        if not os.path.isabs(home):
+            raise BadRequest(f"Init: Home {home[:80]!r} is not an absolute path")
+        ids = archive.IdMaps(request.id_ranges("UIDMaps"), request.id_ranges("GIDMaps"))
+        return Driver(os.path.normpath(home), options.parse(request.texts("Opts"), self._defaults), ids)
 
     def _save(self, request: Request) -> None:
         """Keep what Init said for a start without Init; written whole or not at all."""
@@ -178,14 +187,14 @@ class Plugin:
                 request = Request("Init", source.read())
         except FileNotFoundError:
             return
-        driver = _driver(request)
+        driver = self._make_driver(request)
         driver.adopt()
         self._driver = driver
         log.info("took over the layers below %s from before", request.text("Home"))
 
     def check(self) -> None:
-        """Raise DriverError if what the driver needs is not there; without an Init, by the default options."""
-        driver = self._driver or Driver("/nonexistent", options.Options(), archive.IdMaps())
+        """Raise DriverError if what the driver needs is not there; without an Init, by the defaults."""
+        driver = self._driver or Driver("/nonexistent", self._defaults, archive.IdMaps())
         driver.check()
 
     def finish(self, timeout: float) -> bool:
@@ -198,15 +207,6 @@ class Plugin:
         except GateTimeout:
             return False
         return True
-
-
-def _driver(request: Request) -> Driver:
-    """Make the driver that an Init asks for; it has touched nothing yet."""
-    home = request.text("Home", needed=True)
-    if not os.path.isabs(home):
-        raise BadRequest(f"Init: Home {home[:80]!r} is not an absolute path")
-    ids = archive.IdMaps(request.id_ranges("UIDMaps"), request.id_ranges("GIDMaps"))
-    return Driver(os.path.normpath(home), options.parse(request.texts("Opts")), ids)
 
 
 def _id(request: Request) -> str:

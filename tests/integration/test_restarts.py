@@ -1,0 +1,316 @@
+"""What is left, and what goes on, when dockerd or the plugin ended without a word."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+
+import pytest
+from conftest import Cluster, StartPlugin, mounts_below
+from plugin_client import PluginProcess, Refused, make_tar, wait_until
+
+NewId = Callable[[], str]
+
+
+class Container:
+    """Plays a running container: a mount namespace of its own in which a layer is mounted, as runc leaves it."""
+
+    def __init__(self, root: str, place: str) -> None:
+        os.makedirs(place, exist_ok=True)
+        script = 'mount --bind "$1" "$2" && echo running && cd "$2" && exec sleep 600'
+        self.process = subprocess.Popen(
+            ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "-", root, place],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+        )
+        assert self.process.stdout
+        assert self.process.stdout.readline() == b"running\n"
+        self.root = f"/proc/{self.process.pid}/cwd"
+
+    def write(self, name: str, content: str) -> None:
+        """The container writes a file."""
+        with open(os.path.join(self.root, name), "w", encoding="ascii") as target:
+            target.write(content)
+
+    def read(self, name: str) -> str:
+        """The container reads a file."""
+        with open(os.path.join(self.root, name), encoding="ascii") as source:
+            return source.read()
+
+    def end(self) -> None:
+        """The container's process exits."""
+        self.process.kill()
+        self.process.wait(10)
+        if self.process.stdout:
+            self.process.stdout.close()
+
+
+RunContainer = Callable[[str], Container]
+
+
+@pytest.fixture
+def run_container(session_directory: str, start_plugin: StartPlugin) -> Iterator[RunContainer]:
+    """Start a container on a root; it is ended at the end of the test, before the plugin."""
+    running: list[Container] = []
+
+    def run(root: str) -> Container:
+        running.append(Container(root, os.path.join(session_directory, f"container-{len(running)}")))
+        return running[-1]
+
+    yield run
+    for container in running:
+        container.end()
+
+
+def new_container(plugin: PluginProcess, layer: str) -> str:
+    """What docker create does; the image layer has one file."""
+    client = plugin.client
+    image = client.create(layer[::-1])
+    client.apply_diff(image, make_tar({"of the image": "x"}))
+    client.create(layer + "-init", image, writable=True)
+    client.create(layer, layer + "-init", writable=True)
+    return layer
+
+
+def holds_device(cluster: Cluster, layer: str) -> bool:
+    """Whether a layer's image is mapped once."""
+    return cluster.mapped().count(f"docker_image_{layer}") == 1
+
+
+def test_dockerd_stops_and_starts(plugin: PluginProcess, cluster: Cluster, new_id: NewId) -> None:
+    client = plugin.client
+    layer = new_container(plugin, new_id())
+    client.write(layer, "f", "x")
+    client.call("Cleanup")
+    assert cluster.mapped() == []
+    plugin.init()
+    assert client.read(layer, "f") == b"x"
+    assert client.changes(layer, layer + "-init") == {"/f": 1}
+
+
+def test_live_restore_keeps_what_a_container_uses_and_releases_the_rest(
+    plugin: PluginProcess, cluster: Cluster, new_id: NewId, run_container: RunContainer
+) -> None:
+    """dockerd starts anew: Init without a Cleanup, Get and Put at once for the running one, one Put when it stops."""
+    client = plugin.client
+    running, stopped = new_container(plugin, new_id()), new_container(plugin, new_id())
+    root = client.get(running)
+    client.get(stopped)
+    container = run_container(root)
+    container.write("before", "1")
+
+    plugin.init()
+    assert holds_device(cluster, running)
+    assert cluster.mapped() == [f"docker_image_{running}"]
+    assert mounts_below(plugin.home) == [os.path.dirname(root)]
+    assert client.get(running) == root
+    client.put(running)
+    assert mounts_below(plugin.home) == [os.path.dirname(root)]
+    container.write("after", "2")
+    assert container.read("before") == "1"
+    with open(os.path.join(root, "after"), encoding="ascii") as source:
+        assert source.read() == "2"
+
+    container.end()
+    client.put(running)
+    assert mounts_below(plugin.home) == []
+    assert cluster.mapped() == []
+    assert client.read(running, "after") == b"2"
+    client.put(stopped)
+    assert client.read(stopped, "of the image") == b"x"
+
+
+def test_dockerd_killed_9_then_put_without_get(plugin: PluginProcess, cluster: Cluster, new_id: NewId) -> None:
+    """Without live-restore its containers died with it: Init, then a Put for each that was running."""
+    client = plugin.client
+    layers = [new_container(plugin, new_id()) for _ in range(2)]
+    for layer in layers:
+        client.get(layer)
+        client.get(layer)
+    plugin.init()
+    assert cluster.mapped() == []
+    for layer in layers:
+        client.put(layer)
+    root = client.get(layers[0])
+    client.put(layers[0])
+    assert not os.path.exists(root)
+    for layer in layers:
+        client.remove(layer)
+        client.remove(layer + "-init")
+
+
+def test_plugin_killed_9_under_a_running_container(
+    plugin: PluginProcess, cluster: Cluster, new_id: NewId, run_container: RunContainer
+) -> None:
+    """Init does not come again: the plugin remembers it, and finds its mounts in the kernel's table."""
+    client = plugin.client
+    layer, other = new_container(plugin, new_id()), new_container(plugin, new_id())
+    root = client.get(layer)
+    container = run_container(root)
+    container.write("before", "1")
+    plugin.kill()
+    container.write("meanwhile", "2")
+    plugin.start()
+
+    assert mounts_below(plugin.home) == [os.path.dirname(root)]
+    assert holds_device(cluster, layer)
+    assert client.metadata(layer)["MountPoint"] == os.path.dirname(root)
+    # docker exec and cp, then stop.
+    assert client.get(layer) == root
+    client.put(layer)
+    assert container.read("before") == "1"
+    assert mounts_below(plugin.home) == [os.path.dirname(root)]
+    container.end()
+    client.put(layer)
+    assert mounts_below(plugin.home) == []
+    assert cluster.mapped() == []
+    assert client.read(layer, "meanwhile") == b"2"
+    assert client.read(other, "of the image") == b"x"
+    client.write(other, "g", "new")
+
+
+def test_plugin_killed_9_then_remove_of_what_was_mounted(
+    plugin: PluginProcess, cluster: Cluster, new_id: NewId
+) -> None:
+    layer = new_container(plugin, new_id())
+    plugin.client.get(layer)
+    plugin.kill()
+    plugin.start()
+    plugin.client.remove(layer)
+    assert mounts_below(plugin.home) == []
+    assert cluster.mapped() == []
+
+
+def test_plugin_and_dockerd_killed_9(plugin: PluginProcess, cluster: Cluster, new_id: NewId) -> None:
+    client = plugin.client
+    layer = new_container(plugin, new_id())
+    client.get(layer)
+    plugin.kill()
+    plugin.start()
+    plugin.init()
+    assert cluster.mapped() == []
+    client.put(layer)
+    assert client.listing(layer) == ["of the image"]
+
+
+def test_plugin_restarted_twice(plugin: PluginProcess, new_id: NewId) -> None:
+    """Nothing is mounted twice, and the count is one user however often that happens."""
+    layer = new_container(plugin, new_id())
+    root = plugin.client.get(layer)
+    for _ in range(2):
+        plugin.kill()
+        plugin.start()
+    assert len(mounts_below(plugin.home)) == 1
+    assert plugin.client.get(layer) == root
+    plugin.client.put(layer)
+    assert len(mounts_below(plugin.home)) == 1
+    plugin.client.put(layer)
+    assert mounts_below(plugin.home) == []
+
+
+def test_sigterm_leaves_the_mounts_of_containers(
+    plugin: PluginProcess, cluster: Cluster, new_id: NewId, run_container: RunContainer
+) -> None:
+    client = plugin.client
+    layer = new_container(plugin, new_id())
+    root = client.get(layer)
+    container = run_container(root)
+    assert plugin.terminate() == 0
+    assert not os.path.exists(plugin.socket)
+    assert mounts_below(plugin.home) == [os.path.dirname(root)]
+    container.write("f", "still here")
+    plugin.start()
+    assert client.get(layer) == root
+    client.put(layer)
+    container.end()
+    client.put(layer)
+    assert client.read(layer, "f") == b"still here"
+
+
+def test_a_mapping_without_a_mount_is_taken_back(plugin: PluginProcess, cluster: Cluster, new_id: NewId) -> None:
+    """The plugin was killed between map and mount."""
+    layer = new_container(plugin, new_id())
+    plugin.client.get(layer)
+    plugin.kill()
+    cluster.run(["umount", mounts_below(plugin.home)[0]])
+    assert holds_device(cluster, layer)
+    plugin.start()
+    assert cluster.mapped() == []
+    assert plugin.client.listing(layer) == ["of the image"]
+
+
+def test_one_busy_leftover_does_not_stop_the_plugin(
+    plugin: PluginProcess, cluster: Cluster, new_id: NewId, run_container: RunContainer
+) -> None:
+    """A device that somebody else still holds, and no mount of ours: other layers must be served all the same."""
+    client = plugin.client
+    busy, other = new_container(plugin, new_id()), new_container(plugin, new_id())
+    container = run_container(client.get(busy))
+    plugin.kill()
+    cluster.run(["umount", mounts_below(plugin.home)[0]])
+    plugin.start()
+    assert client.listing(other) == ["of the image"]
+    plugin.init()
+    assert client.listing(other) == ["of the image"]
+    container.end()
+    wait_until(lambda: client.listing(busy) == ["of the image"], "the layer is free again")
+
+
+def test_copies_of_the_mount_table_do_not_hold_a_layer(plugin: PluginProcess, cluster: Cluster, new_id: NewId) -> None:
+    """A service with PrivateTmp, or a container being started, copies our mounts for ever or for moments."""
+    layer = new_container(plugin, new_id())
+    plugin.client.get(layer)
+    copy = subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo up; exec sleep 600"],
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert copy.stdout
+        assert copy.stdout.readline() == b"up\n"
+        plugin.client.put(layer)
+        assert cluster.mapped() == []
+    finally:
+        copy.kill()
+        copy.communicate()
+
+
+def test_put_of_a_layer_in_which_somebody_sits(plugin: PluginProcess, cluster: Cluster, new_id: NewId) -> None:
+    """The error names who holds it; once he is gone the layer can be put or removed, and nothing is lost."""
+    layer = new_container(plugin, new_id())
+    root = plugin.client.get(layer)
+    sitter = subprocess.Popen(["sleep", "600"], cwd=root)
+    try:
+        with pytest.raises(Refused, match="busy"):
+            plugin.client.put(layer)
+        assert plugin.client.get(layer) == root
+    finally:
+        sitter.kill()
+        sitter.wait()
+    plugin.client.put(layer)
+    assert mounts_below(plugin.home) == []
+    assert cluster.mapped() == []
+
+
+def test_a_state_file_that_is_no_state(plugin: PluginProcess, new_id: NewId) -> None:
+    """One line that names it, no trace: somebody has to read it in the journal."""
+    assert plugin.terminate() == 0
+    state = plugin.socket + ".state"
+    with open(state, encoding="utf-8") as source:
+        good = source.read()
+    for bad in ("", "{", "[]", '{"Home": 1}', '{"Home": "relative"}', '{"Home": "/h", "Opts": ["ceph.bogus=1"]}'):
+        with open(state, "w", encoding="utf-8") as target:
+            target.write(bad)
+        try:
+            plugin.start()
+        except AssertionError:
+            pass
+        else:
+            # It may serve all the same, and wait for an Init.
+            assert plugin.terminate() == 0
+        assert "Traceback" not in plugin.log_text(), bad
+        assert state in plugin.log_text(), bad
+    with open(state, "w", encoding="utf-8") as target:
+        target.write(good)
+    plugin.start()
+    plugin.client.create(new_id())

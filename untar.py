@@ -111,7 +111,7 @@ class Untar:
             return
         missing = []
         top = path
-        while not os.path.lexists(top):
+        while not _exists(top):
             missing.append(top)
             top = top.rpartition(b"/")[0] or b"/"
         for directory in reversed(missing):
@@ -274,6 +274,15 @@ class Untar:
         if follow:
             os.chmod(path, entry.mode & 0o7777)
         os.utime(path, ns=_times(entry, bound=follow), follow_symlinks=follow)
+
+
+def _exists(path: bytes) -> bool:
+    """Whether a name exists; unlike os.path.lexists, which calls a path missing that is too long to look at."""
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _clean(name: bytes) -> bytes:

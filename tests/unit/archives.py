@@ -1,0 +1,150 @@
+"""Archives made by hand, byte by byte, and pictures of trees: what the tests of the archive room share.
+
+Nothing here uses the code under test: a header is put together from its fields, so that a test can get any of them
+wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import archive
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: chroot, chown and device nodes")
+
+FILE, LINK, SYMLINK, CHARDEV, BLOCKDEV, DIR, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
+WHEN = 1_500_000_000
+
+
+def header(
+    name: bytes,
+    kind: bytes = FILE,
+    *,
+    size: int | bytes = 0,
+    mode: int | bytes = 0o644,
+    uid: int | bytes = 0,
+    gid: int | bytes = 0,
+    mtime: int | bytes = WHEN,
+    link: bytes = b"",
+    magic: bytes = b"ustar\x0000",
+    major: int | bytes = 0,
+    minor: int | bytes = 0,
+    prefix: bytes = b"",
+    checksum: bytes | None = None,
+) -> bytes:
+    """One header block; a field given as bytes goes in as it is."""
+
+    def number(value: int | bytes, width: int) -> bytes:
+        return value.ljust(width, b"\0") if isinstance(value, bytes) else b"%0*o\0" % (width - 1, value)
+
+    front = name.ljust(100, b"\0") + number(mode, 8) + number(uid, 8) + number(gid, 8)
+    front += number(size, 12) + number(mtime, 12)
+    back = kind + link.ljust(100, b"\0") + magic.ljust(8, b"\0") + bytes(64) + number(major, 8) + number(minor, 8)
+    back += prefix.ljust(167, b"\0")
+    assert len(front) == 148
+    assert len(back) == 356
+    summed = b"%06o\0 " % (sum(front) + sum(back) + 8 * 32)
+    return front + (checksum if checksum is not None else summed) + back
+
+
+def padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % 512)
+
+
+def file(name: bytes, data: bytes = b"", **fields: Any) -> bytes:
+    return header(name, FILE, size=len(data), **fields) + padded(data)
+
+
+def folder(name: bytes, **fields: Any) -> bytes:
+    return header(name, DIR, **{"mode": 0o755, **fields})
+
+
+def symlink(name: bytes, target: bytes, **fields: Any) -> bytes:
+    return header(name, SYMLINK, link=target, mode=0o777, **fields)
+
+
+def hardlink(name: bytes, target: bytes, **fields: Any) -> bytes:
+    return header(name, LINK, link=target, **fields)
+
+
+def record(key: bytes, value: bytes) -> bytes:
+    length = len(key) + len(value) + 3
+    while len(b"%d" % length) + len(key) + len(value) + 3 != length:
+        length = len(b"%d" % length) + len(key) + len(value) + 3
+    return b"%d %s=%s\n" % (length, key, value)
+
+
+def pax(records: Mapping[bytes, bytes] | bytes, kind: bytes = b"x") -> bytes:
+    data = records if isinstance(records, bytes) else b"".join(record(key, value) for key, value in records.items())
+    return header(b"PaxHeaders/x", kind, size=len(data)) + padded(data)
+
+
+def long_name(name: bytes, kind: bytes = b"L") -> bytes:
+    data = name + b"\0"
+    return header(b"././@LongLink", kind, size=len(data), magic=b"ustar  \0") + padded(data)
+
+
+def tar(*members: bytes) -> bytes:
+    return b"".join(members) + bytes(1024)
+
+
+def apply(root: Path | str, *members: bytes, **options: Any) -> int:
+    """Apply an archive of these members, ended by its two blocks of zeros."""
+    return archive.apply(str(root), io.BytesIO(tar(*members)), **options)
+
+
+def picture(root: Path | str, *, times: bool = True) -> dict[bytes, tuple[Any, ...]]:
+    """Everything that a tree holds, the root itself included as b"."."""
+    top = os.fsencode(root)
+    found: dict[bytes, tuple[Any, ...]] = {b".": _look(top, times)}
+    for directory, names, others in os.walk(top):
+        for name in names + others:
+            path = os.path.join(directory, name)
+            found[os.path.relpath(path, top)] = _look(path, times)
+    return found
+
+
+def _look(path: bytes, times: bool) -> tuple[Any, ...]:
+    status = os.lstat(path)
+    what: Any = None
+    if stat.S_ISREG(status.st_mode):
+        with open(path, "rb") as source:
+            what = (status.st_size, hashlib.sha1(source.read()).hexdigest())
+    elif stat.S_ISLNK(status.st_mode):
+        what = os.readlink(path)
+    elif stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):
+        what = (os.major(status.st_rdev), os.minor(status.st_rdev))
+    names = os.listxattr(path, follow_symlinks=False)
+    xattrs = {name: os.getxattr(path, name, follow_symlinks=False) for name in names}
+    when = status.st_mtime_ns if times else None
+    return (oct(status.st_mode), status.st_uid, status.st_gid, when, what, xattrs)
+
+
+@pytest.fixture
+def layer(tmp_path: Path) -> Path:
+    """An empty directory that plays the mounted layer."""
+    root = tmp_path / "layer"
+    root.mkdir()
+    return root
+
+
+def children() -> list[int]:
+    """The processes that this one has started and that are not reaped."""
+    found: list[int] = []
+    for task in os.listdir("/proc/self/task"):
+        found += map(int, Path(f"/proc/self/task/{task}/children").read_text().split())
+    return found
+
+
+def peak_memory(pid: int) -> int:
+    """The most memory a running process has ever had, in bytes; 0 if it has ended."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))

@@ -162,10 +162,14 @@ class MountedLayers:
         for layer in os.listdir(self._root):
             self._unmount_leftover(layer, mounted)
             found = mounted.get(self.point(layer, Place.DOCKER))
-            if found:
-                self._adopt(layer, found)
-            else:
-                self._unmap_leftover(layer)
+            try:
+                if found:
+                    self._adopt(layer, found)
+                elif not self._mount_again(layer):
+                    self._unmap_leftover(layer)
+            except LayerBusy as error:
+                # One layer is no reason to leave all others without a driver.
+                log.error("%s", error)
 
     def _adopt(self, layer: str, found: mounts.Mount) -> None:
         try:
@@ -178,6 +182,28 @@ class MountedLayers:
         writable = set() if found.read_only else {Place.DOCKER}
         self._entries[layer] = _Entry(device, found.label, writable, {Place.DOCKER: 1})
 
+    def _mount_again(self, layer: str) -> bool:
+        """Mount a layer that a container uses although our own mount is gone; tell whether there was such.
+
+        The mount namespace of a managed plugin ends with it (`docker plugin disable --force`); the containers
+        have theirs, and the kernel keeps the device.
+        """
+        if not os.path.isdir(self.point(layer, Place.DOCKER)):
+            return False
+        for mapping in self._mappings(layer):
+            if mounts.in_use(mapping.device):
+                self._entries[layer] = entry = _Entry(mapping.device)
+                self._mount_for_container(layer, entry, write=not mounts.is_read_only(mapping.device))
+                return True
+        return False
+
+    def _mount_for_container(self, layer: str, entry: _Entry, *, write: bool) -> None:
+        with contextlib.ExitStack() as undo:
+            self._mount(layer, entry, Place.DOCKER, undo, write=write, label=entry.label)
+            undo.pop_all()
+        entry.counts[Place.DOCKER] = 1
+        log.info("%s is in use by a running container, mounted at %s", layer, self.point(layer, Place.DOCKER))
+
     def settle(self) -> None:
         """Docker has started anew: keep mounted, as one user each, what a container still uses; release the rest.
 
@@ -187,7 +213,7 @@ class MountedLayers:
         for layer, entry in list(self._entries.items()):
             if Place.DOCKER not in entry.counts:
                 continue
-            point, writable = self.point(layer, Place.DOCKER), Place.DOCKER in entry.writable
+            writable = Place.DOCKER in entry.writable
             try:
                 self._unmount(layer, entry, Place.DOCKER)
             except LayerBusy as error:
@@ -195,11 +221,7 @@ class MountedLayers:
                 entry.counts[Place.DOCKER] = 1
                 continue
             if mounts.in_use(entry.device):
-                with contextlib.ExitStack() as undo:
-                    self._mount(layer, entry, Place.DOCKER, undo, write=writable, label=entry.label)
-                    undo.pop_all()
-                entry.counts[Place.DOCKER] = 1
-                log.info("%s is in use by a running container, mounted at %s", layer, point)
+                self._mount_for_container(layer, entry, write=writable)
             elif not entry.counts:
                 self._unmap(layer, entry)
 

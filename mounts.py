@@ -106,6 +106,12 @@ def device_path(number: str) -> str:
         raise MountError(f"block device {number} is gone: {error.strerror}") from None
 
 
+def is_read_only(device: str) -> bool:
+    """Tell whether a block device takes no writes. Raises OSError if there is no such device."""
+    with open(f"/sys/class/block/{os.path.basename(device)}/ro", encoding="ascii") as source:
+        return source.read().strip() == "1"
+
+
 def in_use(device: str) -> bool:
     """Tell whether a block device is mounted in any mount namespace, or claimed by another driver.
 

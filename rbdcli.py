@@ -260,9 +260,15 @@ class Pool:
         return json.loads(self._run((*argv, "--format", "json")) or "null")
 
     def has_namespace(self) -> bool:
-        """Tell whether the pool has our namespace."""
-        said = self._json("namespace", "ls", "--pool", self.name)
-        return self.namespace in [item["name"] for item in said]
+        """Tell whether the pool has our namespace.
+
+        Told by listing its images: a key with `profile rbd` for one namespace may not list the namespaces.
+        """
+        try:
+            self.list()
+        except ImageMissing:
+            return False
+        return True
 
     def client_version(self) -> str:
         """Return what `rbd --version` says of itself: the version and the release's name."""

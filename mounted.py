@@ -285,6 +285,10 @@ class MountedLayers:
         if entry.counts:
             # One super block for all mounts of a device, with one set of options: show it once more.
             source = next(iter(entry.counts))
+            if write and source not in entry.writable:
+                # Before, not after: other mount namespaces get the new mount as it is now, no remount reaches them.
+                mounts.make_writable(self.point(layer, source), timeout=timeout)
+                entry.writable.add(source)
             mounts.bind(self.point(layer, source), point, timeout=timeout)
             if source in entry.writable:
                 entry.writable.add(place)

@@ -254,8 +254,9 @@ class Layers:
         there that does not fit the options.
         """
         base, scratch = self.image(BASE), f"{self.image(BASE)}.{self._owner()}"
+        # Ours from a crash, even if another host has made a whole one since.
+        self._remove_scratch(scratch)
         if not self._has_base(base):
-            self._remove_scratch(scratch)
             self._make_file_system(scratch)
             self.pool.set_metadata(scratch, FS_KEY, self._options.fs)
             self.pool.set_metadata(scratch, FORMAT_KEY, FORMAT)
@@ -312,6 +313,8 @@ class Layers:
         point = os.path.join(self._home, BASE)
         if mounts.at(point):
             mounts.unmount(point, timeout=self.pool.timeout)
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(point)
         for mapping in self.pool.mappings():
             if mapping.image == image:
                 self.pool.unmap(mapping.device)

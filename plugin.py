@@ -180,14 +180,18 @@ class Plugin:
     def restore(self) -> None:
         """Go on where an earlier life of this process ended. Without its state file, nothing happens.
 
-        Needs no cluster: the plugin must serve, and say what is wrong, also when Ceph is away.
+        Needs no cluster: the plugin must serve, and say what is wrong, also when Ceph is away. Nor does a
+        state file that is damaged, or from another version, keep it from serving: the next Init writes it anew.
         """
         try:
             with open(self._state_file, "rb") as source:
                 request = Request("Init", source.read())
+            driver = self._make_driver(request)
         except FileNotFoundError:
             return
-        driver = self._make_driver(request)
+        except (BadRequest, options.OptionError) as error:
+            log.error("%s is of no use, restart dockerd: %s", self._state_file, error)
+            return
         driver.adopt()
         self._driver = driver
         log.info("took over the layers below %s from before", request.text("Home"))

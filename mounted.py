@@ -254,6 +254,12 @@ class MountedLayers:
             undo.pop_all()
             self._unmap_leftover(layer)
             raise
+        except rbdcli.ImageLocked:
+            # Perhaps by this very host, for a home that is gone: a managed plugin was removed and made anew.
+            if not self._mappings(layer):
+                raise
+            self._unmap_leftover(layer)
+            return self._map(layer, undo, read_only=read_only)
         entry = _Entry(device)
         undo.callback(self._unmap, layer, entry)
         return entry

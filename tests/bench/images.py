@@ -1,0 +1,168 @@
+"""The images of the benchmark as archives for docker load, made without a registry and kept in a cache directory.
+
+small       busybox, one layer
+tiny-N      busybox and N - 1 layers of three small files each
+big         Debian's minbase, and nine layers on it: about 716 MB and 20,000 files
+depth-N     one layer of busybox and a file /bottom of 100 MB, and N - 1 tiny layers; all N in one archive
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import random
+import subprocess
+import tarfile
+from collections.abc import Mapping, Sequence
+
+import make_image
+from plugin_client import REPO
+
+CACHE = os.environ.get("BENCH_CACHE", "/var/cache/docker-graph-driver-tests/bench")
+MB = 1_000_000
+BIG_BYTES, BIG_FILES, BIG_LAYERS = 716 * MB, 20_000, 10
+BOTTOM_BYTES = 100 * MB
+# A different recipe needs a different name in the cache.
+RECIPE = "1"
+
+
+def small() -> str:
+    """Path of the archive with the image `bench:small`."""
+    path = _cached("small")
+    if not os.path.exists(path):
+        _write(path, {"bench:small": [_busybox()]})
+    return path
+
+
+def tiny(layers: int) -> str:
+    """Path of the archive with the image `bench:tiny-LAYERS`."""
+    path = _cached(f"tiny-{layers}")
+    if not os.path.exists(path):
+        _write(path, {f"bench:tiny-{layers}": [_busybox(), *_small_layers(layers - 1)]})
+    return path
+
+
+def big() -> str:
+    """Path of the archive with the image `bench:big`."""
+    path = _cached("big")
+    if not os.path.exists(path):
+        base = _debian()
+        with tarfile.open(fileobj=io.BytesIO(base)) as archive:
+            sizes = [member.size for member in archive if member.isreg()]
+        size, files = (BIG_BYTES - sum(sizes)) // (BIG_LAYERS - 1), (BIG_FILES - len(sizes)) // (BIG_LAYERS - 1)
+        _write(path, {"bench:big": [base, *(_big_layer(number, size, files) for number in range(1, BIG_LAYERS))]})
+    return path
+
+
+def depth(depths: Sequence[int]) -> str:
+    """Path of an archive with an image `bench:depth-N` for each N; they share their layers."""
+    path = _cached("depth-" + "-".join(map(str, depths)))
+    if not os.path.exists(path):
+        buffer = io.BytesIO(_busybox())
+        with tarfile.open(fileobj=buffer, mode="a") as archive:
+            make_image.add(archive, "bottom", random.Random(0).randbytes(BOTTOM_BYTES))
+        layers = [buffer.getvalue(), *_small_layers(max(depths) - 1)]
+        _write(path, {f"bench:depth-{number}": layers[:number] for number in depths})
+    return path
+
+
+def content(archive: str) -> tuple[int, int]:
+    """Bytes and number of the regular files in all layers of an archive's first image."""
+    size = files = 0
+    with tarfile.open(archive) as image:
+        for name in _layer_names(image):
+            member = image.extractfile(name)
+            assert member is not None
+            with tarfile.open(fileobj=member) as layer:
+                sizes = [item.size for item in layer if item.isreg()]
+            size, files = size + sum(sizes), files + len(sizes)
+    return size, files
+
+
+def _layer_names(image: tarfile.TarFile) -> list[str]:
+    manifest = image.extractfile("manifest.json")
+    assert manifest is not None
+    return list(json.load(manifest)[0]["Layers"])
+
+
+def _cached(name: str) -> str:
+    os.makedirs(CACHE, exist_ok=True)
+    return os.path.join(CACHE, f"{name}.{RECIPE}.tar")
+
+
+def _shell(script: str) -> bytes:
+    """What a function of tests/lib.bash prints."""
+    return subprocess.run(["bash", "-euc", script, "bash", REPO], capture_output=True, check=True).stdout
+
+
+def _busybox() -> bytes:
+    """Busybox as a root file system; one for the whole cache, so that all images have the same first layer."""
+    path = _cached("busybox-root")
+    if not os.path.exists(path):
+        _save(path, _shell('source "$1/tests/lib.bash"; busybox_image'))
+    with open(path, "rb") as source:
+        return source.read()
+
+
+def _debian() -> bytes:
+    """Debian's minbase; the end-to-end tests have the recipe and keep it, here it is called without bats."""
+    script = 'bats_require_minimum_version() { :; }; BATS_TEST_DIRNAME=$1/tests/e2e; source "$1/tests/e2e/helpers.bash"'
+    path = _shell(f"{script}; debian_image").decode().strip()
+    with open(path, "rb") as source:
+        return source.read()
+
+
+def _small_layers(number: int) -> list[bytes]:
+    return [make_image.small_layer(layer) for layer in range(1, number + 1)]
+
+
+def _big_layer(number: int, size: int, files: int) -> bytes:
+    """`files` files of `size` bytes together: one has a third of them, the others are of 1 byte to 4 times the mean."""
+    chance = random.Random(number)
+    shares = [chance.random() ** 2 for _ in range(files - 1)]
+    small = size - size // 3
+    sizes = [size // 3, *(int(small * share / sum(shares)) + 1 for share in shares)]
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for index, length in enumerate(sizes):
+            name = f"opt/layer{number}/{index % 64:02}/{index}"
+            make_image.add(archive, name, chance.randbytes(length))
+    return stream.getvalue()
+
+
+def _write(path: str, images: Mapping[str, Sequence[bytes]]) -> None:
+    """Write an archive of images whose common layers are in it once."""
+    manifest, written = [], set[str]()
+    with tarfile.open(path + ".new", "w") as archive:
+        for name, layers in images.items():
+            digests = [hashlib.sha256(layer).hexdigest() for layer in layers]
+            for digest, layer in zip(digests, layers):
+                if digest not in written:
+                    make_image.add(archive, f"{digest}/layer.tar", layer)
+                written.add(digest)
+            config = _config(digests)
+            config_name = f"{hashlib.sha256(config).hexdigest()}.json"
+            make_image.add(archive, config_name, config)
+            paths = [f"{digest}/layer.tar" for digest in digests]
+            manifest.append({"Config": config_name, "RepoTags": [name], "Layers": paths})
+        make_image.add(archive, "manifest.json", json.dumps(manifest).encode())
+    os.replace(path + ".new", path)
+
+
+def _config(digests: Sequence[str]) -> bytes:
+    return json.dumps(
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {"Env": ["PATH=/bin:/usr/bin:/sbin:/usr/sbin"]},
+            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}" for digest in digests]},
+        }
+    ).encode()
+
+
+def _save(path: str, data: bytes) -> None:
+    with open(path + ".new", "wb") as target:
+        target.write(data)
+    os.replace(path + ".new", path)

@@ -1,0 +1,158 @@
+"""The table of a run, two runs side by side, the rows that miss their goals, and the section of README."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from goals import BY_KEY, FLOOR, PEER, ROWS, Row
+from plugin_client import REPO
+from results import OURS, Results, quantile
+
+BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
+HEAD = ("", "unit", "ours p50", "p90", "overlay2", "ratio", "floor", "ratio", "runs", "goal", "")
+
+
+def floor_of(results: Results, row: Row) -> float | None:
+    """The floor of a row: the bare commands and, where Docker itself has work to do, what that takes with overlay2."""
+    commands, peer = results.p50(row.key, FLOOR), results.p50(row.key, PEER)
+    if commands is None or not row.on_peer:
+        return commands
+    return commands + (peer or 0.0)
+
+
+def misses(results: Results, row: Row) -> str:
+    """Why a row misses its goal, or nothing. A row without a goal, or that was not measured, misses none."""
+    ours = results.p50(row.key)
+    if ours is None or row.limit is None or ours <= row.limit:
+        return ""
+    text = f"{row.title}: {_number(ours)} {row.unit}, goal {_number(row.limit)}"
+    if not row.against:
+        return text
+    other = floor_of(results, row) if row.against == FLOOR else results.p50(row.key, PEER)
+    if not other:
+        return text
+    if ours <= row.factor * other:
+        return ""
+    return f"{text}, or at most {row.factor:g} times the {row.against} of {_number(other)}: is {ours / other:.2f} times"
+
+
+def check(results: Results) -> list[str]:
+    """The rows that miss their goals, a line for each."""
+    return [line for row in ROWS if (line := misses(results, row))]
+
+
+def table(results: Results) -> list[tuple[str, ...]]:
+    """The table as cells, its head first."""
+    lines: list[tuple[str, ...]] = [HEAD]
+    for key in [*(row.key for row in ROWS), *sorted(set(results.rows) - BY_KEY.keys(), key=_by_depth)]:
+        if key in results.rows:
+            lines.append(_cells(results, BY_KEY.get(key) or _depth_row(key)))
+    return lines
+
+
+def _by_depth(key: str) -> tuple[str, int]:
+    name, _, number = key.partition("@")
+    return name, int(number) if number.isdigit() else 0
+
+
+def _depth_row(key: str) -> Row:
+    name, _, number = key.partition("@")
+    titles = {"run": "create + start + wait", "read": "100 MB read from the bottom"}
+    return Row(key, f"{titles.get(name, name)}, {number} layers", "s")
+
+
+def _cells(results: Results, row: Row) -> tuple[str, ...]:
+    samples = results.rows[row.key].get(OURS, [])
+    ours, peer, floor = quantile(samples, 0.5), results.p50(row.key, PEER), floor_of(results, row)
+    goal = "" if row.limit is None else _number(row.limit)
+    if row.against:
+        goal += f" or {row.factor:g} x {row.against}"
+    mark = "" if row.limit is None else "misses" if misses(results, row) else "met"
+    return (
+        row.title,
+        row.unit,
+        _number(ours),
+        _number(quantile(samples, 0.9)) if len(samples) > 1 else "",
+        _number(peer),
+        _ratio(ours, peer),
+        _number(floor),
+        _ratio(ours, floor),
+        str(len(samples)),
+        goal,
+        mark,
+    )
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    if value == int(value) and abs(value) < 1000:
+        return f"{value:.0f}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
+
+
+def _ratio(ours: float | None, other: float | None) -> str:
+    return f"{ours / other:.2f}" if ours and other else ""
+
+
+def text(results: Results) -> str:
+    """Everything about a run, for a terminal."""
+    lines = [*aligned(table(results)), "", "bytes in the pool, beyond those of an empty one:"]
+    lines += [f"  {step:44}{size / 1e6:10.1f} MB" for step, size in results.stored]
+    lines += ["", "the bare commands of the floors (p50, p90 in ms):"]
+    for name, taken in sorted(results.steps.items()):
+        p50, p90 = quantile(taken, 0.5) or 0.0, quantile(taken, 0.9) or 0.0
+        lines.append(f"  {name:24}{1000 * p50:8.0f}{1000 * p90:8.0f}   {len(taken)} times")
+    return "\n".join([*lines, "", *(f"{key}: {value}" for key, value in results.facts.items())])
+
+
+def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Cells as lines: the first column to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if not column else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths))
+        ).rstrip()
+        for row in cells
+    ]
+
+
+def compare(first: Results, second: Results, names: Sequence[str]) -> str:
+    """Our medians of two runs side by side, and what became of the peer's: a machine that changed shows there."""
+    cells: list[tuple[str, ...]] = [("", *names, "ratio", "overlay2", "overlay2", "ratio")]
+    for key in [key for key in first.rows if key in second.rows]:
+        row = BY_KEY.get(key) or _depth_row(key)
+        ours, peers = [run.p50(key) for run in (first, second)], [run.p50(key, PEER) for run in (first, second)]
+        numbers = (*map(_number, ours), _ratio(ours[1], ours[0]), *map(_number, peers), _ratio(peers[1], peers[0]))
+        cells.append((row.title, *numbers))
+    return "\n".join(aligned(cells))
+
+
+def markdown(results: Results) -> str:
+    """The table for README."""
+    rows = [[cell.replace("|", "\\|") for cell in cells] for cells in table(results)]
+    facts = results.facts
+    about = (
+        f"Measured by `./bench.sh` on {facts['date']}: {facts['machine']}, Linux {facts['kernel']}, {facts['ceph']}, "
+        f"Docker {facts['docker']}; mapped by: {facts['mapped by']}; load {facts['load at the start']} at the start, "
+        f"{facts.get('load at the end', 'unknown')} at the end. Seconds and megabytes, medians. Floor: the bare "
+        f"commands that the row needs, plus overlay2's time where Docker has work to do."
+    )
+    lines = [about, "", *("| " + " | ".join(cells) + " |" for cells in rows)]
+    lines.insert(3, "|" + "---|" * len(HEAD))
+    return "\n".join(lines)
+
+
+def write_readme(results: Results) -> None:
+    """Replace what stands between the marks in README.md. Raises ValueError if the marks are not there."""
+    path = os.path.join(REPO, "README.md")
+    with open(path, encoding="utf-8") as source:
+        readme = source.read()
+    before, begun, rest = readme.partition(BEGIN)
+    _, ended, after = rest.partition(END)
+    if not (begun and ended):
+        raise ValueError(f"README.md has no section between {BEGIN} and {END}")
+    with open(path, "w", encoding="utf-8") as target:
+        target.write(f"{before}{BEGIN}\n{markdown(results)}\n{END}{after}")

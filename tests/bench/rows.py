@@ -1,0 +1,329 @@
+"""The rows: each function measures one or a few of them, on our driver, on the peer, and the floor beside them.
+
+In the order in which they are run: images are loaded into an empty pool first, so that each finds all its layers new.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import images
+from engine import Engine
+from floor import Floor, in_parallel, write_file
+from results import FLOOR, OURS, PEER, Results, Window
+from stack import Stack
+
+MB = 1_000_000
+MIB = 1 << 20
+WRITTEN = 200 * MIB
+AT_ONCE = 10
+IDLE = 5
+
+
+class Plan(NamedTuple):
+    """How much is done: `runs` for the cheap rows, `few` for those of many seconds; after `seconds` each runs once."""
+
+    runs: int
+    few: int
+    depths: Sequence[int]
+    seconds: float
+    peer: bool = True
+
+
+FULL = Plan(runs=20, few=3, depths=(2, 10, 20, 40, 80, 120), seconds=660)
+QUICK = Plan(runs=5, few=1, depths=(2, 20), seconds=150)
+
+
+class Bench:
+    """The stack under measurement and what was found so far."""
+
+    def __init__(self, stack: Stack, plan: Plan, results: Results) -> None:
+        self.stack = stack
+        self.plan = plan
+        self.results = results
+        self.floor = Floor(stack)
+        self._deadline = time.monotonic() + plan.seconds
+        self._empty = stack.stored()
+        self.note_stored("empty pool", self._empty)
+
+    def sites(self) -> Iterator[tuple[str, Engine]]:
+        """Ours and, unless the plan is without it, the peer."""
+        yield OURS, self.stack.ours
+        if self.plan.peer:
+            yield PEER, self.stack.peer
+
+    def repeat(self, times: int) -> Iterator[int]:
+        """Count up to `times`; once the plan's time is over, one time has to do."""
+        for number in range(times):
+            if number and time.monotonic() > self._deadline:
+                return
+            yield number
+
+    def timed(self, key: str, who: str, task: Callable[[], object]) -> float:
+        """Measure a task as a sample of a row."""
+        begin, started = time.time(), time.perf_counter()
+        task()
+        seconds = time.perf_counter() - started
+        self.results.add(key, who, seconds)
+        if who == OURS:
+            self.results.windows.append(Window(key, begin, begin + seconds))
+        return seconds
+
+    def stored(self, step: str) -> int:
+        """Bytes in the pool more than when it was empty, noted as those after a step."""
+        size = self.stack.stored() - self._empty
+        self.note_stored(step, size)
+        return size
+
+    def note_stored(self, step: str, size: int) -> None:
+        """Note what the pool holds after a step."""
+        self.results.stored.append((step, size))
+
+    def need(self, archive: str, image: str) -> None:
+        """Load an image that a row runs on, unless it is there."""
+        for _, engine in self.sites():
+            if not engine.has_image(image):
+                engine.load(archive)
+
+
+# -- images ------------------------------------------------------------------------------------
+
+
+def load_tiny(bench: Bench, layers: int) -> None:
+    """Load and remove an image of many tiny layers."""
+    archive, image = images.tiny(layers), f"bench:tiny-{layers}"
+    for number in bench.repeat(bench.plan.few):
+        for who, engine in bench.sites():
+            bench.timed(f"load_{layers}", who, functools.partial(engine.load, archive))
+        if number == 0:
+            bench.results.add(f"stored_{layers}", OURS, bench.stored(f"load, {layers} tiny layers") / MB)
+            _note_ancestors(bench)
+        bench.stack.settle()
+        for who, engine in bench.sites():
+            bench.timed(f"rmi_{layers}", who, functools.partial(engine.remove_image, image))
+        bench.stack.settle()
+        _layer_floor(bench, f"{layers}", layers, small=True)
+    bench.stored(f"rmi of the {layers} layers")
+
+
+def big_image(bench: Bench) -> None:
+    """Load the big image, look at it, change a file, commit, save, and remove it."""
+    archive = images.big()
+    for number in bench.repeat(bench.plan.few):
+        for who, engine in bench.sites():
+            bench.timed("load_big", who, functools.partial(engine.load, archive))
+        if number == 0:
+            stored = bench.stored("load, 716 MB image")
+            bench.results.add("stored_big", OURS, stored / MB)
+            bench.results.add("stored_ratio", OURS, stored / images.content(archive)[0])
+            _note_ancestors(bench)
+        bench.stack.settle()
+        for who, engine in bench.sites():
+            bench.timed("save", who, functools.partial(engine.save, "bench:big"))
+        if number == 0:
+            bench.results.add("written_save", OURS, (bench.stored("docker save") - stored) / MB)
+        _changed_file(bench, first=number == 0)
+        bench.stack.settle()
+        for who, engine in bench.sites():
+            bench.timed("rmi_big", who, functools.partial(engine.remove_image, "bench:big"))
+        bench.stack.settle()
+        bench.results.add("save", FLOOR, images.BIG_LAYERS * bench.floor.reading())
+        _layer_floor(bench, "big", images.BIG_LAYERS, small=False)
+    bench.stored("rmi of the 716 MB image")
+
+
+def _layer_floor(bench: Bench, name: str, layers: int, *, small: bool) -> None:
+    """The floor of loading and removing an image: that of one layer, so many times."""
+    floor = bench.floor.layer(small=small)
+    bench.results.add(f"load_{name}", FLOOR, layers * floor["layer"])
+    bench.results.add(f"rmi_{name}", FLOOR, layers * floor["rmi"])
+
+
+def _changed_file(bench: Bench, *, first: bool) -> None:
+    """docker diff and docker commit of a container that changed one file of the big image."""
+    containers = {}
+    for who, engine in bench.sites():
+        containers[who] = engine.create("bench:big", "sh", "-c", "echo changed >/etc/issue")
+        engine.start(containers[who])
+        _expect(engine.wait(containers[who]) == 0, "the container that changes a file")
+    before = bench.stored("one container that changed a file") if first else 0
+    for _ in bench.repeat(3):
+        for who, engine in bench.sites():
+            bench.timed("diff", who, functools.partial(engine.changes, containers[who]))
+        bench.results.add("diff", FLOOR, 2 * bench.floor.reading())
+    if first:
+        bench.results.add("written_diff", OURS, (bench.stored("docker diff of it") - before) / MB)
+    for who, engine in bench.sites():
+        bench.timed("commit", who, functools.partial(engine.commit, containers[who], "bench-commit"))
+    bench.results.add("commit", FLOOR, 2 * bench.floor.reading() + bench.floor.layer(small=False)["layer"])
+    if first:
+        bench.stored("docker commit of it")
+    for who, engine in bench.sites():
+        engine.remove(containers[who])
+        engine.remove_image("bench-commit")
+
+
+# -- containers --------------------------------------------------------------------------------
+
+
+def lifecycle(bench: Bench) -> None:
+    """docker create, start, wait, rm of a container that does nothing."""
+    bench.need(images.small(), "bench:small")
+    for _ in bench.repeat(bench.plan.runs):
+        for who, engine in bench.sites():
+            _one_life(bench, who, engine)
+        for key, seconds in bench.floor.lifecycle().items():
+            bench.results.add(key, FLOOR, seconds)
+
+
+def _one_life(bench: Bench, who: str, engine: Engine) -> None:
+    made: list[str] = []
+
+    def run() -> None:
+        bench.timed("create", who, lambda: made.append(engine.create("bench:small", "true")))
+        engine.start(made[0])
+        _expect(engine.wait(made[0]) == 0, "a container that runs `true`")
+
+    bench.timed("run", who, run)
+    bench.timed("rm", who, lambda: engine.remove(made[0]))
+
+
+def at_once(bench: Bench) -> None:
+    """Ten containers created, started and waited for at once."""
+    bench.need(images.small(), "bench:small")
+    for _ in bench.repeat(bench.plan.few):
+        bench.stack.settle()
+        for who, engine in bench.sites():
+            made: list[str] = []
+            tasks = [functools.partial(_run_and_note, engine, "bench:small", made)] * AT_ONCE
+            bench.timed("at_once", who, functools.partial(in_parallel, tasks))
+            for container in made:
+                engine.remove(container)
+        bench.stack.settle()
+        bench.results.add("at_once", FLOOR, bench.floor.at_once(AT_ONCE))
+
+
+def _run_and_note(engine: Engine, image: str, made: list[str]) -> None:
+    container = engine.create(image, "true")
+    made.append(container)
+    engine.start(container)
+    _expect(engine.wait(container) == 0, "one of several containers at once")
+
+
+def write(bench: Bench) -> None:
+    """200 MB written and fsynced in a container's file system."""
+    bench.need(images.small(), "bench:small")
+    for _ in bench.repeat(bench.plan.few):
+        for who, engine in bench.sites():
+            container = _sleeper(engine, "bench:small")
+            path = f"/proc/{engine.pid(container)}/root/out"
+            bench.timed("write", who, functools.partial(write_file, path, WRITTEN))
+            engine.remove(container)
+        bench.stack.settle()
+        bench.results.add("write", FLOOR, bench.floor.write(WRITTEN))
+
+
+def idle(bench: Bench) -> None:
+    """What a container that does nothing takes in the pool."""
+    bench.need(images.small(), "bench:small")
+    before = bench.stored("small image")
+    containers = [_sleeper(bench.stack.ours, "bench:small") for _ in range(IDLE)]
+    after = bench.stored(f"{IDLE} idle containers")
+    bench.results.add("idle", OURS, (after - before) / IDLE / MB)
+    for container in containers:
+        bench.stack.ours.remove(container)
+
+
+def _sleeper(engine: Engine, image: str) -> str:
+    container = engine.create(image, "sleep", "10000")
+    engine.start(container)
+    return container
+
+
+# -- depth -------------------------------------------------------------------------------------
+
+
+def depth(bench: Bench) -> None:
+    """A container on images of growing depth, and reading a file of their common bottom layer."""
+    depths = bench.plan.depths
+    archive = images.depth(depths)
+    bench.need(archive, f"bench:depth-{max(depths)}")
+    bench.stored(f"load, {max(depths)} layers on a file of 100 MB")
+    _note_ancestors(bench)
+    bench.stack.settle()
+    for _ in bench.repeat(min(bench.plan.runs, 7)):
+        for number in depths:
+            for who, engine in bench.sites():
+                _one_of_depth(bench, who, engine, number)
+    for key, row in (("run", "depth_run"), ("read", "depth_read")):
+        deep, flat = (bench.results.p50(f"{key}@{number}") for number in (max(depths), min(depths)))
+        if deep and flat:
+            bench.results.add(row, OURS, deep / flat)
+
+
+def _one_of_depth(bench: Bench, who: str, engine: Engine, number: int) -> None:
+    image, made = f"bench:depth-{number}", list[str]()
+    bench.timed(f"run@{number}", who, functools.partial(_run_and_note, engine, image, made))
+    engine.remove(made[0])
+    container = _sleeper(engine, image)
+    path = f"/proc/{engine.pid(container)}/root/bottom"
+    bench.timed(f"read@{number}", who, functools.partial(_read_file, path))
+    engine.remove(container)
+
+
+def _read_file(path: str) -> None:
+    """Read a file that this machine does not remember from the last time (the cluster may)."""
+    with open(path, "rb", buffering=0) as source:
+        os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        size = sum(iter(lambda: len(source.read(MIB)), 0))
+    _expect(size == images.BOTTOM_BYTES, "the file of the bottom layer")
+
+
+def _note_ancestors(bench: Bench) -> None:
+    """The most ancestors that an image of the pool has; looked for in a few, since each step is a command."""
+    layers = [name for name in bench.stack.images() if name.startswith("docker_image_")]
+    known = bench.results.p50("ancestors") or 0.0
+    most = max(map(bench.stack.ancestors, layers[:: max(1, len(layers) // 20)]))
+    bench.results.rows["ancestors"] = {OURS: [max(known, float(most))]}
+
+
+# -- all of them -------------------------------------------------------------------------------
+
+
+def _expect(true: bool, what: str) -> None:
+    if not true:
+        raise RuntimeError(f"did not do what it should: {what}")
+
+
+Row = Callable[[Bench], None]
+ALL: dict[str, Row] = {
+    "load_41": functools.partial(load_tiny, layers=41),
+    "load_121": functools.partial(load_tiny, layers=121),
+    "big": big_image,
+    "lifecycle": lifecycle,
+    "at_once": at_once,
+    "write": write,
+    "idle": idle,
+    "depth": depth,
+}
+SMALL = ("load_41", "lifecycle", "at_once", "write", "idle", "depth")
+
+
+def measure(bench: Bench, names: Sequence[str]) -> None:
+    """Measure these rows and then what the driver has used for it all."""
+    for name in names:
+        started = time.monotonic()
+        ALL[name](bench)
+        bench.stack.settle()
+        print(f"bench: {name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+    assert bench.stack.watch
+    usage = bench.stack.watch.usage()
+    bench.results.add("memory", OURS, usage.peak / MB)
+    bench.results.add("memory_tree", OURS, usage.tree / MB)
+    bench.results.add("cpu", OURS, usage.cpu)
+    bench.results.steps = bench.floor.steps

@@ -5,8 +5,9 @@ Names are bytes from end to end: Linux knows no encoding of names and layers hol
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 BLOCK = 512
 ZEROS = bytes(BLOCK)
@@ -41,7 +42,7 @@ class Entry:
     mtime = 0  # nanoseconds
     atime: int | None = None  # nanoseconds, None if the archive does not say
     sparse: list[tuple[int, int]] | None = None  # (offset, length) of the data, None if all of it is data
-    xattrs: Mapping[bytes, bytes] = MappingProxyType({})
+    xattrs: Mapping[bytes, bytes] = {}
 
     def __init__(self, name: bytes, kind: bytes = FILE, *, mode: int = 0o644, size: int = 0, link: bytes = b"") -> None:
         self.name = name

@@ -2,15 +2,14 @@
 
 Reading follows Go's archive/tar (`reader.go`, `strconv.go`), because moby reads layers with it: v7, ustar, star, GNU
 and pax headers, GNU long names, the four sparse formats, base-256 numbers, and the broken GNU prefix that Go before 1.8
-wrote and old registries still hold. One difference: old GNU sparse files are taken, which moby's unpacking refuses.
+wrote and old registries still hold. tarparse.py understands the bytes, here they are put together to entries. One
+difference: old GNU sparse files are taken, which moby's unpacking refuses.
 """
 
 from __future__ import annotations
 
-import functools
+import errno
 import os
-import zlib
-from collections.abc import Iterator
 
 from tarformat import (
     BLOCK,
@@ -18,19 +17,28 @@ from tarformat import (
     FILE,
     HEADER_ONLY,
     MAX_SPECIAL,
-    NANOSECONDS,
     PAX,
     PAX_GLOBAL,
-    XATTR,
     ZEROS,
     ArchiveError,
     Entry,
     quote,
 )
+from tarparse import merge_pax, parse_decimal, parse_header, parse_number, parse_pax, text_of
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_splice = getattr(os, "splice", None)  # from Python 3.10 on
 _OLD_FILE, _GNU_SPARSE, _GNU_LONG_NAME, _GNU_LONG_LINK = b"\0", b"S", b"L", b"K"
-_ADLER = 65521  # the prime of an Adler-32
-_USTAR_WITHOUT_EXTRAS = b"ustar\x0000" + bytes(64) + b"0000000\x000000000\0" + bytes(167)
+
+
+def write_all(fd: int, data: memoryview | bytes) -> None:
+    """Write all of it, in as many steps as it takes."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 class Input:
@@ -71,161 +79,37 @@ class Input:
             count -= len(piece)
             yield piece
 
+    def copy_to(self, target: int, count: int) -> int:
+        """Write the next `count` bytes to an open file; return how many there were, fewer if the archive ends."""
+        left = count
+        for piece in self.pieces(min(count, self._end - self._pos)):
+            write_all(target, piece)
+            left -= len(piece)
+        left -= self._splice(target, left)
+        for piece in self.pieces(left):
+            write_all(target, piece)
+            left -= len(piece)
+        return count - left
+
+    def _splice(self, target: int, count: int) -> int:
+        """Let the kernel move bytes that are not in the buffer from pipe to file; return how many it moved."""
+        moved = 0
+        try:
+            while moved < count and _splice is not None:
+                step = _splice(self._fd, target, min(count - moved, 1 << 20))
+                if not step:
+                    break
+                moved += step
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # the archive does not come from a pipe
+                raise
+        return moved
+
     def drain(self) -> None:
         """Read on to the end and forget it."""
         self._pos = self._end = 0
         while os.readv(self._fd, [self._view]):
             pass
-
-
-@functools.lru_cache(maxsize=4096)
-def _number(field: bytes) -> int:
-    """A numeric field: octal text or base-256 (Go: parseNumeric). ValueError if it is neither."""
-    if field[0] & 0x80:
-        value = int.from_bytes(field, "big") & ~(0x80 << 8 * (len(field) - 1))
-        if field[0] & 0x40:
-            value -= 1 << (8 * len(field) - 1)
-        if not -(1 << 63) <= value < 1 << 63:
-            raise ValueError("number out of range")
-        return value
-    text = field.strip(b" \0").partition(b"\0")[0]
-    if not text.strip(b"01234567"):  # int() takes signs, blanks and underscores as well
-        return int(text or b"0", 8)
-    raise ValueError("malformed number")
-
-
-def _text(field: bytes) -> bytes:
-    return field.partition(b"\0")[0]
-
-
-@functools.lru_cache(maxsize=4096)
-def _mode_and_owner(fields: bytes) -> tuple[int, int, int]:
-    return _number(fields[:8]), _number(fields[8:16]), _number(fields[16:])
-
-
-def _checksum_holds(block: bytes) -> bool:
-    """Whether the checksum of a header is right: the sum of its bytes, with the checksum itself counted as blanks.
-
-    The lower half of an Adler-32 is that sum modulo a prime, and zlib has it forty times faster than a loop.
-    Some old programs added signed bytes; Go takes those too.
-    """
-    field = block[148:156]
-    stored = _number(field)
-    blanked = sum(field) - 8 * 0x20
-    if ((zlib.adler32(block) & 0xFFFF) - 1 - blanked - stored) % _ADLER == 0 and stored < _ADLER:
-        return True
-    unsigned = sum(block) - blanked
-    signed = sum(byte - 256 if byte > 127 else byte for byte in block[:148] + b" " * 8 + block[156:])
-    return stored in (unsigned, signed)
-
-
-def _parse_header(block: bytes) -> Entry:
-    """The entry that one header block describes by itself. ValueError if it is not a header."""
-    if not _checksum_holds(block):
-        raise ValueError("wrong checksum")
-    entry = Entry(_text(block[:100]), block[156:157])
-    entry.mode, entry.uid, entry.gid = _mode_and_owner(block[100:124])
-    entry.size = _number(block[124:136])
-    entry.mtime = _number(block[136:148]) * NANOSECONDS
-    if entry.size < 0:
-        raise ValueError("negative size")
-    if entry.type != FILE:
-        entry.link = _text(block[157:257])
-    _parse_extras(entry, block[257:])
-    return entry
-
-
-def _parse_extras(entry: Entry, extras: bytes) -> None:
-    """What newer formats have behind the fields of v7."""
-    if extras == _USTAR_WITHOUT_EXTRAS or not extras.startswith(b"ustar"):
-        return
-    magic, major, minor, prefix = extras[:8], extras[72:80], extras[80:88], extras[88:243]
-    if magic == b"ustar  \0":
-        entry.name = _broken_go_prefix(prefix) + entry.name
-    elif magic.startswith(b"ustar\0"):
-        if extras[251:255] == b"tar\0":  # star: times at the end of the prefix
-            prefix = prefix[:131]
-        if prefix[0]:
-            entry.name = _text(prefix) + b"/" + entry.name
-    else:
-        return
-    entry.devmajor, entry.devminor = _number(major), _number(minor)
-
-
-def _broken_go_prefix(prefix: bytes) -> bytes:
-    """The directory that Go before 1.8 put where GNU tar keeps two times (Go: readHeader, issue 12594), or nothing."""
-    try:
-        for field in (prefix[:12], prefix[12:24]):
-            if field[0]:
-                _number(field)
-    except ValueError:
-        text = _text(prefix)
-        return text + b"/" if text.isascii() else b""
-    return b""
-
-
-def _parse_pax(data: bytes) -> list[tuple[bytes, bytes]]:
-    """The records of a pax header, in order (Go: parsePAXRecord). ValueError if one is malformed."""
-    records = []
-    pos = 0
-    while pos < len(data):
-        blank = data.find(b" ", pos)
-        digits = data[pos:blank]
-        if blank < 0 or not digits.isdigit():
-            raise ValueError("malformed pax record")
-        end = pos + int(digits)
-        key, equals, value = data[blank + 1 : end - 1].partition(b"=")
-        if not equals or end > len(data) or data[end - 1 : end] != b"\n" or end - 1 <= blank or b"\0" in key:
-            raise ValueError("malformed pax record")
-        if key in (b"path", b"linkpath", b"uname", b"gname") and b"\0" in value:
-            raise ValueError("NUL in a pax name")
-        records.append((key, value))
-        pos = end
-    return records
-
-
-def _decimal(text: bytes) -> int:
-    digits = text[1:] if text[:1] in (b"-", b"+") else text
-    if not digits.isdigit() or len(digits) > 19:
-        raise ValueError("malformed number")
-    return int(text)
-
-
-def _pax_time(text: bytes) -> int:
-    """Nanoseconds of a pax time, digits beyond them cut off (Go: parsePAXTime)."""
-    seconds, _, fraction = text.partition(b".")
-    if fraction and not fraction.isdigit():
-        raise ValueError("malformed time")
-    part = int(fraction[:9].ljust(9, b"0"))
-    return _decimal(seconds) * NANOSECONDS + (-part if seconds.startswith(b"-") else part)
-
-
-def _merge_pax(entry: Entry, records: list[tuple[bytes, bytes]]) -> None:
-    """Let the pax records override what the header says; an empty value overrides nothing (Go: mergePAX)."""
-    xattrs: dict[bytes, bytes] = {}
-    for key, value in records:
-        if not value:
-            continue
-        if key == b"path":
-            entry.name = value
-        elif key == b"linkpath":
-            entry.link = value
-        elif key == b"uid":
-            entry.uid = _decimal(value)
-        elif key == b"gid":
-            entry.gid = _decimal(value)
-        elif key == b"size":
-            entry.size = _decimal(value)
-        elif key == b"mtime":
-            entry.mtime = _pax_time(value)
-        elif key == b"atime":
-            entry.atime = _pax_time(value)
-        elif key.startswith(XATTR):
-            xattrs[key[len(XATTR) :]] = value
-    if entry.size < 0:
-        raise ValueError("negative size")
-    if xattrs:
-        entry.xattrs = xattrs
 
 
 class TarReader:
@@ -236,6 +120,7 @@ class TarReader:
         self._name = b""
         self._left = 0  # bytes of the current entry that nobody has read
         self._padding = 0
+        self._plain: dict[bytes, int] = {}  # see parse_header
 
     def next_entry(self) -> Entry | None:
         """The next entry, None at the end. What nobody has read of the entry before is skipped.
@@ -270,6 +155,11 @@ class TarReader:
             yield piece
         self._complete()
 
+    def copy_to(self, target: int) -> None:
+        """Write the stored bytes of the current entry to an open file."""
+        self._left -= self._source.copy_to(target, self._left)
+        self._complete()
+
     def _complete(self) -> None:
         if self._left:
             raise ArchiveError(f"{quote(self._name)}: the archive ends within this entry")
@@ -297,19 +187,19 @@ class TarReader:
             if not block or block == ZEROS:
                 self._end(block)
                 return None
-            entry = _parse_header(block)
+            entry = parse_header(block, self._plain)
             if entry.type == PAX:
-                pax = _parse_pax(self._special(entry.size))
+                pax = parse_pax(self._special(entry.size))
             elif entry.type == PAX_GLOBAL:  # moby ignores these
-                _parse_pax(self._special(entry.size))
+                parse_pax(self._special(entry.size))
                 pax, long_name, long_link = [], b"", b""
             elif entry.type == _GNU_LONG_NAME:
-                long_name = _text(self._special(entry.size))
+                long_name = text_of(self._special(entry.size))
             elif entry.type == _GNU_LONG_LINK:
-                long_link = _text(self._special(entry.size))
+                long_link = text_of(self._special(entry.size))
             else:
                 if pax:
-                    _merge_pax(entry, pax)
+                    merge_pax(entry, pax)
                 if long_name:
                     entry.name = long_name
                 if long_link:
@@ -331,7 +221,7 @@ class TarReader:
         self._padding = -self._left % BLOCK
         if entry.type == _GNU_SPARSE:
             entry.type = FILE
-            entry.size, entry.sparse = _number(block[483:495]), self._old_sparse_map(block)
+            entry.size, entry.sparse = parse_number(block[483:495]), self._old_sparse_map(block)
         elif entry.type == FILE and pax:
             self._pax_sparse(entry, pax)
         if entry.sparse is not None:
@@ -345,7 +235,7 @@ class TarReader:
             for pos in range(0, len(area) - 23, 24):
                 if area[pos] == 0:  # an empty field ends the map
                     break
-                sparse.append((_number(area[pos : pos + 12]), _number(area[pos + 12 : pos + 24])))
+                sparse.append((parse_number(area[pos : pos + 12]), parse_number(area[pos + 12 : pos + 24])))
             if not more:
                 return sparse
             if len(sparse) * 24 > MAX_SPECIAL:
@@ -364,15 +254,19 @@ class TarReader:
         if version == (b"1", b"0"):
             entry.sparse = self._sparse_map_in_data(entry)
         elif version in ((None, None), (b"0", b"0"), (b"0", b"1")) and (b"map" in records or b"numblocks" in records):
-            flat = [_decimal(text) for text in records.get(b"map", b"").split(b",") if text]
-            flat += [_decimal(value) for key, value in pax if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes")]
+            flat = [parse_decimal(text) for text in records.get(b"map", b"").split(b",") if text]
+            flat += [
+                parse_decimal(value) for key, value in pax if key in (b"GNU.sparse.offset", b"GNU.sparse.numbytes")
+            ]
             entry.sparse = list(zip(flat[::2], flat[1::2]))
-            if len(flat) % 2 or len(entry.sparse) != _decimal(records.get(b"numblocks", b"%d" % len(entry.sparse))):
+            if len(flat) % 2 or len(entry.sparse) != parse_decimal(
+                records.get(b"numblocks", b"%d" % len(entry.sparse))
+            ):
                 raise ValueError("malformed sparse map")
         else:
             return
         entry.name = self._name = records.get(b"name") or entry.name
-        entry.size = _decimal(records.get(b"realsize") or records.get(b"size") or b"%d" % entry.size)
+        entry.size = parse_decimal(records.get(b"realsize") or records.get(b"size") or b"%d" % entry.size)
 
     def _sparse_map_in_data(self, entry: Entry) -> list[tuple[int, int]]:
         """The map of format 1.0: decimal lines at the start of the data, up to a full block."""
@@ -385,8 +279,8 @@ class TarReader:
             self._left -= len(block)
             text += block
             if wanted == 1 and b"\n" in text:
-                wanted = 1 + 2 * _decimal(text.partition(b"\n")[0])
-        flat = [_decimal(line) for line in text.split(b"\n")[1:wanted]]
+                wanted = 1 + 2 * parse_decimal(text.partition(b"\n")[0])
+        flat = [parse_decimal(line) for line in text.split(b"\n")[1:wanted]]
         return list(zip(flat[::2], flat[1::2]))
 
 

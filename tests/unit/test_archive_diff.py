@@ -221,6 +221,7 @@ def test_deeper_than_pythons_recursion(trees: Trees) -> None:
         os.mkdir(path)
     assert len(trees.changes()) == 1500
     assert len(trees.diff()) == 1500
+    subprocess.run(["rm", "-r", trees.new], check=True)  # pytest could not
 
 
 # -- sizes --------------------------------------------------------------------------------------------

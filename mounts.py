@@ -152,7 +152,8 @@ def _read_table(path: str) -> list[Mount]:
 
 def _parse(line: bytes) -> Mount:
     """Read proc(5) mountinfo: id, parent, major:minor, root, mount point, options ... - type, source, super options."""
-    words = line.split()
+    # Fields end at blanks only: the kernel does not escape form feeds and the like within them.
+    words = line.rstrip(b"\n").split(b" ")
     super_options = words[words.index(b"-") + 3] if b"-" in words else b""
     read_only = b"ro" in words[5].split(b",") or b"ro" in super_options.split(b",")
     point = _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), words[4])

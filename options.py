@@ -27,10 +27,11 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if not match:
         raise ValueError(f"{text!r} is not a size; expected a number with a unit, such as 10G, 512M or 1.5T")
-    size = int(float(match[1]) * (1 << _UNITS[match[2].lower()]))
-    if size <= 0:
-        raise ValueError(f"{text!r} is not a size above zero")
-    return size
+    exact = float(match[1]) * (1 << _UNITS[match[2].lower()])
+    # An image's size is 64 bits wide, and a number of hundreds of digits is infinite as a float.
+    if not 1 <= exact < 1 << 63:
+        raise ValueError(f"{text!r} is not a size above zero and below 8 EiB")
+    return int(exact)
 
 
 def format_size(size: int) -> str:

@@ -38,13 +38,15 @@ make_venv() {
 # Every file of shell and of bats, found by its first line or its name.
 shell_files() { shfmt --find . | grep --invert-match '^\.venv/'; }
 
-# Tests and tools have a directory each, and modules there may have the same name: one run of mypy for each.
+# The driver and its tests, whose modules are named from tests/ on (two directories of tests may have modules of the same
+# name); then the tools, each of which finds its neighbours beside it.
 type_check() {
-    local directory files status=0
-    for directory in . tests/unit tests/integration tests/bench tests/bin tests/kernel; do
-        files=$(find "$directory" -maxdepth 1 -name '*.py' | sort)
-        # shellcheck disable=SC2086 # a list of files
-        [[ -z $files ]] || MYPYPATH=.:tests "$python" -m mypy $files || status=1
+    local directory status=0
+    MYPYPATH=.:tests "$python" -m mypy --explicit-package-bases ./*.py tests/*.py tests/unit/*.py tests/integration/*.py ||
+        status=1
+    for directory in plugin tests/bench tests/bin tests/kernel; do
+        ! compgen -G "$directory/*.py" >/dev/null ||
+            MYPYPATH=.:tests:$directory "$python" -m mypy --explicit-package-bases "$directory"/*.py || status=1
     done
     return "$status"
 }

@@ -296,3 +296,12 @@ def wait_until(condition: Any, what: str, seconds: float = 30) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
         time.sleep(0.02)
+
+
+def process_state(pid: int) -> str:
+    """The letter of a process's state ("Z": a zombie), "" if there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as source:
+            return source.read().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""

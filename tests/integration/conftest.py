@@ -4,99 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import shutil
 import subprocess
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import pytest
-from plugin_client import REPO, Client, PluginProcess, wait_until
-
-CLUSTER = os.path.join(REPO, "tests", "cluster.sh")
-
-
-class Cluster:
-    """The throw-away Ceph and the tools to look into it, as client.admin."""
-
-    def __init__(self, directory: str) -> None:
-        self.directory = os.path.join(directory, "ceph")
-        self.conf = os.path.join(self.directory, "ceph.conf")
-        # A directory of our own for the stand-in's state: nobody else's mappings are ever ours.
-        self.environment = {
-            **os.environ,
-            "LAB_FAST_SNAPSHOTS": "1",
-            "RBD_STAND_IN_DIR": os.path.join(directory, "mapped"),
-        }
-
-    def up(self) -> None:
-        """Start it, and take over the environment that it asks for."""
-        said = self.run([CLUSTER, "up", self.directory])
-        print(said)
-        script = f'eval "$({CLUSTER} env {self.directory})"; env -0'
-        self.environment = dict(pair.split("=", 1) for pair in self.run(["bash", "-c", script]).split("\0") if pair)
-
-    def down(self) -> None:
-        """End it."""
-        self.run([CLUSTER, "down", self.directory])
-
-    def run(self, argv: Sequence[str], timeout: float = 120) -> str:
-        """Run a command in the cluster's environment; its output."""
-        done = subprocess.run(
-            argv,
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-        assert done.returncode == 0, f"{' '.join(argv)}: exit {done.returncode}: {done.stderr[-2000:]}"
-        return done.stdout
-
-    def rbd(self, *words: str) -> str:
-        """One rbd command."""
-        return self.run(["rbd", "--conf", self.conf, *words])
-
-    def ceph(self, *words: str) -> str:
-        """One ceph command."""
-        return self.run(["ceph", "--conf", self.conf, *words])
-
-    def images(self, prefix: str = "", spec: str = "rbd") -> list[str]:
-        """The images whose names start with `prefix`, base images not among them."""
-        names = json.loads(self.rbd("ls", spec, "--format", "json"))
-        return sorted(name for name in names if name.startswith(prefix) and not name.endswith("_base_image"))
-
-    def trash(self, prefix: str = "", spec: str = "rbd") -> list[str]:
-        """The names in the trash."""
-        said = json.loads(self.rbd("trash", "ls", spec, "--format", "json"))
-        return sorted(item["name"] for item in said if item["name"].startswith(prefix))
-
-    def info(self, image: str) -> dict[str, Any]:
-        """What rbd info says."""
-        said = json.loads(self.rbd("info", f"rbd/{image}", "--format", "json"))
-        assert isinstance(said, dict)
-        return said
-
-    def mapped(self) -> list[str]:
-        """The names of images that this host has mapped, of both device types."""
-        lists = [json.loads(self.rbd("device", "list", "-t", kind, "--format", "json")) for kind in ("krbd", "nbd")]
-        return sorted(item.get("name") or item["image"] for items in lists for item in items)
-
-    def ancestors(self, image: str) -> int:
-        """How many images stand behind one: the kernel maps it only up to 16."""
-        parent = self.info(image).get("parent")
-        return 1 + self.ancestors(parent["image"]) if parent else 0
-
-
-def mounts_below(directory: str) -> list[str]:
-    """The mount points below a directory, as the kernel lists them."""
-    with open("/proc/self/mountinfo", encoding="utf-8") as table:
-        points = [line.split()[4] for line in table]
-    return [point for point in points if point.startswith(directory + "/")]
+from lab import Cluster, StartPlugin, mounts_below
+from plugin_client import Client, PluginProcess, wait_until
 
 
 @pytest.fixture(scope="session")
@@ -134,9 +51,6 @@ def cluster(session_directory: str) -> Iterator[Cluster]:
         session_directory
         not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     )
-
-
-StartPlugin = Callable[..., PluginProcess]
 
 
 @pytest.fixture

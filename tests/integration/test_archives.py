@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import Cluster, StartPlugin, mounts_below
+from lab import Cluster, StartPlugin, mounts_below
 from plugin_client import (
     HEADERS,
     Client,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import Cluster, StartPlugin, mounts_below
+from lab import Cluster, StartPlugin, mounts_below
 from plugin_client import PluginProcess, Refused, make_tar, wait_until
 
 NewId = Callable[[], str]

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Callable
 
 import pytest
-from conftest import Cluster, StartPlugin
+from lab import Cluster, StartPlugin
 from plugin_client import Client, Refused, tar_names
 
 MODIFIED, ADDED, DELETED = 0, 1, 2

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 
 import pytest
-from conftest import Cluster, StartPlugin, mounts_below
+from lab import Cluster, StartPlugin, mounts_below
 from plugin_client import Client, PluginProcess, Refused, make_tar
 
 NewId = Callable[[], str]

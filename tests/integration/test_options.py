@@ -10,7 +10,7 @@ import tarfile
 from collections.abc import Callable
 
 import pytest
-from conftest import Cluster, StartPlugin, mounts_below
+from lab import Cluster, StartPlugin, mounts_below
 from plugin_client import Client, Refused, make_tar
 
 NewId = Callable[[], str]

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
-from conftest import Cluster, StartPlugin, mounts_below
+from lab import Cluster, StartPlugin, mounts_below
 from plugin_client import PluginProcess, Refused, make_tar, wait_until
 
 NewId = Callable[[], str]

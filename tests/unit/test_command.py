@@ -1,0 +1,125 @@
+"""command.py: what becomes of a program that fails, hangs, or is not there."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from plugin_client import process_state, wait_until
+
+import command
+
+
+def fails(*script: str, timeout: float = 20, accept: tuple[int, ...] = (0,)) -> command.CommandError:
+    with pytest.raises(command.CommandError) as caught:
+        command.run(["sh", "-c", *script], timeout=timeout, accept=accept)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def test_what_a_program_prints_comes_back_apart() -> None:
+    result = command.run(["sh", "-c", "echo out; echo err >&2; exit 3"], timeout=20, accept=(0, 3))
+    assert result == (3, "out\n", "err\n")
+
+
+def test_bytes_that_are_no_text_come_through() -> None:
+    printed = command.run(["printf", r"a\377b"], timeout=20).stdout
+    assert os.fsencode(printed) == b"a\xffb"
+
+
+def test_standard_input_is_closed() -> None:
+    assert command.run(["cat"], timeout=20).stdout == ""
+
+
+def test_the_locale_is_c_and_sbin_is_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    said = command.run(["sh", "-c", "echo $LC_ALL $PATH"], timeout=20).stdout
+    assert said.startswith("C /usr/bin:/bin:")
+    assert "/sbin" in said
+
+
+def test_an_exit_status_that_is_not_accepted_tells_what_the_program_said() -> None:
+    error = fails("echo 'no such thing' >&2; exit 2", "x")
+    assert error.status == 2
+    assert str(error).startswith("sh ")
+    assert str(error).endswith("no such thing (exit 2)")
+
+
+def test_a_message_of_many_lines_becomes_one_without_repetition() -> None:
+    error = fails("printf 'first\\n\\n  second\\nfirst\\n' >&2; exit 1")
+    assert error.reason == "first; second (exit 1)"
+
+
+def test_ceph_s_log_lines_are_left_out() -> None:
+    log = "2026-01-02T03:04:05.678+0000 7f2305699380 -1 librbd::image::OpenRequest: failed to retrieve"
+    error = fails(f"echo '{log}' >&2; echo 'rbd: error opening image' >&2; echo '{log}' >&2; exit 2")
+    assert error.reason == "rbd: error opening image (exit 2)"
+
+
+def test_log_lines_are_told_if_there_is_nothing_else() -> None:
+    log = "2026-01-02T03:04:05.678+0000 7f2305699380 -1 monclient: hunting"
+    assert "monclient: hunting" in fails(f"echo '{log}' >&2; exit 1").reason
+
+
+@pytest.mark.parametrize(
+    ("status", "says"), [(16, "Device or resource busy (exit 16)"), (200, "no message (exit 200)")]
+)
+def test_without_a_word_the_exit_status_is_read_as_an_errno(status: int, says: str) -> None:
+    assert fails(f"exit {status}").reason == says
+
+
+def test_a_signal_is_named() -> None:
+    error = fails("kill -9 $$")
+    assert error.status == -9
+    assert "ended by signal 9" in str(error)
+
+
+def test_a_long_message_is_cut() -> None:
+    assert len(fails("head -c 100000 /dev/zero | tr '\\0' x >&2; exit 1").reason) < 500
+
+
+def test_the_subject_names_the_verb_and_not_the_options() -> None:
+    error = command.CommandError(["/usr/bin/rbd", "snap", "create", "--pool", "rbd"], 2, "missing")
+    assert str(error) == "rbd snap create: missing"
+    assert str(command.CommandError(["mount", "-t", "xfs"], 32, "busy")) == "mount -t xfs: busy"
+
+
+def test_a_missing_program_is_named_with_the_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(command.CommandMissing, match=str(tmp_path)) as caught:
+        command.run(["surely-not-there"], timeout=20)
+    assert "surely-not-there" in str(caught.value)
+    assert caught.value.status is None
+    assert command.find("surely-not-there") is None
+
+
+def test_a_program_that_cannot_be_started(tmp_path: Path) -> None:
+    program = tmp_path / "no-interpreter"
+    program.write_bytes(b"\x7fnot a program")
+    program.chmod(0o755)
+    with pytest.raises(command.CommandError, match="cannot be started"):
+        command.run([str(program)], timeout=20)
+
+
+def test_the_deadline_ends_the_whole_process_group(tmp_path: Path) -> None:
+    """The child's children too: they hold the pipes, and whatever the command was about."""
+    pids = tmp_path / "pids"
+    script = f"sleep 600 & echo $! >{pids}.new; sleep 600 & echo $$ $! >>{pids}.new; mv {pids}.new {pids}; wait"
+    begin = time.monotonic()
+    with pytest.raises(command.CommandTimeout, match="no answer within 1 s") as caught:
+        command.run(["sh", "-c", script], timeout=1)
+    assert caught.value.status is None
+    assert time.monotonic() - begin < 60, "not the ten minutes that the sleeps take"
+    for pid in pids.read_text(encoding="ascii").split():
+        wait_until(lambda pid=pid: process_state(int(pid)) in ("", "Z"), f"process {pid} is gone")
+
+
+def test_a_child_that_outlives_its_parent_does_not_outlive_the_deadline(tmp_path: Path) -> None:
+    """The parent ends at once, its child keeps standard output open."""
+    pid = tmp_path / "pid"
+    with pytest.raises(command.CommandTimeout):
+        command.run(["sh", "-c", f"sleep 600 & echo $! >{pid}"], timeout=1)
+    wait_until(lambda: process_state(int(pid.read_text(encoding="ascii"))) in ("", "Z"), "the child is gone")

@@ -1,0 +1,74 @@
+"""gate.py: many inside, or one alone."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from gate import Gate, GateTimeout
+
+
+def test_many_are_inside_at_once() -> None:
+    gate, all_inside = Gate(), threading.Barrier(10)
+
+    def work(_: int) -> None:
+        with gate.shared():
+            all_inside.wait(20)
+
+    with ThreadPoolExecutor(10) as threads:
+        list(threads.map(work, range(10)))
+
+
+def test_alone_waits_for_those_inside_and_keeps_others_out() -> None:
+    gate, inside, leave, order = Gate(), threading.Event(), threading.Event(), list[str]()
+
+    def first() -> None:
+        with gate.shared():
+            inside.set()
+            leave.wait(20)
+            order.append("first")
+
+    def alone() -> None:
+        with gate.alone(20):
+            order.append("alone")
+
+    def late() -> None:
+        with gate.shared():
+            order.append("late")
+
+    with ThreadPoolExecutor(3) as threads:
+        jobs = [threads.submit(first)]
+        inside.wait(20)
+        jobs.append(threads.submit(alone))
+        while not gate._closed:
+            threading.Event().wait(0.001)
+        jobs.append(threads.submit(late))
+        threading.Event().wait(0.05)
+        assert order == []
+        leave.set()
+        for job in jobs:
+            job.result(20)
+    assert order == ["first", "alone", "late"]
+
+
+def test_alone_gives_up_and_lets_others_in_again() -> None:
+    gate = Gate()
+    with gate.shared():
+        with pytest.raises(GateTimeout), gate.alone(0.05):
+            pytest.fail("was alone with another inside")
+        with gate.shared():
+            pass
+    with gate.alone(0.05), pytest.raises(GateTimeout), gate.alone(0.05):
+        pytest.fail("two were alone")
+
+
+def test_an_exception_opens_the_gate() -> None:
+    gate = Gate()
+    with pytest.raises(KeyError), gate.alone(1):
+        raise KeyError
+    with pytest.raises(KeyError), gate.shared():
+        raise KeyError
+    with gate.alone(1):
+        pass

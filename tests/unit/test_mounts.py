@@ -1,0 +1,121 @@
+"""mounts.py: the kernel's mount table as proc(5) writes it, and the command lines of mount and its kin."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import mounts
+from mounts import Mount
+
+TABLE = b"""\
+22 28 0:20 / /proc rw,nosuid,nodev,noexec,relatime shared:12 - proc proc rw
+28 0 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw,errors=remount-ro
+90 28 252:0 / /home/mnt/abc/docker rw,noatime shared:50 master:1 - xfs /dev/rbd0 rw,nouuid,attr2,inode64
+91 28 252:1 / /home/mnt/def/docker ro,noatime - xfs /dev/rbd1 ro,nouuid
+92 28 252:2 / /home/mnt/gh\\040i\\134j\\012k/docker rw - xfs /dev/rbd2 ro,nouuid
+93 28 252:3 /rootfs /mnt/\\303\\251/\\377 rw - xfs /dev/rbd3 rw,context="system_u:object_r:file_t:s0:c1,c2",nouuid
+94 28 252:3 / /home/mnt/lab\\040el rw - xfs /dev/rbd3 rw,context=system_u:object_r:container_file_t:s0
+95 90 252:4 / /home/mnt/abc/docker ro - xfs /dev/rbd4 rw,rootcontext="a:b"
+96 28 0:99 / /fuse rw,relatime - fuse.some-thing server:/ex\\040port rw,user_id=0
+97 28 0:98 / /hash\\043tag rw - tmpfs tmpfs rw
+"""
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> list[Mount]:
+    path = tmp_path / "mountinfo"
+    path.write_bytes(TABLE)
+    return mounts._read_table(str(path))
+
+
+def test_every_line_is_read(table: list[Mount]) -> None:
+    assert [item.device_number for item in table[:4]] == ["0:20", "254:1", "252:0", "252:1"]
+    assert len(table) == 10
+
+
+def test_optional_fields_come_in_any_number(table: list[Mount]) -> None:
+    assert table[2] == Mount("252:0", "/home/mnt/abc/docker", False, "")
+
+
+def test_read_only_is_the_mount_or_the_file_system(table: list[Mount]) -> None:
+    assert [item.read_only for item in table] == [False, False, False, True, True, False, False, True, False, False]
+
+
+def test_octal_escapes(table: list[Mount]) -> None:
+    assert table[4].point == "/home/mnt/gh i\\j\nk/docker"
+    assert os.fsencode(table[5].point) == b"/mnt/\xc3\xa9/\xff"
+    assert table[9].point == "/hash#tag"
+
+
+def test_the_label_is_that_of_context_alone(table: list[Mount]) -> None:
+    assert table[5].label == "system_u:object_r:file_t:s0:c1,c2"
+    assert table[6].label == "system_u:object_r:container_file_t:s0"
+    assert table[7].label == ""
+
+
+def test_the_last_of_several_mounts_at_a_point_counts(table: list[Mount], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mounts, "table", lambda: table)
+    found = mounts.at("/home/mnt/abc/docker")
+    assert found is not None
+    assert found.device_number == "252:4"
+    assert mounts.at("/home/mnt/abc") is None
+
+
+def test_a_mount_point_with_white_space_that_the_kernel_does_not_escape(tmp_path: Path) -> None:
+    """fs/proc_namespace.c mangles blank, tab, newline, backslash and hash; form feeds and the like stay as they are."""
+    path = tmp_path / "mountinfo"
+    path.write_bytes(b"90 28 252:0 / /a\x0cb\x0bc rw,noatime shared:50 - xfs /dev/rbd0 rw,nouuid\n")
+    assert mounts._read_table(str(path)) == [Mount("252:0", "/a\fb\vc", False, "")]
+
+
+def test_this_machine_s_own_table() -> None:
+    assert any(item.point == "/" for item in mounts.table())
+
+
+@pytest.fixture
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Fakes of every program that mounts.py runs; each line is one call."""
+    for name in ("mount", "umount", "mkfs.xfs", "mkfs.ext4", "xfs_growfs", "resize2fs"):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@" >>{tmp_path}/calls\n', encoding="ascii")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return tmp_path / "calls"
+
+
+def lines(calls: Path) -> list[str]:
+    return calls.read_text(encoding="utf-8").splitlines()
+
+
+def test_the_options_of_a_mount(calls: Path) -> None:
+    mounts.mount("xfs", "/dev/rbd0", "/m", ("logbsize=32k", "relatime"), read_only=False, timeout=20)
+    mounts.mount("ext4", "/dev/rbd0", "/m", (), read_only=True, timeout=20)
+    label = "system_u:object_r:container_file_t:s0:c1,c2"
+    mounts.mount("xfs", "/dev/rbd0", "/m", (), read_only=False, label=label, timeout=20)
+    assert lines(calls) == [
+        "mount -t xfs -o nouuid,noatime,rw,logbsize=32k,relatime /dev/rbd0 /m",
+        "mount -t ext4 -o noatime,ro /dev/rbd0 /m",
+        f'mount -t xfs -o nouuid,noatime,rw,context="{label}" /dev/rbd0 /m',
+    ]
+
+
+def test_making_a_file_system_splits_the_user_s_arguments(calls: Path) -> None:
+    mounts.make("xfs", "/dev/rbd0", ("-m reflink=0", "-i size=1024"), timeout=20)
+    mounts.make("ext4", "/dev/rbd0", (), timeout=20)
+    assert lines(calls) == [
+        "mkfs.xfs -q -f -K -m reflink=0 -i size=1024 /dev/rbd0",
+        "mkfs.ext4 -q -F -E nodiscard /dev/rbd0",
+    ]
+
+
+def test_a_device_that_is_gone() -> None:
+    with pytest.raises(mounts.MountError, match="block device 4095:1048575 is gone"):
+        mounts.device_path("4095:1048575")
+    assert not mounts.in_use("/dev/surely-not-there")
+
+
+def test_the_tools_of_each_file_system() -> None:
+    assert mounts.tools("xfs") == ("mount", "umount", "mkfs.xfs", "xfs_growfs")
+    assert mounts.tools("ext4") == ("mount", "umount", "mkfs.ext4", "resize2fs")

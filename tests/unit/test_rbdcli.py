@@ -1,0 +1,323 @@
+"""rbdcli.py: one command line per verb, exit codes as exceptions, and what Ceph's releases print.
+
+A fake `rbd` (and `ceph`) that is first on PATH writes down its argv, prints what the test wants, and exits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import command
+import rbdcli
+from rbdcli import Info, Mapping, Parent, Pool, Trashed, Usage
+
+CLIENT = ["--conf", "/etc/c.conf", "--id", "me", "--client-mount-timeout", "5"]
+WHERE = ["--pool", "pool", "--namespace", "space"]
+IMAGE = [*WHERE, "--image", "img"]
+DESTINATION = ["--dest-pool", "pool", "--dest-namespace", "space", "--dest", "new"]
+FORMAT_2 = ["--rbd-default-clone-format", "2"]
+
+
+class Fake:
+    """The fake programs, and what they were called with."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        for name in ("rbd", "ceph"):
+            self.says(name=name)
+
+    def says(self, stdout: Any = "", *, stderr: str = "", status: int = 0, name: str = "rbd") -> None:
+        """Let it print this (JSON if it is no text) and exit so."""
+        text = stdout if isinstance(stdout, str) else json.dumps(stdout)
+        script = f"""#!/bin/sh
+for word in {name} "$@"; do printf '%s\\0' "$word"; done >>{self.directory}/calls
+printf '\\n' >>{self.directory}/calls
+printf %s {shlex.quote(text)}
+printf %s {shlex.quote(stderr)} >&2
+exit {status}
+"""
+        path = self.directory / name
+        path.write_text(script, encoding="utf-8")
+        path.chmod(0o755)
+
+    def calls(self) -> list[list[str]]:
+        """The argv of each call so far."""
+        lines = (self.directory / "calls").read_text(encoding="utf-8").splitlines()
+        return [line.split("\0")[:-1] for line in lines]
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return Fake(tmp_path)
+
+
+def pool(**changes: Any) -> Pool:
+    values: dict[str, Any] = {
+        "name": "pool",
+        "namespace": "space",
+        "client": "me",
+        "configfile": "/etc/c.conf",
+        "timeout": 10.0,
+        "device_type": "krbd",
+        "map_options": (),
+    }
+    return Pool(**{**values, **changes})
+
+
+CALLS: list[tuple[Callable[[Pool], object], list[str]]] = [
+    (
+        lambda p: p.create("img", 1 << 30, ["layering", "object-map"], 1 << 20),
+        [
+            *("create", *CLIENT, *IMAGE, "--image-feature", "layering", "--image-feature", "object-map"),
+            *("--object-size", "1048576B", "--size", "1073741824B"),
+        ],
+    ),
+    (
+        lambda p: p.clone(Parent("img", "depth0"), "new", ["layering"]),
+        ["clone", *CLIENT, *IMAGE, "--snap", "depth0", *DESTINATION, "--image-feature", "layering", *FORMAT_2],
+    ),
+    (
+        lambda p: p.deep_copy("img", "new"),
+        ["deep", "cp", *CLIENT, *IMAGE, *DESTINATION, *FORMAT_2, "--no-progress"],
+    ),
+    (
+        lambda p: p.copy("img", "new", ["layering"], 1 << 20),
+        [
+            "cp",
+            *CLIENT,
+            *IMAGE,
+            *DESTINATION,
+            "--image-feature",
+            "layering",
+            "--object-size",
+            "1048576B",
+            "--no-progress",
+        ],
+    ),
+    (lambda p: p.rename("img", "new"), ["rename", *CLIENT, *IMAGE, *DESTINATION]),
+    (lambda p: p.resize("img", 5), ["resize", *CLIENT, *IMAGE, "--size", "5B", "--no-progress"]),
+    (lambda p: p.remove("img"), ["rm", *CLIENT, *IMAGE, "--no-progress"]),
+    (
+        lambda p: p.set_metadata("img", "key", "--value"),
+        ["image-meta", "set", *CLIENT, *IMAGE, "--", "key", "--value"],
+    ),
+    (
+        lambda p: p.snapshot("img", "depth1"),
+        ["snap", "create", *CLIENT, *IMAGE, "--snap", "depth1", "--no-progress"],
+    ),
+    (lambda p: p.trash("img"), ["trash", "mv", *CLIENT, *IMAGE]),
+    (
+        lambda p: p.remove_trashed("1234"),
+        ["trash", "rm", *CLIENT, *WHERE, "--image-id", "1234", "--no-progress"],
+    ),
+    (
+        lambda p: p.unmap("/dev/rbd7"),
+        ["device", "unmap", *CLIENT, "--device-type", "krbd", "/dev/rbd7", "--options", "noudev"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("call", "words"), CALLS, ids=[" ".join(words[:2]) for _, words in CALLS])
+def test_the_command_line_of_each_verb(fake: Fake, call: Callable[[Pool], object], words: list[str]) -> None:
+    call(pool())
+    assert fake.calls() == [["rbd", *words]]
+
+
+def test_without_a_namespace_none_is_named(fake: Fake) -> None:
+    pool(namespace="").clone(Parent("img", "depth0"), "new", [])
+    assert not [word for word in fake.calls()[0] if "namespace" in word]
+
+
+def test_a_writable_map_is_exclusive_and_a_read_only_one_is_not(fake: Fake) -> None:
+    fake.says("/dev/rbd0\n", stderr="rbd: warning: image already mapped as /dev/rbd1\n")
+    assert pool().map("img", read_only=False) == "/dev/rbd0"
+    assert pool(map_options=("ms_mode=secure", "queue_depth=64")).map("img", read_only=True) == "/dev/rbd0"
+    head = ["rbd", "device", "map", *CLIENT, "--device-type", "krbd", *IMAGE]
+    assert fake.calls() == [
+        [*head, "--exclusive", "--options", "noudev"],
+        [*head, "--read-only", "--options", "noudev,ms_mode=secure,queue_depth=64"],
+    ]
+
+
+def test_rbd_nbd_has_no_udev_option(fake: Fake) -> None:
+    fake.says("/dev/nbd0\n")
+    assert pool(device_type="nbd").map("img", read_only=False) == "/dev/nbd0"
+    pool(device_type="nbd").unmap("/dev/nbd0")
+    assert fake.calls() == [
+        ["rbd", "device", "map", *CLIENT, "--device-type", "nbd", *IMAGE, "--exclusive"],
+        ["rbd", "device", "unmap", *CLIENT, "--device-type", "nbd", "/dev/nbd0"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (2, rbdcli.ImageMissing),
+        (16, rbdcli.ImageBusy),
+        (17, rbdcli.ImageExists),
+        (30, rbdcli.ImageLocked),
+        (39, rbdcli.ImageHasChildren),
+        (22, rbdcli.RbdError),
+        (1, rbdcli.RbdError),
+    ],
+)
+def test_the_exit_status_is_the_meaning(fake: Fake, status: int, kind: type[rbdcli.RbdError]) -> None:
+    """Whatever the text says: it is translated, reworded and extended between releases."""
+    fake.says(stderr="rbd: (2) No such file or directory, exists already, busy\n", status=status)
+    with pytest.raises(rbdcli.RbdError) as caught:
+        pool().remove("img")
+    assert type(caught.value) is kind
+    assert caught.value.status == status
+    assert str(caught.value).startswith("rbd rm: rbd: (2) No such file")
+
+
+def test_a_missing_rbd_and_a_hanging_one_are_no_answers_of_ceph(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    (fake.directory / "rbd").write_text("#!/bin/sh\nexec sleep 600\n", encoding="utf-8")
+    with pytest.raises(command.CommandTimeout, match=r"rbd ls: no answer within 0\.5 s"):
+        pool(timeout=0.5).list()
+    monkeypatch.setenv("PATH", str(fake.directory))
+    (fake.directory / "rbd").unlink()
+    if command.find("rbd") is None:
+        with pytest.raises(command.CommandMissing):
+            pool().list()
+
+
+def test_noise_on_stderr_is_no_output(fake: Fake) -> None:
+    fake.says(["a", "b"], stderr="2026-01-02T03:04:05.678+0000 7f 0 librbd: noise\n")
+    assert pool().list() == ["a", "b"]
+
+
+# ceph src/krbd.cc, dump_one_image: an object keyed by number up to Luminous, a list since; `namespace` since Nautilus.
+KRBD_LUMINOUS = {"0": {"pool": "pool", "name": "a", "snap": "-", "device": "/dev/rbd0"}}
+KRBD_MIMIC = [{"id": "0", "pool": "pool", "name": "a", "snap": "-", "device": "/dev/rbd0"}]
+KRBD_NAUTILUS = [
+    {"id": "0", "pool": "pool", "namespace": "", "name": "a", "snap": "-", "device": "/dev/rbd0"},
+    {"id": "1", "pool": "pool", "namespace": "space", "name": "a", "snap": "-", "device": "/dev/rbd1"},
+    {"id": "2", "pool": "other", "namespace": "", "name": "a", "snap": "-", "device": "/dev/rbd2"},
+    {"id": "3", "pool": "pool", "namespace": "", "name": "b", "snap": "-", "device": "/dev/rbd3"},
+]
+# ceph src/tools/rbd_nbd/rbd-nbd.cc, do_list_mapped_devices: `image`, a number as id; with `cookie` on 16.2.15.
+NBD_NAUTILUS = [{"id": 1683, "pool": "pool", "namespace": "", "image": "a", "snap": "", "device": "/dev/nbd0"}]
+NBD_PACIFIC = [{**NBD_NAUTILUS[0], "cookie": ""}]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said", "namespace", "expected"),
+    [
+        ("krbd", KRBD_LUMINOUS, "", [Mapping("a", "/dev/rbd0")]),
+        ("krbd", KRBD_MIMIC, "", [Mapping("a", "/dev/rbd0")]),
+        ("krbd", KRBD_NAUTILUS, "", [Mapping("a", "/dev/rbd0"), Mapping("b", "/dev/rbd3")]),
+        ("krbd", KRBD_NAUTILUS, "space", [Mapping("a", "/dev/rbd1")]),
+        ("krbd", [], "", []),
+        ("krbd", {}, "", []),
+        ("krbd", "", "", []),
+        ("nbd", NBD_NAUTILUS, "", [Mapping("a", "/dev/nbd0")]),
+        ("nbd", NBD_PACIFIC, "", [Mapping("a", "/dev/nbd0")]),
+        ("nbd", NBD_PACIFIC, "space", []),
+    ],
+)
+def test_device_list(fake: Fake, kind: str, said: Any, namespace: str, expected: list[Mapping]) -> None:
+    fake.says(said)
+    assert pool(namespace=namespace, device_type=kind).mappings() == expected
+    assert fake.calls()[0] == ["rbd", "device", "list", *CLIENT, "--device-type", kind, "--format", "json"]
+
+
+# ceph src/test/cli-integration/rbd/formatted-output.t; `pool_namespace`, `trash` and `id` of the parent since Nautilus.
+INFO = {
+    "name": "img", "id": "5e2d", "size": 536870912, "objects": 128, "order": 22, "object_size": 4194304,
+    "block_name_prefix": "rbd_data.5e2d", "format": 2, "features": ["layering"], "op_features": [], "flags": [],
+}  # fmt: skip
+PARENT_MIMIC = {"pool": "pool", "image": "base", "snapshot": "depth0", "overlap": 536870912}
+PARENT_NAUTILUS = {**PARENT_MIMIC, "pool_namespace": "space", "id": "5e2c", "trash": False}
+# Seen on 16.2.15: the parent is in the trash, and so is its snapshot, which has lost its name.
+PARENT_TRASHED = {**PARENT_NAUTILUS, "trash": True}
+
+
+@pytest.mark.parametrize("parent", [None, PARENT_MIMIC, PARENT_NAUTILUS, PARENT_TRASHED])
+def test_info(fake: Fake, parent: dict[str, Any] | None) -> None:
+    fake.says({**INFO, "parent": parent} if parent else INFO)
+    assert pool().info("img") == Info("img", 536870912, Parent("base", "depth0") if parent else None)
+    assert fake.calls() == [["rbd", "info", *CLIENT, *IMAGE, "--format", "json"]]
+
+
+# ceph src/tools/rbd/action/Trash.cc: with --long there is more; an empty trash is [].
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ([], []),
+        ([{"id": "5e2d", "name": "img"}], [Trashed("5e2d", "img")]),
+        (
+            [{"id": "5e2d", "name": "img", "source": "USER", "deleted_at": "Mon", "status": "expired at Mon"}],
+            [Trashed("5e2d", "img")],
+        ),
+    ],
+)
+def test_trash_ls(fake: Fake, said: Any, expected: list[Trashed]) -> None:
+    fake.says(said)
+    assert pool().trashed() == expected
+    assert fake.calls() == [["rbd", "trash", "ls", *CLIENT, *WHERE, "--format", "json"]]
+
+
+# ceph src/tools/rbd/action/DiskUsage.cc: one entry for each snapshot and one for the image. Seen on 16.2.15.
+def test_usage(fake: Fake) -> None:
+    entry = {"name": "img", "id": "5e2d", "provisioned_size": 1 << 30, "used_size": 4 << 20}
+    fake.says({"images": [{**entry, "snapshot": "depth0", "snapshot_id": 4}, entry], "total_used_size": 8 << 20})
+    assert pool().usage("img") == Usage(8 << 20, 1)
+
+
+def test_metadata(fake: Fake) -> None:
+    fake.says({"docker_graph_driver.fs": "xfs", "number": 1})
+    assert pool().metadata("img") == {"docker_graph_driver.fs": "xfs", "number": "1"}
+    fake.says("")
+    assert pool().metadata("img") == {}
+
+
+def test_snapshots_of_a_trashed_image_are_removed_one_by_one(fake: Fake) -> None:
+    fake.says([{"id": 4, "name": "depth0", "size": 5, "protected": "false", "timestamp": "Mon"}])
+    assert pool().remove_snapshots("5e2d") == 1
+    assert fake.calls() == [
+        ["rbd", "snap", "ls", *CLIENT, *WHERE, "--image-id", "5e2d", "--format", "json"],
+        ["rbd", "snap", "rm", *CLIENT, *WHERE, "--image-id", "5e2d", "--snap", "depth0", "--no-progress"],
+    ]
+
+
+def test_ceph_commands_have_a_deadline_of_their_own(fake: Fake) -> None:
+    fake.says({"status": "HEALTH_OK"}, name="ceph")
+    assert pool().ceph("health") == {"status": "HEALTH_OK"}
+    words = ["health", "--conf", "/etc/c.conf", "--id", "me", "--connect-timeout", "5", "--format", "json"]
+    assert fake.calls() == [["ceph", *words]]
+
+
+def test_a_namespace_is_there_if_it_can_be_listed(fake: Fake) -> None:
+    fake.says([])
+    assert pool().has_namespace()
+    fake.says(status=2, stderr="rbd: namespace 'space' does not exist.")
+    assert not pool().has_namespace()
+    fake.says(status=1, stderr="rbd: error asserting namespace: (1) Operation not permitted")
+    with pytest.raises(rbdcli.RbdError, match="Operation not permitted"):
+        pool().has_namespace()
+
+
+def test_client_version(fake: Fake) -> None:
+    fake.says("ceph version 16.2.15 (618f440892089921c3e944a991122ddc44e60516) pacific (stable)\n")
+    assert pool().client_version() == "16.2.15 pacific"
+
+
+def test_features_are_those_that_the_kernel_can_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    supported = tmp_path / "supported_features"
+    monkeypatch.setattr(rbdcli, "_SUPPORTED", str(supported))
+    every = ("layering", "exclusive-lock", "object-map", "fast-diff", "deep-flatten")
+    assert rbdcli.features("krbd") == every
+    supported.write_text("0x1bf\n", encoding="ascii")  # Linux 6.1
+    assert rbdcli.features("krbd") == every
+    supported.write_text("0x1a5\n", encoding="ascii")  # Linux 5.0: 5.1 has deep-flatten, 5.3 object-map and fast-diff
+    assert rbdcli.features("krbd") == ("layering", "exclusive-lock", "deep-flatten")
+    assert rbdcli.features("nbd") == every

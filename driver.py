@@ -279,6 +279,8 @@ class Driver:
                     raise DriverError(f"layer {layer} is broken: its archive was not applied to its end; remove it")
                 sealed = layer in self._sealed
                 return self._mounted.acquire(layer, place, write=write and not sealed, sealed=sealed, label=label)
+        except rbdcli.ImageLocked as error:
+            raise DriverError(f"layer {layer} is in use elsewhere: {self._layers.holder(layer)}: {error}") from None
         except rbdcli.ImageMissing:
             # `rbd device map` ends with ENOENT also where the kernel has no rbd module.
             if self._layers.exists(layer):

@@ -39,6 +39,8 @@ ROOT_DIRECTORY = "rootfs"
 FORMAT_KEY = "docker_graph_driver.format"
 FORMAT = "1"
 FS_KEY = "docker_graph_driver.fs"
+# Whose a layer is: host and home. Set where a chain begins; clones and copies inherit it.
+OWNER_KEY = "docker_graph_driver.owner"
 # Copying a layer object by object is bound by their number, copy-up by their size; see HACKING.md.
 OBJECT_SIZE = 256 << 10
 INIT_SUFFIX = "-init"
@@ -102,6 +104,17 @@ class Layers:
         ours = [name for name in self.pool.list() if name.startswith(self._options.imageprefix + "_")]
         return len([name for name in ours if not name.startswith(self.image(BASE))])
 
+    def owner(self) -> str:
+        """Return this host and home, as it stands in the metadata of its layers."""
+        return f"{socket.gethostname()} {self._home}"
+
+    def holder(self, layer: str) -> str:
+        """Say who has a layer that cannot be mapped here, for an error message."""
+        image = self.image(layer)
+        owner = self.pool.metadata(image).get(OWNER_KEY, "unknown")
+        addresses = ", ".join(self.pool.watchers(image)) or "no address"
+        return f"its owner is {owner}; it is open at {addresses}"
+
     # -- create and remove -------------------------------------------------------------------
 
     def create(self, layer: str, parent: str | None, size: int | None, *, leaf: bool) -> Layer:
@@ -119,6 +132,8 @@ class Layers:
             )
         with contextlib.ExitStack() as undo:
             made = self._make(layer, parent or BASE, origin, undo, MAX_ANCESTORS if leaf else MAX_ANCESTORS - 1)
+            if parent is None:
+                self.pool.set_metadata(self.image(layer), OWNER_KEY, self.owner())
             if wanted > origin.size:
                 self.pool.resize(self.image(layer), wanted)
             undo.pop_all()
@@ -253,7 +268,7 @@ class Layers:
         host in the middle never leaves a base image that is not. Raises LayerError if a base image is
         there that does not fit the options.
         """
-        base, scratch = self.image(BASE), f"{self.image(BASE)}.{self._owner()}"
+        base, scratch = self.image(BASE), self._scratch()
         # Ours from a crash, even if another host has made a whole one since.
         self._remove_scratch(scratch)
         if not self._has_base(base):
@@ -322,9 +337,9 @@ class Layers:
             self.pool.trash(image)
             self.reap()
 
-    def _owner(self) -> str:
-        """A name for this host and home: what bears it is ours alone."""
-        return hashlib.sha256(f"{socket.gethostname()}\n{self._home}".encode()).hexdigest()[:12]
+    def _scratch(self) -> str:
+        """The name of a base image of this host and home that is being made."""
+        return f"{self.image(BASE)}.{hashlib.sha256(self.owner().encode()).hexdigest()[:12]}"
 
 
 def _depth(parent: rbdcli.Parent | None) -> int:

@@ -169,6 +169,13 @@ class Pool:
             parent=Parent(parent["image"], parent["snapshot"]) if parent else None,
         )
 
+    def watchers(self, image: str) -> Sequence[str]:
+        """Return the addresses of the clients that have an image open. Raises ImageMissing."""
+        said = self._json("status", *self._image(image))["watchers"]
+        # Nautilus and later print a list, before it was an object keyed by number.
+        items = said.values() if isinstance(said, dict) else said
+        return [str(item["address"]) for item in items]
+
     def usage(self, image: str) -> Usage:
         """Say what an image itself holds, without its ancestors. Raises ImageMissing."""
         items = self._json("du", *self._image(image))["images"]

@@ -13,6 +13,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import signal
 import socketserver
 import sys
@@ -28,6 +29,7 @@ import archive
 import command
 import rbdcli
 from driver import DriverError
+from gate import Gate, GateTimeout
 from layers import LayerError
 from mounted import LayerBusy, LayerLost
 from mounts import MountError
@@ -60,6 +62,8 @@ EXPECTED = (
     OSError,
 )
 
+_HEX = re.compile(rb"[0-9A-Fa-f]{1,16}")
+
 log = logging.getLogger("server")
 
 
@@ -70,8 +74,9 @@ class Body:
         self._source = handler.rfile
         self._chunked = handler.headers.get("Transfer-Encoding", "").strip().lower() == "chunked"
         length = handler.headers.get("Content-Length", "0")
-        if not (length.isascii() and length.isdigit()):
-            raise BadRequest(f"Content-Length {length[:40]!r} is not a number")
+        # Longer ones are no sizes, and Python reads none above 4300 digits.
+        if not (length.isascii() and length.isdigit() and len(length) < 20):
+            raise BadRequest(f"Content-Length {length[:40]!r} is not a number of bytes")
         self._left = 0 if self._chunked else int(length)
         self._ended = not self._chunked and self._left == 0
         self._first = True
@@ -120,10 +125,8 @@ class Body:
         self._first = False
         line = self._source.readline(CHUNK_HEADER_LIMIT)
         digits = line.partition(b";")[0].strip()
-        try:
-            self._left = int(digits, 16) if digits.isalnum() and line.endswith(b"\n") else -1
-        except ValueError:
-            self._left = -1
+        # `int` takes more than hexadecimal digits: signs, 0x, underscores.
+        self._left = int(digits, 16) if _HEX.fullmatch(digits) and line.endswith(b"\n") else -1
         if self._left < 0:
             raise BadRequest(
                 "the request's body was cut off" if not line else "the request's body has a bad chunk header"
@@ -168,6 +171,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Answer one call; every failure becomes one line of `Err`."""
+        with self.server.requests.shared():
+            self._answer()
+
+    def _answer(self) -> None:
         started = time.monotonic()
         path, _, query = self.path.partition("?")
         method = path.rpartition(".")[2]
@@ -277,6 +284,8 @@ class Server(socketserver.ThreadingUnixStreamServer):
 
     def __init__(self, path: str, plugin: Plugin) -> None:
         self.plugin = plugin
+        # Who is inside has a request that is not answered yet. The plugin's own gate opens before the answer is sent.
+        self.requests = Gate()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
         before = os.umask(0o177)
@@ -329,8 +338,17 @@ def serve(path: str, state_file: str, defaults: Options) -> None:
             log.info("listening on %s", path)
             server.serve_forever(poll_interval=0.1)
         os.unlink(path)
-        if not plugin.finish(FINISH_SECONDS):
+        if not _finish(server, plugin):
             log.warning("ended with work unfinished after %g s", FINISH_SECONDS)
+
+
+def _finish(server: Server, plugin: Plugin) -> bool:
+    """Wait until what runs is answered and what was removed is deleted; tell whether it is. New requests wait."""
+    try:
+        with server.requests.alone(FINISH_SECONDS):
+            return plugin.finish(FINISH_SECONDS)
+    except GateTimeout:
+        return False
 
 
 def _stop_on_signal(server: Server) -> None:

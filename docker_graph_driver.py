@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import socketserver
 import sys
 import threading
@@ -47,6 +48,7 @@ CHUNK_HEADER_LIMIT = 1 << 10
 REQUEST_SECONDS = 60.0
 STREAM_SECONDS = 600.0
 DRAIN_SECONDS = 60.0
+LINGER_SECONDS = 2.0
 FINISH_SECONDS = 60.0
 # Failures that are told to Docker in one line; anything else is a defect and is logged with its trace.
 EXPECTED = (
@@ -68,7 +70,10 @@ log = logging.getLogger("server")
 
 
 class Body:
-    """A request's body as a stream, with its length or chunked (RFC 9112 section 7.1); `read` raises BadRequest."""
+    """A request's body as a stream, with its length or chunked (RFC 9112 section 7.1); `read` raises BadRequest.
+
+    `ended` tells that all of it has been read.
+    """
 
     def __init__(self, handler: BaseHTTPRequestHandler) -> None:
         self._source = handler.rfile
@@ -78,21 +83,21 @@ class Body:
         if not (length.isascii() and length.isdigit() and len(length) < 20):
             raise BadRequest(f"Content-Length {length[:40]!r} is not a number of bytes")
         self._left = 0 if self._chunked else int(length)
-        self._ended = not self._chunked and self._left == 0
+        self.ended = not self._chunked and self._left == 0
         self._first = True
 
     def read(self, size: int) -> bytes:
         """Return up to `size` bytes, b"" at the end of the body; a body that is cut off raises BadRequest."""
-        if self._chunked and self._left == 0 and not self._ended:
+        if self._chunked and self._left == 0 and not self.ended:
             self._next_chunk()
-        if self._ended:
+        if self.ended:
             return b""
         data = self._source.read(min(size, self._left))
         if not data:
             raise BadRequest("the request's body was cut off")
         self._left -= len(data)
         if self._left == 0 and not self._chunked:
-            self._ended = True
+            self.ended = True
         return data
 
     def read_all(self, limit: int) -> bytes:
@@ -134,7 +139,7 @@ class Body:
         if self._left == 0:
             while self._source.readline(CHUNK_HEADER_LIMIT) not in (b"\r\n", b"\n", b""):
                 continue
-            self._ended = True
+            self.ended = True
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -144,6 +149,7 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
     # Set once an archive was begun and could not be ended: there is no place for an error's text any more.
     broken_off = False
+    body: Body | None = None
 
     # -- http.server -------------------------------------------------------------------------
 
@@ -179,8 +185,9 @@ class Handler(BaseHTTPRequestHandler):
         path, _, query = self.path.partition("?")
         method = path.rpartition(".")[2]
         subject, error = "", ""
+        self.body = None
         try:
-            body = Body(self)
+            body = self.body = Body(self)
             if path == "/Plugin.Activate":
                 body.drain()
                 self._reply(200, {"Implements": ["GraphDriver"]})
@@ -257,11 +264,25 @@ class Handler(BaseHTTPRequestHandler):
     def _fail(self, status: int, failure: Exception) -> str:
         text = " ".join(str(failure).split()) or type(failure).__name__
         # What is left of a refused body would be read as the next request.
-        self.close_connection = self.close_connection or status == 400
+        unread = self.body is None or not self.body.ended
+        self.close_connection = self.close_connection or unread
         if not self.broken_off:
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            with contextlib.suppress(OSError):
                 self._reply(status, {"Err": text})
+                if unread:
+                    self._linger()
         return text
+
+    def _linger(self) -> None:
+        """Read on what a refused client still sends, until it stops or pauses.
+
+        A socket closed with bytes unread tells the client of a broken pipe, not of our answer (RFC 9112 section 9.6).
+        """
+        deadline = time.monotonic() + DRAIN_SECONDS
+        self.connection.shutdown(socket.SHUT_WR)
+        self.connection.settimeout(LINGER_SECONDS)
+        while self.connection.recv(1 << 16) and time.monotonic() < deadline:
+            continue
 
     def _reply(self, status: int, answer: dict[str, Any]) -> None:
         body = json.dumps(answer).encode() + b"\n"

@@ -1,0 +1,164 @@
+"""The command itself: its options, its socket, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from plugin_client import PYTHON, REPO, PluginProcess, Refused, wait_until
+
+PROGRAM = [PYTHON, os.path.join(REPO, "docker_graph_driver.py")]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*PROGRAM, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A short path: those of sockets end at 107 bytes."""
+    with tempfile.TemporaryDirectory() as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+def process(short: Path) -> Iterator[PluginProcess]:
+    plugin = PluginProcess(str(short / "p"), os.environ)
+    yield plugin
+    if plugin.running:
+        plugin.kill()
+
+
+def test_help_names_the_options() -> None:
+    ended = run("--help")
+    assert ended.returncode == 0
+    for option in ("--help", "--version", "--socket", "--log-level"):
+        assert option in ended.stdout
+
+
+def test_version() -> None:
+    ended = run("--version")
+    assert ended.returncode == 0
+    assert ended.stdout.startswith("docker-graph-driver ")
+    assert ended.stdout.split()[1][0].isdigit()
+
+
+@pytest.mark.parametrize("arguments", [["--no-such-option"], ["--log-level", "loud"], ["word"]])
+def test_a_bad_command_line(arguments: list[str]) -> None:
+    ended = run(*arguments)
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_directory_is_made_and_the_socket_is_for_root_alone(short: Path) -> None:
+    plugin = PluginProcess(str(short / "p"), os.environ)
+    plugin.socket = str(short / "a" / "b" / "ceph.sock")
+    plugin.client.path = plugin.socket
+    plugin.start()
+    try:
+        said = os.stat(plugin.socket)
+        assert stat.S_ISSOCK(said.st_mode)
+        assert stat.S_IMODE(said.st_mode) == 0o600
+        assert plugin.client.post("/Plugin.Activate").json() == {"Implements": ["GraphDriver"]}
+    finally:
+        assert plugin.terminate() == 0
+    assert not os.path.exists(plugin.socket)
+
+
+def test_a_stale_socket_is_replaced(process: PluginProcess) -> None:
+    with socket.socket(socket.AF_UNIX) as old:
+        old.bind(process.socket)
+    process.start()
+    process.kill()
+    assert os.path.exists(process.socket), "killed, it cannot have removed it"
+    process.start()
+    assert process.client.call("Capabilities")
+    assert process.terminate() == 0
+
+
+def test_a_second_instance_is_refused_and_the_first_goes_on(process: PluginProcess) -> None:
+    process.start()
+    ended = run("--socket", process.socket)
+    assert ended.returncode == 1
+    assert len(ended.stderr.splitlines()) == 1
+    assert f"another instance serves {process.socket}" in ended.stderr
+    assert process.client.call("Capabilities")
+    assert process.terminate() == 0
+
+
+def test_a_directory_that_cannot_be_made(short: Path) -> None:
+    (short / "file").write_text("x", encoding="ascii")
+    ended = run("--socket", str(short / "file" / "ceph.sock"))
+    assert ended.returncode == 1
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_a_path_that_is_too_long_for_a_socket(short: Path) -> None:
+    ended = run("--socket", str(short / ("x" * 120)))
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_although_clients_are_connected(process: PluginProcess, number: signal.Signals) -> None:
+    """dockerd keeps its connections open for ever."""
+    process.start()
+    with socket.socket(socket.AF_UNIX) as idle:
+        idle.connect(process.socket)
+        assert process.process
+        process.process.send_signal(number)
+        assert process.process.wait(30) == 0
+    assert not os.path.exists(process.socket)
+
+
+def test_sigterm_finishes_a_running_request(process: PluginProcess, short: Path) -> None:
+    """Init asks a `ceph` that takes its time; the answer must still come. No Ceph is needed for that."""
+    tools = short / "tools"
+    tools.mkdir()
+    for name in ("rbd", "ceph", "mount", "umount", "mkfs.xfs", "xfs_growfs"):
+        (tools / name).write_text(
+            f"#!/bin/sh\necho called >{short}/{name}\nwhile [ ! -e {short}/go ]; do sleep 0.05; done\nexit 2\n",
+            encoding="ascii",
+        )
+        (tools / name).chmod(0o755)
+    conf = short / "ceph.conf"
+    conf.write_text("[global]\n", encoding="ascii")
+    process.options = [f"ceph.configfile={conf}"]
+    process.start(PATH=f"{tools}:{os.environ['PATH']}")
+    with ThreadPoolExecutor(1) as threads:
+        init = threads.submit(process.init)
+        wait_until((short / "ceph").exists, "Init asks ceph")
+        assert process.process
+        process.process.terminate()
+        wait_until(lambda: not os.path.exists(process.socket), "new clients are turned away")
+        (short / "go").touch()
+        with pytest.raises(Refused, match="pool rbd does not exist"):
+            init.result(60)
+    assert process.process.wait(60) == 0
+
+
+def test_what_is_missing_is_said_at_the_start(process: PluginProcess, short: Path) -> None:
+    """And it serves all the same: Init may name another cluster."""
+    empty = short / "empty"
+    empty.mkdir()
+    process.start(PATH=str(empty))
+    wait_until(lambda: "not ready yet" in process.log_text(), "the log says what is missing")
+    assert process.client.call("Capabilities")
+    assert process.terminate() == 0
+
+
+def test_before_init_a_call_says_what_to_do(process: PluginProcess) -> None:
+    process.start()
+    with pytest.raises(Refused, match="Init was never called"):
+        process.client.get("a")
+    assert process.terminate() == 0

@@ -23,18 +23,22 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _SECOND = 10**9
 
-# A changed path, absolute within the layer; what happened; whether a regular file is there now.
-Found = tuple[bytes, int, bool]
+# What is at a path now: a regular file that has no extended attribute for sure, a regular file, or something else.
+PLAIN_FILE, FILE, OTHER = 2, 1, 0
+
+# A changed path, absolute within the layer; what happened; what is there now.
+Found = tuple[bytes, int, int]
 
 
-def walk(root: int, parent: int | None) -> Iterator[Found]:
+def walk(root: int, parent: int | None, *, look: bool = False) -> Iterator[Found]:
     """What changed from `parent` (None: an empty tree) to `root`, sorted by path. Both are open directories.
 
     The root directories themselves are not compared. A directory in which something changed comes as modified, before
-    what changed. Of a removed directory only itself is listed, of an added one all that is in it.
+    what changed. Of a removed directory only itself is listed, of an added one all that is in it. `look`: tell plain
+    files from others if there is no parent, which costs a system call for each.
     """
     if parent is None:
-        return _added(root, b"")
+        return _added(root, b"", look)
     found: list[Found] = []
     _compare(root, parent, b"", found)
     found.sort()
@@ -95,7 +99,7 @@ def _open(name: bytes, above: int | None = None) -> int | None:
         raise
 
 
-def _added(directory: int, prefix: bytes) -> Iterator[Found]:
+def _added(directory: int, prefix: bytes, look: bool) -> Iterator[Found]:
     """All that is below a directory, in the order of the whole paths, one branch at a time in memory.
 
     In that order "a-b" comes after "a" but before "a/c": a directory has two places, its own and its content's. No
@@ -105,21 +109,33 @@ def _added(directory: int, prefix: bytes) -> Iterator[Found]:
     os.fchdir(directory)
     with os.scandir(b".") as entries:
         for entry in entries:
-            order.append((entry.name, entry.is_file(follow_symlinks=False)))
+            name = entry.name
+            if entry.is_file(follow_symlinks=False):
+                order.append((name, PLAIN_FILE if look and _has_no_attributes(name) else FILE))
+                continue
+            order.append((name, OTHER))
             if entry.is_dir(follow_symlinks=False):
-                order.append((entry.name + b"/", False))
+                order.append((name + b"/", OTHER))
     order.sort()
-    for name, is_file in order:
-        path = prefix + b"/" + name
+    for name, what in order:
         if name[-1] != 0x2F:
-            yield path, ADDED, is_file
+            yield prefix + b"/" + name, ADDED, what
             continue
         below = _open(name[:-1], directory)
         if below is not None:
             try:
-                yield from _added(below, path[:-1])
+                yield from _added(below, prefix + b"/" + name[:-1], look)
             finally:
                 os.close(below)
+
+
+def _has_no_attributes(name: bytes) -> bool:
+    try:
+        return not os.listxattr(name, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in (*_GONE, errno.EOPNOTSUPP):
+            raise
+        return False
 
 
 def _list(directory: int) -> dict[bytes, os.stat_result]:
@@ -150,8 +166,9 @@ def _compare(new: int, old: int, prefix: bytes, found: list[Found]) -> None:
     if doubtful:
         mine, theirs = _capabilities(new, doubtful), _capabilities(old, doubtful)
         changed.update((name, MODIFIED) for name in doubtful if mine[name] != theirs[name])
-    found.extend((prefix + b"/" + name, kind, stat.S_ISREG(now[name].st_mode)) for name, kind in changed.items())
-    found.extend((prefix + b"/" + name, DELETED, False) for name in before if name not in now)
+    for name, kind in changed.items():
+        found.append((prefix + b"/" + name, kind, FILE if stat.S_ISREG(now[name].st_mode) else OTHER))
+    found.extend((prefix + b"/" + name, DELETED, OTHER) for name in before if name not in now)
     for name, status in now.items():
         if stat.S_ISDIR(status.st_mode):
             count = len(found)
@@ -159,7 +176,7 @@ def _compare(new: int, old: int, prefix: bytes, found: list[Found]) -> None:
             shared = old if was is not None and stat.S_ISDIR(was.st_mode) else None
             _compare_below(new, shared, name, prefix + b"/" + name, found)
             if name not in changed and len(found) > count:
-                found.append((prefix + b"/" + name, MODIFIED, False))
+                found.append((prefix + b"/" + name, MODIFIED, OTHER))
 
 
 def _compare_below(new: int, old: int | None, name: bytes, path: bytes, found: list[Found]) -> None:
@@ -171,7 +188,7 @@ def _compare_below(new: int, old: int | None, name: bytes, path: bytes, found: l
     try:
         counterpart = _open(name, old) if old is not None else None
         if counterpart is None:
-            found.extend(_added(below, path))
+            found.extend(_added(below, path, False))
         else:
             _compare(below, counterpart, path, found)
     finally:

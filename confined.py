@@ -65,7 +65,7 @@ def _compare(command: str, root: str, parent: str) -> None:
     below = _open_directory(parent) if parent else None
     _confine(root)
     top = _open_directory("/")
-    found = changes.walk(top, below)
+    found = changes.walk(top, below, look=command == "walk")
     if command == "walk":
         pack.send(found, 1)
     elif command == "size":

@@ -14,7 +14,7 @@ import marshal
 import os
 import stat
 
-from changes import CAPABILITY, DELETED, Directory, Found, capability
+from changes import CAPABILITY, DELETED, OTHER, PLAIN_FILE, Directory, Found, capability
 from idmaps import IdError, Ranges, to_container
 from tarformat import (
     BLOCK,
@@ -32,6 +32,7 @@ from tarformat import (
     quote,
 )
 from tarheader import header, plain_header
+from tarreader import write_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 _BATCH = 128
 _SMALL = 1 << 16  # a file up to this size is read in one piece
-_FLUSH = 1 << 18
+_BUFFER = 1 << 18
 _ZEROS = bytes(1 << 16)
 _OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a fifo put in its place must not block us
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)  # ENXIO: a socket or a device took its place
@@ -96,14 +97,14 @@ class _Packer:
     def __init__(self, out: int, root: int, uids: Ranges, gids: Ranges) -> None:
         self._out = out
         self._uids, self._gids = uids, gids
-        self._parts: list[bytes] = []  # of the archive, not yet written
-        self._waiting = 0  # their bytes
+        self._buffer = memoryview(bytearray(_BUFFER))  # of the archive, what is not yet written
+        self._waiting = 0  # how much that is
         self._first: dict[int, bytes] = {}  # the first name in the archive of each inode that has several
         self._directory = Directory(root)
 
     def add(self, item: Found) -> None:
         """Add an entry, or nothing if it is a socket or has gone."""
-        path, kind, is_file = item
+        path, kind, what = item
         directory, _, name = path.rpartition(b"/")
         if kind == DELETED:
             self._put(header(Entry((directory + b"/.wh." + name)[1:], mode=0)))
@@ -111,10 +112,10 @@ class _Packer:
         if not self._directory.enter(directory):
             return
         try:
-            if is_file:
-                self._add_file(path[1:], name)
-            else:
+            if what == OTHER:
                 self._add_other(path[1:], name)
+            else:
+                self._add_file(path[1:], name, plain=what == PLAIN_FILE)
         except OSError as error:
             if error.errno not in _GONE:
                 raise
@@ -124,7 +125,7 @@ class _Packer:
         self._put(TRAILER)
         self._flush()
 
-    def _add_file(self, path: bytes, name: bytes) -> None:
+    def _add_file(self, path: bytes, name: bytes, *, plain: bool) -> None:
         fd = os.open(name, _OPEN_FILE)
         try:
             now = os.fstat(fd)
@@ -132,7 +133,7 @@ class _Packer:
                 return
             links, size = now.st_nlink, now.st_size
             head = None
-            if links == 1 and not self._uids and not self._gids and CAPABILITY not in os.listxattr(fd):
+            if plain and links == 1 and not self._uids and not self._gids:
                 owner = now.st_mode & 0o7777, now.st_uid, now.st_gid
                 head = plain_header(path, owner, size, now.st_mtime_ns // NANOSECONDS)
             if head is None:
@@ -181,9 +182,11 @@ class _Packer:
     def _put_content(self, fd: int, size: int) -> None:
         """`size` bytes of a file, cut off or filled up with zeros if it has another size by now, and the padding."""
         if size <= _SMALL:
-            data = os.read(fd, size)
-            self._put(data)
-            missing = size - len(data)
+            if self._waiting + size > _BUFFER:
+                self._flush()
+            got = os.readv(fd, [self._buffer[self._waiting : self._waiting + size]])
+            self._waiting += got
+            missing = size - got
         else:
             missing = self._send_file(fd, size)
         missing += -size % BLOCK
@@ -203,17 +206,16 @@ class _Packer:
         return left
 
     def _put(self, part: bytes) -> None:
-        self._parts.append(part)
-        self._waiting += len(part)
-        if self._waiting >= _FLUSH:
+        """Add to the archive a part that is smaller than the buffer: headers have a name of PATH_MAX at most."""
+        if self._waiting + len(part) > _BUFFER:
             self._flush()
+        end = self._waiting + len(part)
+        self._buffer[self._waiting : end] = part
+        self._waiting = end
 
     def _flush(self) -> None:
-        data = memoryview(b"".join(self._parts))
-        self._parts.clear()
+        write_all(self._out, self._buffer[: self._waiting])
         self._waiting = 0
-        while data:
-            data = data[os.write(self._out, data) :]
 
 
 def _capability_of(target: bytes | int) -> dict[bytes, bytes]:

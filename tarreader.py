@@ -66,8 +66,8 @@ class Input:
         while self._end - self._pos < count and self._fill():
             pass
         start = self._pos
-        self._pos = min(start + count, self._end)
-        return self._view[start : self._pos]
+        self._pos = end = min(start + count, self._end)
+        return self._view[start:end]
 
     def pieces(self, count: int) -> Iterator[memoryview]:
         """The next `count` bytes piece by piece, each valid until the next is asked for; fewer if the archive ends."""
@@ -141,12 +141,15 @@ class TarReader:
 
     def whole(self, most: int = 1 << 16) -> memoryview | None:
         """All stored bytes of the current entry, valid until the next call; None if they are more than `most`."""
-        if self._left > most:
+        size = self._left
+        if size > most:
             return None
-        view = self._source.take(self._left)
-        self._left -= len(view)
-        self._complete()
-        return view
+        view = self._source.take(size + self._padding)
+        self._left = max(0, size - len(view))
+        self._padding = 0
+        if self._left:
+            self._complete()
+        return view[:size]
 
     def data(self) -> Iterator[memoryview]:
         """The stored bytes of the current entry, in pieces that are valid until the next is asked for."""
@@ -184,7 +187,7 @@ class TarReader:
         long_name = long_link = b""
         while True:
             block = self._block()
-            if not block or block == ZEROS:
+            if not block or (block[0] == 0 and block == ZEROS):
                 self._end(block)
                 return None
             entry = parse_header(block, self._plain)
@@ -205,7 +208,11 @@ class TarReader:
                 if long_link:
                     entry.link = long_link
                 self._name = entry.name
-                self._settle(entry, block, pax)
+                if entry.type == FILE and not pax:
+                    self._left = entry.size
+                    self._padding = -entry.size % BLOCK
+                else:
+                    self._settle(entry, block, pax)
                 return entry
 
     def _end(self, block: bytes) -> None:

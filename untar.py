@@ -340,6 +340,8 @@ def _device(entry: Entry) -> int:
 def _times(entry: Entry, *, bound: bool = True) -> tuple[int, int]:
     """Access and modification time: none outside of what moby sets, the access never before the modification."""
     mtime = entry.mtime
+    if entry.atime is None and 0 <= mtime <= _LAST_TIME:
+        return mtime, mtime
     atime = mtime if entry.atime is None else max(entry.atime, mtime)
     if not bound:
         return atime, mtime

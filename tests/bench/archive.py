@@ -175,10 +175,8 @@ def run(case: Case, runs: int) -> bool:
     ratio = mine.wall / theirs.wall
     goal = f"(goal {case.goal})" if case.goal is not None else "(no goal) "
     processor = mine.processor / theirs.processor
-    print(
-        f"{case.name:<40} {mine.wall:7.3f} s {theirs.wall:7.3f} s  ratio {ratio:4.2f} {goal}  processor {processor:4.2f}",
-        flush=True,
-    )
+    times = f"{mine.wall:7.3f} s {theirs.wall:7.3f} s"
+    print(f"{case.name:<40} {times}  ratio {ratio:4.2f} {goal}  processor {processor:4.2f}", flush=True)
     return case.goal is None or ratio <= case.goal
 
 

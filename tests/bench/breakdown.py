@@ -153,7 +153,8 @@ def _line(text: str, count: float, each: float, whole: float) -> str:
 
 
 def _within(begin: float, end: float, windows: Sequence[Window]) -> bool:
-    return not windows or any(window.begin - SLACK <= end and begin <= window.end + SLACK for window in windows)
+    """Whether most of it was in one of the windows, which may follow each other without a gap."""
+    return not windows or any(window.begin <= (begin + end) / 2 <= window.end for window in windows)
 
 
 def _covered(requests: Sequence[Request]) -> float:

@@ -1,4 +1,4 @@
-"""The plot of a run as SVG: a bar per row on a logarithmic axis, and seconds against the depth of an image."""
+"""The plot of a run as SVG: a bar per row on a logarithmic axis, and curves against depth or the size of the pool."""
 
 from __future__ import annotations
 
@@ -14,6 +14,15 @@ WIDTH, LEFT, RIGHT = 900, 300, 30
 BAR, GAP = 7, 12
 CURVES_HEIGHT = 260
 COLOURS = {OURS: "#0b6e99", PEER: "#b0b0b0", FLOOR: "#e0a030", "goal": "#c02020"}
+SERIES = {
+    "run": "create + start + wait: seconds by layers",
+    "read": "100 MB read: seconds by layers",
+    "create": "create: seconds by images in the pool",
+    "get": "get: seconds by images in the pool",
+    "put": "put: seconds by images in the pool",
+    "remove": "remove: seconds by images in the pool",
+    "memory": "the driver's peak memory: MB by images in the pool",
+}
 NAMES = {OURS: "docker-graph-driver", PEER: "overlay2", FLOOR: "floor", "goal": "goal"}
 DASHES = {OURS: "", PEER: ' stroke-dasharray="5 4"'}
 
@@ -22,7 +31,7 @@ def svg(results: Results) -> str:
     """The whole drawing."""
     bars, height = _bars(results)
     curves = _curves(results, height + 40)
-    total = height + (CURVES_HEIGHT + 60 if curves else 10)
+    total = height + 10 + (len(_series(results)) + 1) // 2 * CURVES_HEIGHT
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {total}" font-family="sans-serif" '
         f'font-size="12"><rect width="{WIDTH}" height="{total}" fill="white"/>'
@@ -91,17 +100,22 @@ class Axis:
 
 
 def _curves(results: Results, top: float) -> list[str]:
-    """Seconds against depth, a drawing for each of the two things that are measured at every depth."""
+    """A drawing for each thing that was measured at several depths or sizes of the pool; two beside each other."""
     parts: list[str] = []
-    titles = {"run": "create + start + wait: seconds by layers", "read": "100 MB read: seconds by layers"}
-    for index, (name, title) in enumerate(titles.items()):
+    for index, (name, title) in enumerate(_series(results).items()):
         lines: dict[str, dict[int, float]] = {}
         for who in (OURS, PEER):
             keys = [key for key in results.rows if key.startswith(name + "@")]
             lines[who] = {int(key.partition("@")[2]): results.p50(key, who) or 0.0 for key in keys}
-        if lines[OURS]:
-            parts += _curve(title, lines, 50 + index * (WIDTH // 2), WIDTH // 2 - 80, top)
+        left = 50 + index % 2 * (WIDTH // 2)
+        parts += _curve(title, lines, left, WIDTH // 2 - 80, top + index // 2 * CURVES_HEIGHT)
     return parts
+
+
+def _series(results: Results) -> dict[str, str]:
+    """The names of the curves that there are, and their titles."""
+    measured = {key.partition("@")[0] for key in results.rows if "@" in key}
+    return {name: title for name, title in SERIES.items() if name in measured}
 
 
 def _curve(title: str, lines: Mapping[str, Mapping[int, float]], left: float, width: float, top: float) -> list[str]:

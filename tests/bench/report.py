@@ -47,7 +47,7 @@ def table(results: Results) -> list[tuple[str, ...]]:
     lines: list[tuple[str, ...]] = [HEAD]
     for key in [*(row.key for row in ROWS), *sorted(set(results.rows) - BY_KEY.keys(), key=_by_depth)]:
         if key in results.rows:
-            lines.append(_cells(results, BY_KEY.get(key) or _depth_row(key)))
+            lines.append(_cells(results, BY_KEY.get(key) or _row_of_series(key)))
     return lines
 
 
@@ -56,10 +56,12 @@ def _by_depth(key: str) -> tuple[str, int]:
     return name, int(number) if number.isdigit() else 0
 
 
-def _depth_row(key: str) -> Row:
+def _row_of_series(key: str) -> Row:
     name, _, number = key.partition("@")
     titles = {"run": "create + start + wait", "read": "100 MB read from the bottom"}
-    return Row(key, f"{titles.get(name, name)}, {number} layers", "s")
+    if name in titles:
+        return Row(key, f"{titles[name]}, {number} layers", "s")
+    return Row(key, f"{name}, {number} images in the pool", "MB" if name == "memory" else "s")
 
 
 def _cells(results: Results, row: Row) -> tuple[str, ...]:
@@ -123,7 +125,7 @@ def compare(first: Results, second: Results, names: Sequence[str]) -> str:
     """Our medians of two runs side by side, and what became of the peer's: a machine that changed shows there."""
     cells: list[tuple[str, ...]] = [("", *names, "ratio", "overlay2", "overlay2", "ratio")]
     for key in [key for key in first.rows if key in second.rows]:
-        row = BY_KEY.get(key) or _depth_row(key)
+        row = BY_KEY.get(key) or _row_of_series(key)
         ours, peers = [run.p50(key) for run in (first, second)], [run.p50(key, PEER) for run in (first, second)]
         numbers = (*map(_number, ours), _ratio(ours[1], ours[0]), *map(_number, peers), _ratio(peers[1], peers[0]))
         cells.append((row.title, *numbers))

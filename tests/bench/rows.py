@@ -57,10 +57,10 @@ class Bench:
         if self.plan.peer:
             yield PEER, self.stack.peer
 
-    def repeat(self, times: int) -> Iterator[int]:
-        """Count up to `times`; once the plan's time is over, one time has to do."""
+    def repeat(self, times: int, least: int = 1) -> Iterator[int]:
+        """Count up to `times`; once the plan's time is over, `least` times have to do."""
         for number in range(times):
-            if number and time.monotonic() > self._deadline:
+            if number >= least and time.monotonic() > self._deadline:
                 return
             yield number
 
@@ -256,7 +256,7 @@ def depth(bench: Bench) -> None:
     bench.stored(f"load, {max(depths)} layers on a file of 100 MB")
     _note_ancestors(bench)
     bench.stack.settle()
-    for _ in bench.repeat(min(bench.plan.runs, 7)):
+    for _ in bench.repeat(min(bench.plan.runs, 7), least=3):
         for number in depths:
             for who, engine in bench.sites():
                 _one_of_depth(bench, who, engine, number)

@@ -19,7 +19,11 @@ from results import OURS, Results
 from stack import Stack
 
 MB = 1_000_000
-LAYERS, CONTAINERS, AT_ONCE, RUNS = 2000, 200, 50, 15
+LAYERS, CONTAINERS, AT_ONCE = 2000, 200, 50
+# As many runs at each stage, but no more than the least once the stage has taken its time.
+RUNS, LEAST, STAGE_SECONDS = 15, 5, 20.0
+# What of the time for filling the layers may take.
+LAYERS_SHARE = 0.7
 WORKERS = 4
 KINDS = ("create", "get", "put", "remove")
 
@@ -40,42 +44,52 @@ class Scale:
         self._client = stack.client
         self._size = size
         self._results = results
-        self._deadline = time.monotonic() + size.seconds
+        self._begin = time.monotonic()
         self._client.init(f"{stack.directory}/home", [f"ceph.configfile={stack.conf}"])
-        self._image = self._layer("", "small image")
-        self._layers = 1
+        self._image = self._client.create(uuid.uuid4().hex * 2)
+        self._client.apply_diff(self._image, make_tar({"content": "a small image"}))
+        self._layers = [self._image]
         self._mounted: list[str] = []
 
     def measure(self) -> None:
         """Fill the pool in stages and measure at each; what stays mounted is removed at the end."""
-        empty = self._stage()
+        empty = full = self._stage()
         for target in (self._size.layers // 4, self._size.layers // 2, self._size.layers):
-            self._fill(lambda: self._layer(self._image, ""), target, lambda: self._layers)
-            self._stage()
-        full = empty
+            self._fill(self._layer, target - len(self._layers), LAYERS_SHARE * self._size.seconds)
+            full = self._stage()
         for target in (self._size.containers // 4, self._size.containers):
-            self._fill(self._container, target, lambda: len(self._mounted))
+            self._fill(self._container, target - len(self._mounted), self._size.seconds)
             full = self._stage()
         for kind in KINDS:
-            before, after = (self._results.p50(f"{kind}@{name}") for name in (empty, full))
+            before, after = (self._results.p50(f"{kind}@{images}") for images in (empty, full))
             if before and after:
                 self._results.add(f"scale_{kind}", OURS, after / before)
+        missing = self._size.layers - len(self._layers) + self._size.containers - len(self._mounted)
+        self._results.add("scale_missing", OURS, float(missing))
+        self._results.add("scale_layers", OURS, float(len(self._layers)))
+        self._results.add("scale_containers", OURS, float(len(self._mounted)))
         self._many_at_once()
         self._remove_containers()
 
-    def _stage(self) -> str:
-        """Measure a container's calls in the pool as it is now; the name of the stage tells how full it is."""
+    def _stage(self) -> int:
+        """Measure a container's calls in the pool as it is now; return how many images that has."""
         self._stack.settle()
-        name = f"{self._layers}+{len(self._mounted)}"
-        for _ in range(RUNS):
-            for kind, seconds in self._one_life().items():
-                self._results.add(f"{kind}@{name}", OURS, seconds)
+        images = len(self._layers) + 2 * len(self._mounted)
+        begin = time.monotonic()
+        if f"create@{images}" not in self._results.rows:
+            for number in range(RUNS):
+                if number < LEAST or time.monotonic() < begin + STAGE_SECONDS:
+                    for kind, seconds in self._one_life().items():
+                        self._results.add(f"{kind}@{images}", OURS, seconds)
+            self._results.add(f"memory@{images}", OURS, self._peak())
+            costs = ", ".join(f"{kind} {1000 * (self._results.p50(f'{kind}@{images}') or 0):.0f} ms" for kind in KINDS)
+            what = f"{len(self._layers)} layers, {len(self._mounted)} containers"
+            print(f"scale: {what}: {costs}; {self._peak():.0f} MB", file=sys.stderr, flush=True)
+        return images
+
+    def _peak(self) -> float:
         assert self._stack.watch
-        peak = self._stack.watch.usage().peak / MB
-        self._results.add(f"memory@{name}", OURS, peak)
-        costs = ", ".join(f"{kind} {1000 * (self._results.p50(f'{kind}@{name}') or 0):.0f} ms" for kind in KINDS)
-        print(f"scale: {self._layers} layers, {len(self._mounted)} mounted: {costs}; {peak:.0f} MB", file=sys.stderr)
-        return name
+        return self._stack.watch.usage().peak / MB
 
     def _one_life(self) -> dict[str, float]:
         init, layer = _new_container()
@@ -98,36 +112,27 @@ class Scale:
         for layer in layers:
             self._client.remove(layer)
 
-    def _layer(self, parent: str, content: str) -> str:
-        """A layer of an image; the archive of most is left out, since it would only take the benchmark's time."""
-        layer = self._client.create(uuid.uuid4().hex * 2, parent)
-        if content:
-            self._client.apply_diff(layer, make_tar({"content": content}), parent)
-        return layer
+    def _layer(self) -> None:
+        """A layer without a parent: a clone of the base image, which takes the least of the benchmark's time."""
+        self._layers.append(self._client.create(uuid.uuid4().hex * 2))
 
-    def _container(self) -> str:
+    def _container(self) -> None:
         init, layer = _new_container()
         self._client.create(init, self._image, writable=True)
         self._client.create(layer, init, writable=True)
         self._client.get(layer)
         self._mounted.append(layer)
-        return layer
 
-    def _fill(self, make: Callable[[], str], target: int, now: Callable[[], int]) -> None:
-        """Make as many as are missing, some at a time, until the time is over."""
+    def _fill(self, make: Callable[[], None], number: int, seconds: float) -> None:
+        """Make so many, some at a time, until so many seconds since the beginning are over."""
 
         def one(_: int) -> None:
-            if time.monotonic() < self._deadline:
-                made = make()
-                if made not in self._mounted:
-                    self._counted()
+            if time.monotonic() < self._begin + seconds:
+                make()
 
         with ThreadPoolExecutor(WORKERS) as threads:
-            for _ in threads.map(one, range(target - now())):
+            for _ in threads.map(one, range(number)):
                 pass
-
-    def _counted(self) -> None:
-        self._layers = sum(not layer.endswith("-init") for layer in self._client.created) - len(self._mounted)
 
     def _many_at_once(self) -> None:
         """Containers made, mounted, put and removed at once: seconds, and how many of them failed."""
@@ -143,8 +148,7 @@ class Scale:
         self._results.add("scale_failed", OURS, float(len(failed)))
         for line in failed[:5]:
             print(f"scale: failed: {line}", file=sys.stderr)
-        assert self._stack.watch
-        self._results.add("memory", OURS, self._stack.watch.usage().peak / MB)
+        self._results.add("memory", OURS, self._peak())
 
     def _remove_containers(self) -> None:
         """What is mounted must go before the cluster; image layers go with it."""

@@ -251,7 +251,8 @@ class Driver:
                 raise DriverError(f"layer {layer}: its parent {parent} is broken; remove it")
             if self._mounted.is_writable(parent):
                 raise DriverError(f"layer {layer}: its parent {parent} is mounted writable; put it first")
-            self._layers.create(layer, parent, size, leaf=leaf)
+            read_here = self._mounted.device(parent) is not None
+            self._layers.create(layer, parent, size, leaf=leaf, parent_read_here=read_here)
             if not parent.endswith("-init"):
                 self._sealed.add(parent)
             return self._layers.describe(parent).size

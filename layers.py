@@ -117,11 +117,14 @@ class Layers:
 
     # -- create and remove -------------------------------------------------------------------
 
-    def create(self, layer: str, parent: str | None, size: int | None, *, leaf: bool) -> Layer:
+    def create(
+        self, layer: str, parent: str | None, size: int | None, *, leaf: bool, parent_read_here: bool = False
+    ) -> Layer:
         """Make the image of a new layer on `parent` (None: on the empty base image), grown to `size` bytes.
 
         A `leaf` is a container's layer: it will be nobody's parent but another leaf's. The parent must not
-        be mounted writable. On failure no image is left behind. Raises LayerError.
+        be mounted writable; `parent_read_here` tells that this process has it mapped and only reads it.
+        On failure no image is left behind. Raises LayerError.
         """
         origin = self.describe(parent or BASE)
         wanted = size or (max(origin.size, self._options.basesize) if parent is None else origin.size)
@@ -131,7 +134,8 @@ class Layers:
                 f"ask for at least that"
             )
         with contextlib.ExitStack() as undo:
-            made = self._make(layer, parent or BASE, origin, undo, MAX_ANCESTORS if leaf else MAX_ANCESTORS - 1)
+            deepest = MAX_ANCESTORS if leaf else MAX_ANCESTORS - 1
+            made = self._make(layer, parent or BASE, origin, undo, deepest=deepest, parent_read_here=parent_read_here)
             if parent is None:
                 self.pool.set_metadata(self.image(layer), OWNER_KEY, self.owner())
             if wanted > origin.size:
@@ -187,19 +191,34 @@ class Layers:
         except rbdcli.ImageMissing:
             return False
 
-    def _make(self, layer: str, parent: str, origin: Layer, undo: contextlib.ExitStack, deepest: int) -> Layer:
+    def _make(
+        self,
+        layer: str,
+        parent: str,
+        origin: Layer,
+        undo: contextlib.ExitStack,
+        *,
+        deepest: int,
+        parent_read_here: bool,
+    ) -> Layer:
         source, image = self.image(parent), self.image(layer)
         try:
             if self._is_to_copy(parent):
-                with self._undone(image, undo):
-                    self.pool.deep_copy(source, image)
-                return origin
+                return self._copy(source, image, origin, undo)
             if origin.depth >= deepest:
                 with self._undone(image, undo):
                     self.pool.copy(source, image, self._features, OBJECT_SIZE)
                 return Layer(origin.size, 0, None)
+            try:
+                snapshot = self._snapshot(parent, origin.depth)
+            except rbdcli.ImageLocked:
+                # Mapped exclusively, an image takes no snapshot. If a Diff of ours is what holds it, which may take
+                # longer than Docker waits, or wait for this very layer, a copy of what nobody writes does as well.
+                if not parent_read_here:
+                    raise
+                return self._copy(source, image, origin, undo)
             with self._undone(image, undo):
-                snapshot = self._clone(parent, origin.depth, image)
+                self.pool.clone(snapshot, image, self._features)
             return Layer(origin.size, origin.depth + 1, snapshot)
         except rbdcli.ImageExists:
             raise LayerError(f"layer {layer} exists already: image {image}") from None
@@ -219,12 +238,19 @@ class Layers:
             (self._small if small else self._snapshotted).add(parent)
         return small
 
-    def _clone(self, parent: str, depth: int, image: str) -> rbdcli.Parent:
+    def _copy(self, source: str, image: str, origin: Layer, undo: contextlib.ExitStack) -> Layer:
+        with self._undone(image, undo):
+            self.pool.deep_copy(source, image)
+        return origin
+
+    def _snapshot(self, parent: str, depth: int) -> rbdcli.Parent:
+        """Return the snapshot that children of a layer share, taken if there is none."""
         snapshot = rbdcli.Parent(self.image(parent), f"depth{depth}")
         if parent not in self._snapshotted:
-            self.pool.snapshot(snapshot.image, snapshot.snapshot)
+            # Another host may have taken it since we looked.
+            with contextlib.suppress(rbdcli.ImageExists):
+                self.pool.snapshot(snapshot.image, snapshot.snapshot)
             self._snapshotted.add(parent)
-        self.pool.clone(snapshot, image, self._features)
         return snapshot
 
     @contextlib.contextmanager

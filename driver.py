@@ -123,8 +123,10 @@ class Driver:
             self._open.add(layer)
             undo.callback(self._forget, layer)
             grown = before is None or self._layers.describe(layer).size > before
-            if grown or (not parent and self._ids.uids):
-                self._prepare_root(layer, grow=grown, own=not parent)
+            if grown:
+                self._mounted.grow(layer)
+            if not parent and self._ids.uids:
+                self._give_root(layer)
             undo.pop_all()
 
     def remove(self, layer: str) -> None:
@@ -257,16 +259,12 @@ class Driver:
                 self._sealed.add(parent)
             return self._layers.describe(parent).size
 
-    def _prepare_root(self, layer: str, *, grow: bool, own: bool) -> None:
-        """Let the file system fill a grown image; give the root of a parentless layer to the container's root."""
+    def _give_root(self, layer: str) -> None:
+        """Let the root of a parentless layer belong to the container's root."""
         place = self._acquire(layer, Place.DRIVER, write=True)
         try:
-            point = self._mounted.point(layer, place)
-            if grow:
-                mounts.grow(self._options.fs, self._mounted.device(layer) or "", point, timeout=self._options.timeout)
-            if own and self._ids.uids:
-                user, group = self._ids.uids[0].host_id, self._ids.gids[0].host_id
-                os.chown(os.path.join(point, ROOT_DIRECTORY), user, group)
+            root = os.path.join(self._mounted.point(layer, place), ROOT_DIRECTORY)
+            os.chown(root, self._ids.uids[0].host_id, self._ids.gids[0].host_id)
         finally:
             self._mounted.release(layer, place)
 
@@ -381,7 +379,12 @@ def _release(version: str) -> str:
 def _package_hint(program: str) -> str:
     """Say how to get a program."""
     packages = {"rbd": "ceph-common", "ceph": "ceph-common", "mkfs.xfs": "xfsprogs", "xfs_growfs": "xfsprogs"}
-    packages |= {"mkfs.ext4": "e2fsprogs", "resize2fs": "e2fsprogs", "bsdtar": "libarchive-tools"}
+    packages |= {
+        "mkfs.ext4": "e2fsprogs",
+        "resize2fs": "e2fsprogs",
+        "e2fsck": "e2fsprogs",
+        "bsdtar": "libarchive-tools",
+    }
     return f"install the package {packages.get(program, program)} (Debian's name)"
 
 

@@ -141,6 +141,16 @@ class MountedLayers:
         if not entry.counts:
             self._unmap(layer, entry)
 
+    def grow(self, layer: str) -> None:
+        """Let the file system of a layer that nobody has mapped fill its image; afterwards it is unmapped again."""
+        with contextlib.ExitStack() as undo:
+            entry = self._map(layer, undo, read_only=False)
+            if self._fs == "ext4":
+                mounts.grow_ext4(entry.device, timeout=self._pool.timeout)
+            else:
+                self._mount(layer, entry, Place.DRIVER, undo, write=True, label="")
+                mounts.grow_xfs(self.point(layer, Place.DRIVER), timeout=self._pool.timeout)
+
     def purge(self, layer: str) -> None:
         """Unmount and unmap a layer whatever its counts say (BuildKit removes what it never put). Raises LayerBusy."""
         entry = self._entries.get(layer)

@@ -1,6 +1,6 @@
 """File systems and mount points of this host: make, mount, grow, unmount, and who still holds a device.
 
-Programs used: mkfs.xfs or mkfs.ext4, mount, umount, xfs_growfs or resize2fs. The kernel's mount
+Programs used: mkfs.xfs or mkfs.ext4, mount, umount, xfs_growfs or e2fsck and resize2fs. The kernel's mount
 table (/proc/self/mountinfo, proc(5)) is the only truth about what is mounted.
 """
 
@@ -19,7 +19,7 @@ import command
 MOUNT_OPTIONS = {"xfs": ("nouuid", "noatime"), "ext4": ("noatime",)}
 # -K / nodiscard: a new image is empty, discarding it object by object takes seconds.
 MKFS = {"xfs": ("mkfs.xfs", "-q", "-f", "-K"), "ext4": ("mkfs.ext4", "-q", "-F", "-E", "nodiscard")}
-GROW = {"xfs": "xfs_growfs", "ext4": "resize2fs"}
+GROW = {"xfs": ("xfs_growfs",), "ext4": ("e2fsck", "resize2fs")}
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 _CONTEXT = re.compile(rb'(?:^|,)context="?([^"]+)"?')
 
@@ -39,7 +39,7 @@ class Mount(NamedTuple):
 
 def tools(fs: str) -> Sequence[str]:
     """Name the programs that layers of this file system need."""
-    return ("mount", "umount", MKFS[fs][0], GROW[fs])
+    return ("mount", "umount", MKFS[fs][0], *GROW[fs])
 
 
 def make(fs: str, device: str, arguments: Iterable[str], *, timeout: float) -> None:
@@ -76,10 +76,19 @@ def unmount(point: str, *, timeout: float) -> None:
     command.run(("umount", "--no-canonicalize", point), timeout=timeout)
 
 
-def grow(fs: str, device: str, point: str, *, timeout: float) -> None:
-    """Let a mounted file system fill its device. Raises CommandError."""
-    target = point if fs == "xfs" else device
-    command.run((GROW[fs], target), timeout=timeout)
+def grow_xfs(point: str, *, timeout: float) -> None:
+    """Let a mounted XFS fill its device; it knows no other way. Raises CommandError."""
+    command.run(("xfs_growfs", point), timeout=timeout)
+
+
+def grow_ext4(device: str, *, timeout: float) -> None:
+    """Let an ext4 that is not mounted fill its device. Raises CommandError.
+
+    Mounted, it would take CAP_SYS_RESOURCE (fs/ext4/resize.c, ext4_resize_begin), which a container may lack.
+    """
+    # resize2fs wants it checked, and its journal empty. 1: something was corrected.
+    command.run(("e2fsck", "-f", "-p", device), timeout=timeout, accept=(0, 1))
+    command.run(("resize2fs", device), timeout=timeout)
 
 
 def table() -> list[Mount]:

@@ -118,4 +118,4 @@ def test_a_device_that_is_gone() -> None:
 
 def test_the_tools_of_each_file_system() -> None:
     assert mounts.tools("xfs") == ("mount", "umount", "mkfs.xfs", "xfs_growfs")
-    assert mounts.tools("ext4") == ("mount", "umount", "mkfs.ext4", "resize2fs")
+    assert mounts.tools("ext4") == ("mount", "umount", "mkfs.ext4", "e2fsck", "resize2fs")

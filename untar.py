@@ -176,7 +176,6 @@ class Untar:
         if entry.type == FILE:
             self._create_file(path, entry, owner)
         elif entry.type == DIRECTORY:
-            self._present = b""  # it may be the directory whose attributes we know
             self._create_directory(path, mode)
             self._dress(path, entry, owner)
             self._times[path] = _times(entry)
@@ -317,9 +316,15 @@ def _exists(path: bytes) -> bool:
 
 
 def _passes_nothing_on(directory: bytes) -> bool:
-    """Whether a new file there gets the owner and the mode that it is created with: no setgid bit, no default ACL."""
-    status = os.stat(directory)
-    return not status.st_mode & stat.S_ISGID and "system.posix_acl_default" not in os.listxattr(directory)
+    """Whether a new file there gets the owner and the mode that it is created with: no setgid bit, no default ACL.
+
+    False for what is no directory or leads nowhere: whether that is an error depends on what the entry wants there.
+    """
+    try:
+        status = os.stat(directory)
+        return not status.st_mode & stat.S_ISGID and "system.posix_acl_default" not in os.listxattr(directory)
+    except OSError:
+        return False
 
 
 def _clean(name: bytes) -> bytes:

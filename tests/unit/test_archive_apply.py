@@ -49,12 +49,12 @@ class Chunky(io.BytesIO):
     """A stream that returns little at a time, as a chunked request body does, and counts."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        return super().read(min(size or 0, 700) if size != -1 else 700)
+        return super().read(min(size or 0, 70_001) if size != -1 else 70_001)
 
 
 def test_reads_the_stream_to_its_very_end(layer: Path) -> None:
     """PROTOCOL 5: the body must be read to its end, or Go closes the pipe and the digest is wrong (moby: flush)."""
-    stream = Chunky(tar(file(b"a", b"x")) + bytes(20 * 512) + b"garbage after the archive")
+    stream = Chunky(tar(file(b"a", b"x")) + bytes(3 << 20) + b"garbage after the archive, beyond what a pipe holds")
     assert archive.apply(str(layer), stream) == 1
     assert stream.read(1) == b""
 
@@ -299,16 +299,25 @@ def test_old_docker_wrote_type_bits_into_the_mode(layer: Path) -> None:
 
 def test_a_setgid_parent_does_not_leak_into_the_entry(layer: Path) -> None:
     """moby createTarFile always sets owner and mode; the kernel would give a new file the group of the directory."""
-    apply(layer, folder(b"d", mode=0o2775, gid=55), file(b"d/f", mode=0o640), folder(b"d/d", mode=0o750))
-    assert [(layer / name).stat().st_gid for name in ("d/f", "d/d")] == [0, 0]
+    setgid = folder(b"d", mode=0o2775, gid=55)
+    apply(layer, setgid, file(b"d/a", mode=0o640), file(b"d/b", mode=0o640), folder(b"d/d", mode=0o750))
+    assert [(layer / "d" / name).stat().st_gid for name in "abd"] == [0, 0, 0]
     assert stat.S_IMODE((layer / "d/d").stat().st_mode) == 0o750
+
+
+def test_a_parent_that_becomes_setgid_in_between(layer: Path) -> None:
+    """What untar.py remembers of a directory must end with the directory's next entry."""
+    apply(layer, file(b"d/a"), file(b"d/b"), folder(b"d", mode=0o2775, gid=55), file(b"d/c"), file(b"d/e"))
+    assert [(layer / "d" / name).stat().st_gid for name in "abce"] == [0, 0, 0, 0]
 
 
 def test_a_default_acl_does_not_change_the_mode(layer: Path) -> None:
     """moby createTarFile: chmod comes after creation."""
-    subprocess.run(["setfacl", "-d", "-m", "u:99:rwx,g::r,o::-", layer], check=True)
-    apply(layer, file(b"f", mode=0o664), folder(b"d", mode=0o777))
-    assert [stat.S_IMODE((layer / name).stat().st_mode) for name in ("f", "d")] == [0o664, 0o777]
+    top = layer / "top"
+    top.mkdir()
+    subprocess.run(["setfacl", "-d", "-m", "u:99:rwx,g::r,o::-", top], check=True)
+    apply(layer, file(b"top/a", mode=0o664), file(b"top/b", mode=0o664), folder(b"top/d", mode=0o777))
+    assert [stat.S_IMODE((top / name).stat().st_mode) for name in "abd"] == [0o664, 0o664, 0o777]
 
 
 def test_directory_times_survive_their_content(layer: Path) -> None:
@@ -430,6 +439,23 @@ def test_whiteouts(layer: Path) -> None:
     (layer / "g").symlink_to("d")
     apply(layer, file(b"d/.wh.e"), file(b".wh.g"), file(b".wh.never"))
     assert names(layer) == {"d"}
+
+
+def test_a_whiteout_below_a_symlink_that_leads_nowhere(layer: Path) -> None:
+    """moby UnpackLayer: RemoveAll of what is not there is fine; a file there is an error."""
+    apply(layer, symlink(b"s", b"nowhere"), file(b"s/.wh.x"))
+    assert names(layer) == {"s"}
+    with pytest.raises(archive.ArchiveError, match="'s/x': No such file or directory"):
+        apply(layer, file(b"s/x"))
+
+
+@pytest.mark.parametrize("name", [b".wh.", b".wh..", b".wh...", b"d/.wh.", b"d/.wh...", b"d/e/.wh..."])
+def test_a_whiteout_of_nothing_is_an_error(layer: Path, name: bytes) -> None:
+    """containerd (archive/tar.go) calls it an invalid whiteout name; moby removes the directory or the one above."""
+    (layer / "d/e").mkdir(parents=True)
+    with pytest.raises(archive.ArchiveError, match="a whiteout of nothing"):
+        apply(layer, file(name))
+    assert names(layer) == {"d", "d/e"}
 
 
 def test_a_whiteout_works_at_its_place_in_the_archive(layer: Path) -> None:

@@ -17,6 +17,7 @@ import pytest
 from unit.archives import children, needs_root, peak_memory, picture
 
 import archive
+import changes as comparison
 from archive import Change, Kind
 
 pytestmark = needs_root
@@ -401,6 +402,24 @@ def test_neither_tree_is_written_to(trees: Trees) -> None:
     archive.changes(str(trees.new), str(trees.old))
     list(archive.diff(str(trees.new), str(trees.old)))
     assert (picture(trees.old), picture(trees.new)) == before
+
+
+def test_a_directory_that_has_become_a_symlink_is_gone(tmp_path: Path) -> None:
+    """What a running container can do between our look at a directory and our opening it."""
+    (tmp_path / "tree/a").mkdir(parents=True)
+    (tmp_path / "outside/b").mkdir(parents=True)
+    (tmp_path / "tree/link").symlink_to(tmp_path / "outside")
+    before = os.getcwd()
+    root = os.open(tmp_path / "tree", os.O_RDONLY)
+    try:
+        directory = comparison.Directory(root)
+        assert not directory.enter(b"/link")
+        assert not directory.enter(b"/link/b")
+        assert directory.enter(b"/a")
+        assert os.getcwd() == str(tmp_path / "tree/a")
+    finally:
+        os.close(root)
+        os.chdir(before)
 
 
 def test_a_tree_that_changes_all_the_time(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def _tell_method(requests: Sequence[Request], times: int) -> list[str]:
     commands = [command for item in requests for command in item.commands]
     lines = [_line(requests[0].method, len(requests) / times, whole / len(requests), whole / times)]
     lines += [_line("    " + name, *numbers) for name, *numbers in _by_name(commands, times)]
-    rest = whole - sum(command.seconds for command in commands)
+    rest = whole - sum(_covered(item.commands) for item in requests)
     lines.append(_line("    the rest", len(requests) / times, rest / len(requests), rest / times))
     return lines
 
@@ -157,10 +157,10 @@ def _within(begin: float, end: float, windows: Sequence[Window]) -> bool:
     return not windows or any(window.begin <= (begin + end) / 2 <= window.end for window in windows)
 
 
-def _covered(requests: Sequence[Request]) -> float:
-    """Seconds in which at least one request ran."""
+def _covered(items: Sequence[Command] | Sequence[Request]) -> float:
+    """Seconds in which at least one of them ran: they may run beside each other."""
     covered, reached = 0.0, 0.0
-    for request in sorted(requests, key=lambda item: item.begin):
-        covered += max(0.0, request.end - max(reached, request.begin))
-        reached = max(reached, request.end)
+    for begin, end in sorted((item.begin, item.end) for item in items):
+        covered += max(0.0, end - max(reached, begin))
+        reached = max(reached, end)
     return covered

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from goals import BY_KEY, FLOOR, PEER, ROWS, Row
 from plugin_client import REPO
 from results import OURS, Results, quantile
+from stack import BenchError
 
 BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
 HEAD = ("", "unit", "ours p50", "p90", "overlay2", "ratio", "floor", "ratio", "runs", "goal", "")
@@ -148,13 +149,13 @@ def markdown(results: Results) -> str:
 
 
 def write_readme(results: Results) -> None:
-    """Replace what stands between the marks in README.md. Raises ValueError if the marks are not there."""
+    """Replace what stands between the marks in README.md. Raises BenchError if the marks are not there."""
     path = os.path.join(REPO, "README.md")
     with open(path, encoding="utf-8") as source:
         readme = source.read()
     before, begun, rest = readme.partition(BEGIN)
     _, ended, after = rest.partition(END)
     if not (begun and ended):
-        raise ValueError(f"README.md has no section between {BEGIN} and {END}")
+        raise BenchError(f"README.md has no section between {BEGIN} and {END}")
     with open(path, "w", encoding="utf-8") as target:
         target.write(f"{before}{BEGIN}\n{markdown(results)}\n{END}{after}")

@@ -138,9 +138,10 @@ def big_image(bench: Bench) -> None:
 
 
 def _layer_floor(bench: Bench, name: str, layers: int, *, small: bool) -> None:
-    """The floor of loading and removing an image: that of one layer, so many times."""
+    """The floor of loading and removing an image: that of one layer, so many times, and writing what is in them."""
     floor = bench.floor.layer(small=small)
-    bench.results.add(f"load_{name}", FLOOR, layers * floor["layer"])
+    written = 0.0 if small else bench.floor.write(images.BIG_BYTES)
+    bench.results.add(f"load_{name}", FLOOR, layers * floor["layer"] + written)
     bench.results.add(f"rmi_{name}", FLOOR, layers * floor["rmi"])
 
 

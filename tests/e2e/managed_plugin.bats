@@ -1,0 +1,313 @@
+#!/usr/bin/env bats
+# The driver as a managed plugin: how it is built and set, and its life in a Docker daemon that keeps its layers with it.
+#
+# Where the kernel has no rbd, the plugin's `rbd device` goes to the stand-in outside of it (tests/bin/rbd_over_socket.py):
+# as with krbd, what is mapped outlives the plugin's processes.
+# shellcheck disable=SC2154 # repo, system_python: of tests/lib.bash, which helpers loads
+
+load helpers
+
+pool=managed
+
+setup_file() {
+    new_site
+    export DOCKER=/usr/bin/docker DOCKER_HOST=unix://$SITE/docker.sock DOCKER_CONFIG=$SITE/client
+    [[ -x $DOCKER ]] || export DOCKER=docker
+    BASE=$("$repo/tests/plugin_base.sh")
+    export BASE
+    make_pool
+    start_stand_in
+    start_dockerd "$SITE" vfs
+    make_plugin "$GRAPH" "ceph.source=$SITE/ceph"
+    "$DOCKER" plugin enable --timeout 3600 "$GRAPH"
+    restart_dockerd "$GRAPH"
+    docker load --input "$E2E/small.tar"
+}
+
+teardown_file() {
+    # What a failed test left; a managed plugin keeps nothing else.
+    docker plugin disable --force "$GRAPH" || true
+    end_recorded "$SITE/registry.pid" registry.py
+    end_site
+    # Docker's own: its root must be a mount for plugins with mounts, and is not always unmounted at its end.
+    until_true 5 umount "$SITE/data" || true
+    end_recorded "$SITE/stand-in.pid" rbd_over_socket.py
+    LEAKS_IGNORE="^image: .*_base_image|${LEAKS_IGNORE:-^$}" "$repo/tests/leaks.sh" compare "$SITE/before" "$CEPH_CONF"
+}
+
+# Pool, key, and a directory as a host's /etc/ceph: the key may do nothing but use the pool.
+make_pool() {
+    local key
+    mkdir "$SITE/ceph" "$SITE/empty"
+    timeout 30 ceph osd pool create $pool 8
+    timeout 30 rbd pool init $pool
+    key=$(timeout 30 ceph auth get-or-create "client.$pool" mon 'profile rbd' osd "profile rbd pool=$pool" \
+        mgr "profile rbd pool=$pool")
+    (umask 077 && echo "$key" >"$SITE/ceph/ceph.client.$pool.keyring")
+    cp "$SITE/ceph/ceph.client.$pool.keyring" "$(dirname "$CEPH_CONF")"
+    sed -n '/^\[global\]/p; /^mon_host/p' "$CEPH_CONF" >"$SITE/ceph/ceph.conf"
+}
+
+start_stand_in() {
+    [[ ! -d /sys/bus/rbd ]] || return 0
+    "$system_python" "$repo/tests/bin/rbd_over_socket.py" serve "$GRAPH-rbd" "$CEPH_CONF" \
+        >"$SITE/stand-in.log" 2>&1 3>&- </dev/null &
+    echo $! >"$SITE/stand-in.pid"
+}
+
+# make_plugin NAME [SETTING...]: builds it, not enabled.
+make_plugin() {
+    "$repo/build_plugin.sh" --name "$1" --base "$BASE" --ceph-key "$SITE/empty"
+    docker plugin set "$1" DATAPOOL=$pool CLIENT=$pool "${@:2}"
+    give_stand_in "$1"
+}
+
+give_stand_in() {
+    [[ -d /sys/bus/rbd ]] ||
+        "$system_python" "$repo/tests/bin/rbd_over_socket.py" install "$GRAPH-rbd" "$(directory_of "$1")/rootfs"
+}
+
+id_of() { docker plugin inspect --format '{{.ID}}' "$1"; }
+
+directory_of() { echo "$SITE/data/plugins/$(id_of "$1")"; }
+
+# restart_dockerd DRIVER [OPTION...]: ends the daemon if it runs and starts it with this storage driver.
+restart_dockerd() {
+    [[ ! -e $SITE/docker.pid ]] || end docker
+    start_dockerd "$SITE" "$@"
+}
+
+show_logs() {
+    echo "--- dockerd's last lines, the plugin's among them"
+    grep --extended-regexp 'plugin=|level=(warning|error|fatal)|failed to start' "$SITE/dockerd.log" |
+        grep --invert-match ' DEBUG ' | tail -n 30 | cut -c -400
+}
+
+# as_it_was CONTAINER: its root has what an earlier test step wrote, and takes more.
+as_it_was() {
+    run -0 docker exec "$1" sh -c 'cat /kept && echo more >/more && cat /more'
+    [[ ${lines[*]} == "kept more" ]]
+}
+
+start_keeper() {
+    start_sleeper "$1"
+    docker exec "$1" sh -c 'echo kept >/kept'
+}
+
+nothing_of_layers_is_mounted() {
+    run -0 mounts_below "$(directory_of "$GRAPH")/propagated-mount/$GRAPH"
+    [[ -z $output ]]
+    run -0 rbd device list --format json
+    [[ $output == "[]" ]]
+}
+
+# plugin_pid ID: the driver's in a plugin. Another plugin's looks the same but for its mounts.
+plugin_pid() {
+    local pid
+    for pid in $(pgrep --full '/docker_graph_driver.py --socket /run/docker/plugins/ceph.sock --state /graph/.init'); do
+        ! grep --quiet "/$1/" "/proc/$pid/mountinfo" || { echo "$pid" && return; }
+    done
+    return 1
+}
+
+@test "build: programs, libraries and Python, and nothing else" {
+    local root name
+    root=$(directory_of "$GRAPH")/rootfs
+    [[ -x $root/usr/bin/rbd && -e $root/opt/docker-graph-driver/driver.py ]]
+    for name in sh bash perl dpkg apt-get gcc radosgw-admin '*.deb' '*.keyring' '*.1.gz' changelog\* locale; do
+        run -0 find "$root" -name "$name" ! -path '*/python3*/*' ! -path '*/usr/local/bin/*'
+        echo "$name: $output"
+        [[ -z $output ]]
+    done
+    (($(du --summarize --block-size=1M "$root" | cut -f 1) < 120))
+    run -1 "$repo/build_plugin.sh" --name "$GRAPH" --base "$BASE"
+    [[ $output == *"the plugin $GRAPH is there already"* ]]
+    run -1 "$repo/build_plugin.sh" --name other --base "$SITE/empty"
+    [[ $output == *"not a root file system with a Python"* ]]
+}
+
+@test "privileges: two capabilities beyond a container's, and only the pool's key" {
+    local pid
+    run -0 docker plugin inspect --format '{{json .Config.Linux.Capabilities}} {{.Config.PidHost}} {{.Config.IpcHost}}' "$GRAPH"
+    [[ $output == '["CAP_SYS_ADMIN","CAP_SYSLOG"] false false' ]]
+    pid=$(plugin_pid "$(id_of "$GRAPH")")
+    # CAP_SYS_ADMIN is bit 21, CAP_SYSLOG 34; the other fourteen are what every container has.
+    run -0 sed -n 's/^CapEff:\t//p' "/proc/$pid/status"
+    [[ $output == 00000004a82425fb ]]
+    # Its log says as whom it talks to Ceph; there is no other key in it.
+    run -1 grep --extended-regexp -- '--id admin' "$SITE/dockerd.log"
+    run -0 find "$SITE/ceph" -name '*.keyring'
+    [[ $output == "$SITE/ceph/ceph.client.$pool.keyring" ]]
+}
+
+@test "images and containers: load, run, diff, commit, cp, save, rm" {
+    run -0 docker run --name first small sh -c 'cat /last; mkdir /new; echo 1 >/new/file; rm /bin/wget'
+    [[ $output == 2 ]]
+    run -0 docker diff first
+    [[ $(sort <<<"$output") == $'A /new\nA /new/file\nC /bin\nD /bin/wget' ]]
+    docker commit first second
+    run -0 docker run --rm second sh -c 'cat /new/file; test ! -e /bin/wget'
+    [[ $output == 1 ]]
+    docker cp first:/new "$SITE/out"
+    [[ $(<"$SITE/out/file") == 1 ]]
+    docker save --output "$SITE/second.tar" second
+    docker rm first
+    docker rmi second
+    docker load --input "$SITE/second.tar"
+    run -0 docker run --rm --storage-opt size=11G second sh -c 'cat /new/file; df -m /'
+    [[ ${lines[0]} == 1 && ${lines[-1]} =~ ^[^\ ]+\ +1[01][0-9]{3}\  ]]
+    docker rmi second
+    nothing_of_layers_is_mounted
+    run -0 docker info --format '{{range .DriverStatus}}{{index . 0}}={{index . 1}} {{end}}'
+    [[ $output == "Pool=$pool "*"Ceph Health=HEALTH_OK "* && $output != *unknown* ]]
+}
+
+@test "dockerd restarted: without live-restore containers are stopped, with it they run on" {
+    start_keeper keeper
+    restart_dockerd "$GRAPH" --live-restore
+    [[ $(state_of keeper) == exited ]]
+    nothing_of_layers_is_mounted
+    docker start keeper
+    as_it_was keeper
+    restart_dockerd "$GRAPH" --live-restore
+    [[ $(state_of keeper) == running ]]
+    as_it_was keeper
+    docker stop keeper
+    nothing_of_layers_is_mounted
+    docker start keeper
+    as_it_was keeper
+    docker rm --force keeper
+    nothing_of_layers_is_mounted
+}
+
+@test "disable --force, enable: containers run on, old ones start, without an Init" {
+    local init
+    start_keeper runs
+    start_keeper stopped
+    docker stop stopped
+    init=$(grep --count ' INFO Init ' "$SITE/dockerd.log")
+    run -1 docker plugin disable "$GRAPH"
+    [[ $output == *"is in use"* ]]
+    docker plugin disable --force "$GRAPH"
+    docker plugin set "$GRAPH" LOG_LEVEL=debug
+    docker plugin enable --timeout 3600 "$GRAPH"
+    [[ $(grep --count ' INFO Init ' "$SITE/dockerd.log") == "$init" ]]
+    [[ $(state_of runs) == running ]]
+    as_it_was runs
+    docker start stopped
+    as_it_was stopped
+    docker stop runs
+    docker start runs
+    as_it_was runs
+    docker stop runs stopped
+    nothing_of_layers_is_mounted
+}
+
+@test "the driver killed: Docker starts it again, containers run on" {
+    local pid id
+    id=$(id_of "$GRAPH")
+    start_keeper keeper
+    pid=$(plugin_pid "$id")
+    kill -KILL "$pid"
+    until_true 20 process_gone "$pid"
+    until_true 30 plugin_pid "$id"
+    as_it_was keeper
+    docker restart --time 0 keeper
+    as_it_was keeper
+    docker stop keeper
+    nothing_of_layers_is_mounted
+}
+
+@test "upgrade from a registry: settings, images and a running container stay" {
+    local remote before
+    mkdir "$SITE/registry"
+    "$system_python" "$repo/tests/registry.py" "$SITE/registry" >"$SITE/registry.log" 2>&1 3>&- </dev/null &
+    echo $! >"$SITE/registry.pid"
+    until_true 10 test -e "$SITE/registry/port"
+    remote=localhost:$(<"$SITE/registry/port")/managed:next
+    "$repo/build_plugin.sh" --name "$remote" --base "$BASE" --ceph-key "$SITE/empty"
+    docker plugin push "$remote"
+    docker plugin rm "$remote"
+    start_keeper keeper
+    before=$(directory_of "$GRAPH")
+    docker plugin disable --force "$GRAPH"
+    docker plugin upgrade --grant-all-permissions --skip-remote-check "$GRAPH" "$remote"
+    # Docker carries everything else over.
+    docker plugin set "$GRAPH" "ceph.source=$SITE/ceph"
+    give_stand_in "$GRAPH"
+    docker plugin enable --timeout 3600 "$GRAPH"
+    [[ $(docker plugin inspect --format '{{.PluginReference}}' "$GRAPH") == "$remote" ]]
+    [[ $(directory_of "$GRAPH") == "$before" ]]
+    as_it_was keeper
+    docker restart --time 0 keeper
+    as_it_was keeper
+    run -0 docker run --rm small cat /last
+    [[ $output == 2 ]]
+}
+
+@test "upgrade without a registry: removed, made anew, dockerd restarted; containers are kept" {
+    start_keeper keeper
+    docker stop keeper
+    docker plugin disable --force "$GRAPH"
+    docker plugin rm --force "$GRAPH"
+    make_plugin "$GRAPH" "ceph.source=$SITE/ceph"
+    docker plugin enable --timeout 3600 "$GRAPH"
+    restart_dockerd "$GRAPH"
+    docker start keeper
+    as_it_was keeper
+    docker rm --force keeper
+    nothing_of_layers_is_mounted
+}
+
+@test "a name with a colon; configuration, key and options in the settings; a bad one is told in the log" {
+    local name=$GRAPH-set:v1 root
+    "$repo/build_plugin.sh" --name "$name" --base "$BASE" --ceph-key "$SITE/ceph"
+    [[ $(docker plugin inspect --format '{{.Settings.Env}}' "$name") == *"CLIENT=$pool"* ]]
+    docker plugin set "$name" DATAPOOL=$pool IMAGEPREFIX=set "ceph.source=$SITE/empty" OPTIONS=ceph.colour=red
+    give_stand_in "$name"
+    run -1 docker plugin enable "$name"
+    grep "unknown storage option 'ceph.colour'; valid are ceph.basesize, " "$SITE/dockerd.log"
+    docker plugin set "$name" "OPTIONS=ceph.basesize=1G ceph.mountopt=discard"
+    docker plugin enable --timeout 3600 "$name"
+    root=$(directory_of "$name")/rootfs
+    restart_dockerd "$name" --storage-opt ceph.basesize=2G
+    docker load --input "$E2E/small.tar"
+    # dockerd's word before the plugin's setting, the setting before the default.
+    run -0 docker run --name first small sh -c 'df -m / | tail -n 1; echo new >/new'
+    [[ $output =~ ^[^\ ]+\ +(19|20)[0-9]{2}\  ]]
+    run -0 docker diff first
+    [[ $output == "A /new" ]]
+    docker commit first second
+    run -0 docker run --rm second cat /new
+    [[ $output == new ]]
+    run -0 rbd --pool $pool ls
+    [[ $output == *set_base_image* ]]
+    # Neither in a layer nor on the disk of the plugin.
+    run -1 grep --recursive --files-with-matches "$(sed -n 's/.*key = //p' "$SITE/ceph/ceph.client.$pool.keyring")" \
+        "$root" "$SITE/data/plugins/storage"
+    docker rm first
+    docker rmi second small
+    run -0 rbd --pool $pool ls
+    [[ $(grep '^set_' <<<"$output") == set_base_image ]]
+    restart_dockerd "$GRAPH"
+    docker plugin disable "$name"
+    docker plugin rm "$name"
+}
+
+@test "removal: nothing is left on the host, nor in the pool" {
+    local id
+    remove_everything
+    run -0 rbd --pool $pool ls
+    [[ $(grep --invert-match '^set_' <<<"$output") == docker_image_base_image ]]
+    until_true 20 trash_is_empty $pool
+    nothing_of_layers_is_mounted
+    id=$(id_of "$GRAPH")
+    restart_dockerd vfs
+    docker plugin disable "$GRAPH"
+    docker plugin rm "$GRAPH"
+    run -1 plugin_pid "$id"
+    [[ ! -e $SITE/data/plugins/$id && ! -e /run/docker/plugins/$id && ! -e $SITE/data/$GRAPH ]]
+    run -0 mounts_below "$SITE/data/plugins"
+    [[ -z $output ]]
+    run -1 grep --extended-regexp 'Traceback|a defect of the driver' "$SITE/dockerd.log"
+}

@@ -268,7 +268,13 @@ class MountedLayers:
             # Perhaps by this very host, for a home that is gone: a managed plugin was removed and made anew.
             if not self._mappings(layer):
                 raise
-            self._unmap_leftover(layer)
+            try:
+                self._unmap_leftover(layer)
+            except LayerBusy:
+                # Another driver of this host is at work with it. It ends that mapping, not we: remembered as ours,
+                # its device could by then be another image's.
+                self._entries.pop(layer, None)
+                raise
             return self._map(layer, undo, read_only=read_only)
         entry = _Entry(device)
         undo.callback(self._unmap, layer, entry)

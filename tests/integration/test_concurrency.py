@@ -119,7 +119,7 @@ def test_two_hosts_do_not_mount_one_layer(start_plugin: StartPlugin, new_id: New
     first, second = start_plugin(imageprefix="two"), start_plugin(imageprefix="two")
     layer = first.client.create(new_id())
     root = first.client.get(layer)
-    with pytest.raises(Refused):
+    with pytest.raises(Refused, match=layer):
         second.client.get(layer)
     with open(os.path.join(root, "f"), "w", encoding="ascii") as target:
         target.write("x")

@@ -18,7 +18,7 @@ class Container:
 
     def __init__(self, root: str, place: str) -> None:
         os.makedirs(place, exist_ok=True)
-        script = 'mount --bind "$1" "$2" && echo running && cd "$2" && exec sleep 600'
+        script = 'mount --bind "$1" "$2" && cd "$2" && echo running && exec sleep 600'
         self.process = subprocess.Popen(
             ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "-", root, place],
             stdin=subprocess.DEVNULL,

@@ -30,7 +30,17 @@ def test_bytes_that_are_no_text_come_through() -> None:
 
 
 def test_standard_input_is_closed() -> None:
-    assert command.run(["cat"], timeout=20).stdout == ""
+    """Whatever ours is: a terminal, or a pipe with something in it."""
+    ours, (there, here) = os.dup(0), os.pipe()
+    os.write(here, b"for somebody else")
+    os.close(here)
+    os.dup2(there, 0)
+    try:
+        assert command.run(["cat"], timeout=20).stdout == ""
+    finally:
+        os.dup2(ours, 0)
+        os.close(ours)
+        os.close(there)
 
 
 def test_the_locale_is_c_and_sbin_is_on_path(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,208 @@
+# What the end-to-end tests share.
+# shellcheck shell=bash
+#
+# A site is a directory ($SITE) with a dockerd and a containerd of its own. A file of tests has one for all its tests,
+# with a plugin and on Ceph; `at DIR docker ...` means another one. Each file loads this, makes its site in setup_file,
+# and ends with a test that calls `nothing_is_left`.
+#
+# Environment: E2E_LOGS=DIR  keeps what plugin, dockerd and containerd said there
+
+bats_require_minimum_version 1.5.0
+
+# shellcheck source=../lib.bash
+source "$BATS_TEST_DIRNAME/../lib.bash"
+
+# Where dockerd looks for plugins, whatever its own directories are.
+plugins=/run/docker/plugins
+
+# -- daemons -----------------------------------------------------------------------------------
+
+# new_site: makes the site of this file; its driver has a name of its own, since plugins of other runs have the same home.
+new_site() {
+    SITE=$E2E/$(basename "$BATS_TEST_FILENAME" .bats)
+    GRAPH=ceph$$
+    export SITE GRAPH
+    mkdir -p "$SITE"
+    "$repo/tests/leaks.sh" snapshot "$SITE/before" "$CEPH_CONF"
+}
+
+# at DIR COMMAND...: the command with another site.
+at() { SITE=$1 "${@:2}"; }
+
+docker() {
+    local client=/usr/bin/docker # another docker may come first on PATH
+    [[ -x $client ]] || client=docker
+    DOCKER_CONFIG=$SITE/client timeout --kill-after=5 120 "$client" --host "unix://$SITE/docker.sock" "$@"
+}
+
+start_ceph_plugin() {
+    start_plugin "$SITE/plugin.log" "$plugins/$GRAPH.sock" --log-level debug
+    echo "$plugin_pid" >"$SITE/plugin.pid"
+    disown "$plugin_pid" # bash need not tell that it was killed
+    # The socket alone may be an older one's.
+    until_true 15 plugin_answers
+}
+
+plugin_answers() {
+    curl --silent --fail --max-time 5 --unix-socket "$plugins/$GRAPH.sock" --data '' http://plugin/Plugin.Activate
+}
+
+# start_ceph_dockerd [OPTION...]: dockerd on the plugin. Fails if it ends or is not ready within a minute.
+start_ceph_dockerd() {
+    start_dockerd "$SITE" "$GRAPH" --storage-opt "ceph.configfile=$CEPH_CONF" "$@"
+}
+
+# end DAEMON [SIGNAL]: plugin, docker or containerd; fails if it's not gone within 30 s.
+end() {
+    local pid
+    pid=$(<"$SITE/$1.pid")
+    kill -s "${2:-TERM}" "$pid"
+    until_true 30 process_gone "$pid"
+    rm -f "$SITE/$1.pid"
+}
+
+runs() { [[ -e $SITE/$1.pid ]] && ! process_gone "$(<"$SITE/$1.pid")"; }
+
+# end_site: ends what still runs of a site, whatever state a failed test has left it in.
+end_site() {
+    local place
+    [[ -z ${E2E_LOGS:-} ]] || for place in "$SITE"/*.log; do
+        mkdir -p "$E2E_LOGS" && cp "$place" "$E2E_LOGS/${SITE##*/}-${place##*/}"
+    done
+    end_recorded "$SITE/docker.pid" "$SITE"
+    if [[ -e $SITE/containerd.pid ]]; then
+        containers_of_crash | xargs --no-run-if-empty --max-args 1 timeout 20 ctr --address "$SITE/containerd.sock" \
+            --namespace moby tasks delete --force || true
+        end_recorded "$SITE/containerd.pid" "$SITE"
+    fi
+    if [[ -e $SITE/plugin.pid ]]; then
+        end_recorded "$SITE/plugin.pid" "$plugins/$GRAPH.sock"
+        rm -f "$plugins/$GRAPH".sock*
+    fi
+    for place in $(mounts_below "$SITE" | sort --reverse); do
+        # A dockerd that fails at its start leaves its data root bound to itself.
+        [[ $place == "$SITE/data" ]] || echo "still mounted: $place" >&2
+        umount "$place" || true
+    done
+}
+
+containers_of_crash() { timeout 20 ctr --address "$SITE/containerd.sock" --namespace moby tasks list --quiet; }
+
+teardown() {
+    [[ -n ${BATS_TEST_COMPLETED:-} ]] || show_logs
+    remove_containers
+}
+
+teardown_file() {
+    end_site
+    search_for_leaks
+}
+
+# The machine is as it was before `new_site`. A base image stays in its pool.
+search_for_leaks() {
+    LEAKS_IGNORE="^image: .*_base_image|${LEAKS_IGNORE:-^$}" "$repo/tests/leaks.sh" compare "$SITE/before" "$CEPH_CONF"
+}
+
+show_logs() {
+    echo "--- the plugin's last lines"
+    grep --invert-match ' DEBUG "POST ' "$SITE/plugin.log" | tail -n 30 |
+        sed --regexp-extended 's/ --(conf|id|client-mount-timeout) [^ ]+//g' | cut -c -500
+    echo "--- dockerd's last lines"
+    grep --extended-regexp 'level=(warning|error|fatal)|failed to start' "$SITE/dockerd.log" | tail -n 8 | cut -c -500
+}
+
+# -- images -----------------------------------------------------------------------------------
+
+# debian_image: prints the path of Debian's minbase with python3 as a tar, which is made once for this machine.
+debian_image() {
+    local release cache=/var/cache/docker-graph-driver-tests mirror work lock
+    # shellcheck source=/dev/null
+    release=$(source /etc/os-release && echo "$VERSION_CODENAME")
+    mkdir -p "$cache"
+    exec {lock}>"$cache/debian.lock"
+    flock "$lock"
+    if [[ ! -e $cache/debian-$release.tar ]]; then
+        # Where this machine gets its own packages from.
+        # shellcheck disable=SC2016 # it is apt's
+        mirror=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $release" "Created-By: Packages" | head -n 1)
+        work=$(mktemp -d "$cache/debian.XXXXXX")
+        # A layer does not need the archives of the packages that it holds.
+        timeout 600 debootstrap --variant=minbase --include=python3-minimal "$release" "$work/root" "$mirror" >"$work/log" 2>&1 3>&- &&
+            rm -f "$work"/root/var/cache/apt/archives/*.deb "$work"/root/var/lib/apt/lists/*_* &&
+            tar --create --file "$work/tar" --numeric-owner --xattrs --directory "$work/root" . &&
+            mv "$work/tar" "$cache/debian-$release.tar"
+        [[ -e $cache/debian-$release.tar ]] || tail -n 20 "$work/log" >&2
+        rm -rf --one-file-system "$work"
+    fi
+    exec {lock}>&-
+    echo "$cache/debian-$release.tar"
+    [[ -s $cache/debian-$release.tar ]]
+}
+
+# -- what is there -----------------------------------------------------------------------------
+
+remove_containers() {
+    local ids
+    ids=$(docker ps --all --quiet) || return 0
+    # shellcheck disable=SC2086 # a list of ids
+    [[ -z $ids ]] || docker rm --force --volumes $ids >/dev/null
+}
+
+remove_everything() {
+    remove_containers
+    docker builder prune --all --force >/dev/null
+    docker image prune --all --force >/dev/null
+}
+
+# nothing_is_left [PREFIX [NAMESPACE]]: no layer, trash, mapping, mount or directory after everything was removed.
+nothing_is_left() {
+    local prefix=${1:-docker_image} pool=rbd${2:+/$2}
+    # BuildKit lets go of what it used a moment after the build.
+    until_true 20 only_base_is_left "$pool" "${prefix}_base_image" || {
+        rbd ls "$pool"
+        docker system df --verbose
+        return 1
+    }
+    until_true 20 trash_is_empty "$pool" || { rbd trash ls --all "$pool" && false; }
+    nothing_is_mapped
+    run -0 ls -A "$SITE/data/$GRAPH/mnt"
+    [[ -z $output ]]
+    run -1 grep --extended-regexp 'Traceback|a defect of the driver|is left behind' "$SITE/plugin.log"
+}
+
+only_base_is_left() {
+    remove_everything
+    [[ $(rbd ls "$1") == "$2" ]]
+}
+
+trash_is_empty() { [[ -z $(rbd trash ls --all "$1") ]]; }
+
+nothing_is_mapped() {
+    local type
+    run -0 mounts_below "$SITE/data/$GRAPH"
+    [[ -z $output ]]
+    for type in krbd nbd; do
+        run -0 rbd device list --device-type $type --format json
+        [[ $output == "[]" ]]
+    done
+}
+
+mounts_below() { awk -v prefix="$1/" 'index($5, prefix) == 1 { print $5 }' /proc/self/mountinfo; }
+
+# mounted_once CONTAINER: a running container's layer has one mount on this host, and one device.
+mounted_once() {
+    run -0 mounts_below "$SITE/data/$GRAPH"
+    [[ $output == "$(data_of "$1" MountPoint)" ]]
+    run -0 jq --raw-output '.[].name' <(rbd device list --format json)
+    [[ $output == "$(data_of "$1" Image)" ]]
+}
+
+# data_of CONTAINER_OR_IMAGE KEY: a value of its GraphDriver.Data.
+data_of() { docker inspect --format "{{.GraphDriver.Data.$2}}" "$1"; }
+
+# start_sleeper NAME [OPTION...]: a container that runs until it is stopped, and stops at once.
+start_sleeper() {
+    docker run --detach --name "$1" --stop-signal KILL "${@:2}" small sleep 1000 >/dev/null
+}
+
+state_of() { docker inspect --format '{{.State.Status}}' "$1"; }

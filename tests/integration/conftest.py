@@ -6,20 +6,28 @@ import contextlib
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 
 import pytest
 from lab import Cluster, StartPlugin, mounts_below
 from plugin_client import Client, PluginProcess, wait_until
 
 
+def _interrupted(number: int, _: FrameType | None) -> None:
+    pytest.exit(f"ended by {signal.Signals(number).name}", 128 + number)
+
+
 @pytest.fixture(scope="session")
 def session_directory() -> Iterator[str]:
     """A short path: those of sockets end at 107 bytes."""
     assert os.geteuid() == 0, "these tests map and mount: run them as root"
+    # A run that is cancelled takes its cluster down too.
+    signal.signal(signal.SIGTERM, _interrupted)
     directory = tempfile.mkdtemp(prefix="dgd-", dir="/tmp")
     # As /var/lib/docker is with userns-remap: the container's root must get through.
     os.chmod(directory, 0o711)
@@ -30,8 +38,11 @@ def session_directory() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def cluster(session_directory: str) -> Iterator[Cluster]:
-    """The cluster; at the end nothing but base images may be left in it, and nothing of it on this machine."""
-    lab = Cluster(session_directory)
+    """The cluster; at the end nothing but base images may be left in it, and nothing of it on this machine.
+
+    LAB_DIR names one that is up already (tests/kernel).
+    """
+    lab = Cluster(session_directory, os.environ.get("LAB_DIR", ""))
     lab.up()
     try:
         yield lab
@@ -53,6 +64,11 @@ def cluster(session_directory: str) -> Iterator[Cluster]:
     )
 
 
+def lab_options() -> dict[str, str | Sequence[str]]:
+    """What every plugin is started with: LAB_OPTIONS="devicetype=nbd timeout=300" (tests/kernel)."""
+    return dict(pair.split("=", 1) for pair in os.environ.get("LAB_OPTIONS", "").split())
+
+
 @pytest.fixture
 def start_plugin(cluster: Cluster, session_directory: str) -> Iterator[StartPlugin]:
     """Start a plugin with these options (`fs="ext4"` or `mountopt=("a", "b")`); Init is called unless init=False.
@@ -64,7 +80,7 @@ def start_plugin(cluster: Cluster, session_directory: str) -> Iterator[StartPlug
     def start(
         *, init: bool = True, home_of: PluginProcess | None = None, **options: str | Sequence[str]
     ) -> PluginProcess:
-        options.setdefault("configfile", cluster.conf)
+        options = {**lab_options(), "configfile": cluster.conf, **options}
         pairs = [
             f"ceph.{name}={value}"
             for name, values in options.items()

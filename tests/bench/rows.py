@@ -175,7 +175,7 @@ def _changed_file(bench: Bench, *, first: bool) -> None:
 def lifecycle(bench: Bench) -> None:
     """docker create, start, wait, rm of a container that does nothing."""
     bench.need(images.small(), "bench:small")
-    for _ in bench.repeat(bench.plan.runs):
+    for _ in bench.repeat(bench.plan.runs, least=5):
         for who, engine in bench.sites():
             _one_life(bench, who, engine)
         for key, seconds in bench.floor.lifecycle().items():

@@ -226,6 +226,12 @@ class Handler(BaseHTTPRequestHandler):
         self.connection.settimeout(STREAM_SECONDS)
         try:
             answer = self.server.plugin.apply_diff(layer, body)
+        except (BadRequest, ConnectionError, TimeoutError):
+            # dockerd writes a layer down only when it is whole: one that was killed will never remove this one.
+            # One that lives removes it too, which is a success then.
+            with contextlib.suppress(*EXPECTED):
+                self.server.plugin.abandon(layer)
+            raise
         except EXPECTED:
             # The client sends on until it has an answer; unread, it would see a broken pipe and try again.
             with contextlib.suppress(BadRequest, OSError):

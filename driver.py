@@ -278,13 +278,16 @@ class Driver:
                     raise DriverError(f"layer {layer} is broken: its archive was not applied to its end; remove it")
                 sealed = layer in self._sealed
                 return self._mounted.acquire(layer, place, write=write and not sealed, sealed=sealed, label=label)
-        except rbdcli.ImageLocked as error:
-            raise DriverError(f"layer {layer} is in use elsewhere: {self._layers.holder(layer)}: {error}") from None
-        except rbdcli.ImageMissing:
-            # `rbd device map` ends with ENOENT also where the kernel has no rbd module.
-            if self._layers.exists(layer):
-                raise
-            raise DriverError(f"layer {layer} does not exist: no image {self._layers.image(layer)}") from None
+        except (rbdcli.ImageMissing, rbdcli.ImageLocked) as error:
+            raise self._unavailable(layer, error) from None
+
+    def _unavailable(self, layer: str, error: rbdcli.RbdError) -> Exception:
+        """Say why a layer cannot be mapped. ENOENT alone does not tell: a kernel without rbd ends with it too."""
+        if not self._layers.exists(layer):
+            return DriverError(f"layer {layer} does not exist: no image {self._layers.image(layer)}")
+        if isinstance(error, rbdcli.ImageLocked):
+            return DriverError(f"layer {layer} is in use elsewhere: {self._layers.holder(layer)}: {error}")
+        return error
 
     def _learn(self, layer: str, after: contextlib.ExitStack) -> None:
         """Find out what a layer from before our start is, by the note in it; it stays mounted until `after` ends."""

@@ -141,6 +141,12 @@ class Plugin:
         with self._gate.shared():
             return {"Size": self.driver.apply_diff(layer, stream)}
 
+    def abandon(self, layer: str) -> None:
+        """Remove a layer whose archive was cut off by the caller's end."""
+        log.warning("removing layer %s: its archive was cut off", layer)
+        with self._gate.shared():
+            self.driver.remove(layer)
+
     def _create(self, request: Request) -> None:
         leaf = request.method == "CreateReadWrite"
         self.driver.create(_id(request), request.text("Parent"), request.pairs("StorageOpt"), leaf=leaf)

@@ -57,7 +57,8 @@ class Reaper:
                 asked = self._asked
             try:
                 left = self._trash.reap()
-            except command.CommandError as error:
+            except (command.CommandError, LookupError, ValueError) as error:
+                # A cluster that does not answer, or one whose rbd prints what we do not know: no reason to give up.
                 log.warning("the trash is not emptied now, again in %g s: %s", RETRY_SECONDS, error)
                 left = True
             with self._state:

@@ -16,8 +16,10 @@ CLUSTER = os.path.join(REPO, "tests", "cluster.sh")
 class Cluster:
     """The throw-away Ceph and the tools to look into it, as client.admin."""
 
-    def __init__(self, directory: str) -> None:
-        self.directory = os.path.join(directory, "ceph")
+    def __init__(self, directory: str, running: str = "") -> None:
+        """Below `directory`; or one that is up already, in the directory `running`, and is left so."""
+        self._is_ours = not running
+        self.directory = running or os.path.join(directory, "ceph")
         self.conf = os.path.join(self.directory, "ceph.conf")
         # A directory of our own for the stand-in's state: nobody else's mappings are ever ours.
         self.environment = {
@@ -28,14 +30,15 @@ class Cluster:
 
     def up(self) -> None:
         """Start it, and take over the environment that it asks for."""
-        said = self.run([CLUSTER, "up", self.directory])
-        print(said)
+        if self._is_ours:
+            print(self.run([CLUSTER, "up", self.directory]))
         script = f'eval "$({CLUSTER} env {self.directory})"; env -0'
         self.environment = dict(pair.split("=", 1) for pair in self.run(["bash", "-c", script]).split("\0") if pair)
 
     def down(self) -> None:
         """End it."""
-        self.run([CLUSTER, "down", self.directory])
+        if self._is_ours:
+            self.run([CLUSTER, "down", self.directory])
 
     def run(self, argv: Sequence[str], timeout: float = 120) -> str:
         """Run a command in the cluster's environment; its output."""

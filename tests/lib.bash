@@ -51,9 +51,10 @@ apt_get() {
     DEBIAN_FRONTEND=noninteractive apt-get --quiet --option DPkg::Lock::Timeout=300 --option Acquire::Retries=3 "$@" </dev/null
 }
 
-# until_true SECONDS COMMAND...: repeats the command until it succeeds; fails after that many seconds.
+# until_true SECONDS COMMAND...: repeats the command until it succeeds; fails after that many seconds, or times
+# LAB_SLOWNESS as many where everything is slower (tests/kernel).
 until_true() {
-    local deadline=$((SECONDS + $1))
+    local deadline=$((SECONDS + $1 * ${LAB_SLOWNESS:-1}))
     shift
     until "$@" >/dev/null 2>&1; do
         ((SECONDS < deadline)) || return 1

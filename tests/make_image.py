@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Writes an image of many small layers as an archive that `docker load` takes, without a registry or a daemon.
 
-    make_image.py --base ROOT.tar --layers N NAME OUT.tar
+    make_image.py --base ROOT.tar --layers N [--big M] NAME OUT.tar
 
 The first layer is ROOT.tar, a root file system. Layer K of the others adds the file /layers/K, writes its number into
 /last, makes /only-in-K and deletes what the layer before made so: the image has additions, changes and deletions.
+M of them, evenly spread, also rewrite /big, so that the driver clones them instead of copying them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,11 @@ import argparse
 import hashlib
 import io
 import json
+import random
 import tarfile
+
+# More than layers.COPY_LIMIT.
+BIG = 7 << 20
 
 
 def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
@@ -23,8 +28,8 @@ def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     archive.addfile(member, io.BytesIO(content))
 
 
-def small_layer(number: int) -> bytes:
-    """Return the archive of layer `number` (from 1: the root file system is 0)."""
+def small_layer(number: int, *, big: bool = False) -> bytes:
+    """Return the archive of layer `number` (from 1: the root file system is 0); a `big` one is small no more."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:
         add(archive, f"layers/{number}", b"%d\n" % number)
@@ -32,6 +37,8 @@ def small_layer(number: int) -> bytes:
         add(archive, f"only-in-{number}", b"%d\n" % number)
         if number > 1:
             add(archive, f".wh.only-in-{number - 1}", b"")
+        if big:
+            add(archive, "big", random.Random(number).randbytes(BIG))
     return stream.getvalue()
 
 
@@ -61,12 +68,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--base", required=True, metavar="ROOT.tar", help="the first layer")
     parser.add_argument("--layers", required=True, type=int, metavar="N", help="how many layers, the first included")
+    parser.add_argument("--big", type=int, default=0, metavar="M", help="how many of them are big")
     parser.add_argument("name", help="name:tag of the image")
     parser.add_argument("out", help="the archive to write")
     arguments = parser.parse_args()
     with open(arguments.base, "rb") as source:
         base = source.read()
-    write_image(arguments.name, [base, *(small_layer(number) for number in range(1, arguments.layers))], arguments.out)
+    numbers = range(1, arguments.layers)
+    big = {1 + len(numbers) * index // arguments.big for index in range(arguments.big)}
+    layers = [small_layer(number, big=number in big) for number in numbers]
+    write_image(arguments.name, [base, *layers], arguments.out)
 
 
 if __name__ == "__main__":

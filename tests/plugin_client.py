@@ -25,6 +25,10 @@ HEADERS = {
 }
 
 
+# Where everything is slower (tests/kernel), all patience is so many times as long.
+SLOWNESS = float(os.environ.get("LAB_SLOWNESS", "1"))
+
+
 class Refused(Exception):
     """The plugin answered with an error: its status and its one line."""
 
@@ -90,6 +94,7 @@ class Client:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.timeout = 120.0 * SLOWNESS  # seconds for one call
         self.created: list[str] = []
 
     def call(self, method: str, **fields: Any) -> dict[str, Any]:
@@ -98,7 +103,7 @@ class Client:
 
     def post(self, path: str, body: bytes | Iterable[bytes] = b"") -> Answer:
         """One request on a connection of its own."""
-        connection = Connection(self.path)
+        connection = Connection(self.path, self.timeout)
         try:
             return connection.post(path, body)
         finally:
@@ -140,7 +145,7 @@ class Client:
 
     def open_diff(self, layer: str, parent: str = "") -> tuple[Connection, http.client.HTTPResponse]:
         """A Diff whose archive the caller reads at his pace."""
-        connection = Connection(self.path)
+        connection = Connection(self.path, self.timeout)
         return connection, connection.open(
             "/GraphDriver.Diff", json.dumps({"ID": layer, "Parent": parent}).encode() + b"\n"
         )
@@ -266,7 +271,7 @@ class PluginProcess:
         """SIGTERM, and its exit status."""
         assert self.process
         self.process.terminate()
-        return self.process.wait(timeout)
+        return self.process.wait(timeout * SLOWNESS)
 
     @property
     def running(self) -> bool:
@@ -292,6 +297,7 @@ class PluginProcess:
 
 def wait_until(condition: Any, what: str, seconds: float = 30) -> None:
     """Wait for a condition; fails with `what` was waited for."""
+    seconds *= SLOWNESS
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"

@@ -235,7 +235,18 @@ class Pool:
         """
         access = "--read-only" if read_only else "--exclusive"
         argv = ("device", "map", *self._device_type(), *self._image(image), access, *self._map_options())
-        return self._rbd(*argv).strip().splitlines()[-1]
+        try:
+            return self._rbd(*argv).strip().splitlines()[-1]
+        except RbdError as error:
+            if self.device_type == "nbd":
+                self._explain_nbd(image, error)
+            raise
+
+    def _explain_nbd(self, image: str, error: RbdError) -> None:
+        """Raise ImageMissing or ImageLocked where that is why rbd-nbd failed: whatever it was, it ends with 1."""
+        self.info(image)
+        if self._json("lock", "ls", *self._image(image)):
+            raise ImageLocked(error.argv, error.status, error.reason) from None
 
     def unmap(self, device: str) -> None:
         """Take a block device away. Raises ImageBusy while it is open or mounted in any mount namespace.

@@ -158,6 +158,32 @@ def test_rbd_nbd_has_no_udev_option(fake: Fake) -> None:
 
 
 @pytest.mark.parametrize(
+    ("info_status", "lockers", "kind"),
+    [
+        (2, "", rbdcli.ImageMissing),
+        (0, '[{"id":"auto 1","locker":"client.5","address":"127.0.0.1:0/9"}]', rbdcli.ImageLocked),
+        (0, "[]", rbdcli.RbdError),
+    ],
+)
+def test_rbd_nbd_that_fails_does_not_say_why(
+    fake: Fake, info_status: int, lockers: str, kind: type[rbdcli.RbdError]
+) -> None:
+    """Whatever it was, `rbd device map` ends with 22 (seen on 16.2.15)."""
+    info = {"name": "img", "size": 1}
+    script = f"""#!/bin/sh
+case $1 in
+device) echo 'rbd: rbd-nbd failed with error: exit status: 1' >&2; exit 22 ;;
+info) echo '{json.dumps(info)}'; exit {info_status} ;;
+lock) echo '{lockers}' ;;
+esac
+"""
+    (fake.directory / "rbd").write_text(script, encoding="utf-8")
+    with pytest.raises(rbdcli.RbdError) as raised:
+        pool(device_type="nbd").map("img", read_only=False)
+    assert type(raised.value) is kind
+
+
+@pytest.mark.parametrize(
     ("status", "kind"),
     [
         (2, rbdcli.ImageMissing),

@@ -5,7 +5,7 @@
 
 The first layer is ROOT.tar, a root file system. Layer K of the others adds the file /layers/K, writes its number into
 /last, makes /only-in-K and deletes what the layer before made so: the image has additions, changes and deletions.
-M of them, evenly spread, also rewrite /big, so that the driver clones them instead of copying them.
+M of them, the last one and others evenly spread, also rewrite /big, so that the driver clones them instead of copying them.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def main() -> None:
     with open(arguments.base, "rb") as source:
         base = source.read()
     numbers = range(1, arguments.layers)
-    big = {1 + len(numbers) * index // arguments.big for index in range(arguments.big)}
+    big = {arguments.layers - 1 - len(numbers) * index // arguments.big for index in range(arguments.big)}
     layers = [small_layer(number, big=number in big) for number in numbers]
     write_image(arguments.name, [base, *layers], arguments.out)
 

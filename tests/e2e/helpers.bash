@@ -5,7 +5,8 @@
 # with a plugin and on Ceph; `at DIR docker ...` means another one. Each file loads this, makes its site in setup_file,
 # and ends with a test that calls `nothing_is_left`.
 #
-# Environment: E2E_LOGS=DIR  keeps what plugin, dockerd and containerd said there
+# Environment: E2E_LOGS=DIR                     keeps what plugin, dockerd and containerd said there
+#              LAB_OPTIONS="devicetype=nbd ..."  what the plugin takes where dockerd gives no storage option (tests/kernel)
 
 bats_require_minimum_version 1.5.0
 
@@ -32,11 +33,15 @@ at() { SITE=$1 "${@:2}"; }
 docker() {
     local client=/usr/bin/docker # another docker may come first on PATH
     [[ -x $client ]] || client=docker
-    DOCKER_CONFIG=$SITE/client timeout --kill-after=5 120 "$client" --host "unix://$SITE/docker.sock" "$@"
+    DOCKER_CONFIG=$SITE/client timeout --kill-after=5 $((120 * ${LAB_SLOWNESS:-1})) "$client" --host "unix://$SITE/docker.sock" "$@"
 }
 
 start_ceph_plugin() {
-    start_plugin "$SITE/plugin.log" "$plugins/$GRAPH.sock" --log-level debug
+    local options=() option
+    for option in ${LAB_OPTIONS:-}; do
+        options+=(--default "ceph.$option")
+    done
+    start_plugin "$SITE/plugin.log" "$plugins/$GRAPH.sock" --log-level debug "${options[@]}"
     echo "$plugin_pid" >"$SITE/plugin.pid"
     disown "$plugin_pid" # bash need not tell that it was killed
     # The socket alone may be an older one's.

@@ -1,0 +1,307 @@
+#!/bin/bash
+# Runs the driver with krbd and with rbd-nbd of a real kernel, in the virtual machine of vm.sh; no stand-in is on PATH there.
+#
+#   tests/kernel/run.sh [--all] [krbd] [nbd]
+#
+# Without --all a choice that tells (below 10 minutes on two quiet cores):
+# - test_devices.py: a layer's life, who holds it, and what goes wrong with it;
+# - test_docker.py: Docker on an image of 125 layers, which was loaded on the host, natively, and is removed there;
+# - the longest chain of ancestors that all this met, and that the kernel refuses one more than the driver makes.
+# Both device types are tested at the same time: the VM has two processors, and a command seldom uses more than one.
+# With --all instead the whole of tests/integration and tests/e2e, in the guest (three hours).
+#
+# Needs root, what `test.sh` installs for its part kernel, and its .venv. The last line says how many tests passed and
+# failed; the exit status is 1 if one failed, or if something is left behind.
+# Environment: KERNEL_LOGS=DIR  keeps what the VM, plugin, dockerd and the tests said there
+set -uo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=../lib.bash
+source "$here/../lib.bash"
+
+all=
+types=()
+declare -A testers
+lab=
+kernel=
+passed=0
+failed=0
+# The longest chain that the kernel maps, and so the driver's MAX_ANCESTORS.
+most_ancestors=16
+layers=125
+graph=kernel$$
+# Seconds for one run of a tool in the guest.
+patience=1500
+
+say() { printf 'kernel: %s\n' "$*"; }
+
+# check NAME COMMAND...: counts a test of our own.
+check() {
+    local name=$1
+    shift
+    if "$@"; then
+        passed=$((passed + 1))
+        say "ok: $name"
+    else
+        failed=$((failed + 1))
+        say "FAILED: $name"
+    fi
+}
+
+# guest SECONDS COMMAND...: runs it in the guest.
+guest() { "$here/vm.sh" run "$lab/vm" --seconds "$@"; }
+
+# -- before and after -----------------------------------------------------------------------------
+
+start() {
+    lab=$(mktemp -d /var/tmp/kernel.XXXXXX)
+    trap clean_up EXIT
+    trap 'exit 130' INT TERM
+    "$repo/tests/leaks.sh" snapshot "$lab/before"
+    mkdir "$lab/site"
+    LAB_FAST_SNAPSHOTS=1 "$repo/tests/cluster.sh" up "$lab/ceph" || exit 1
+    eval "$("$repo/tests/cluster.sh" env "$lab/ceph")"
+}
+
+boot() {
+    VM_LIFE=$((2 * ${#types[@]} * patience + 600)) "$here/vm.sh" up "$lab/vm" "$lab/ceph" || exit 1
+    kernel=$(guest 60 uname --kernel-release) && say "rbd is $(guest 60 which rbd)" || exit 1
+}
+
+# Whatever state we are in.
+take_down() {
+    local pid
+    for pid in ${watcher_pid:-} "${testers[@]}"; do
+        end_process "$pid"
+    done
+    watcher_pid=
+    testers=()
+    end_site
+    [[ -z ${KERNEL_LOGS:-} ]] || keep_logs
+    "$here/vm.sh" down "$lab/vm"
+    "$repo/tests/cluster.sh" down "$lab/ceph"
+    rm -f "/run/docker/plugins/$graph".sock*
+}
+
+clean_up() {
+    trap - EXIT INT TERM
+    take_down
+    rm -rf --one-file-system "$lab"
+}
+
+keep_logs() {
+    mkdir -p "$KERNEL_LOGS"
+    cp "$lab"/*.log "$lab"/vm/*.log "$lab"/site/*.log "$KERNEL_LOGS/" 2>/dev/null
+}
+
+only_base_images_are_left() {
+    local images
+    images=$(rbd ls | grep --invert-match '_base_image$')
+    [[ -z $images ]] || { echo "left in the pool: $images" && return 1; }
+    until_true 30 trash_is_empty || { rbd trash ls --all && return 1; }
+}
+
+# The base images of all the prefixes that tests have used; a suite may look for other images than its own.
+empty_pool() {
+    local image
+    for image in $(rbd ls | grep '_base_image$'); do
+        rbd --no-progress snap purge "$image" && rbd --no-progress rm "$image"
+    done
+}
+
+trash_is_empty() { [[ -z $(rbd trash ls --all) ]]; }
+
+# -- a deep image, on the host ----------------------------------------------------------------------
+
+# start_site: plugin and dockerd of the host, with the images "deep_*".
+start_site() {
+    start_plugin "$lab/site/plugin.log" "/run/docker/plugins/$graph.sock" --log-level debug || return 1
+    echo "$plugin_pid" >"$lab/site/plugin.pid"
+    start_dockerd "$lab/site" "$graph" --storage-opt "ceph.configfile=$CEPH_CONF" --storage-opt ceph.imageprefix=deep
+}
+
+# end_site: the other way round, as systemd would.
+end_site() {
+    end_recorded "$lab/site/docker.pid" "$lab/site"
+    end_recorded "$lab/site/containerd.pid" "$lab/site"
+    end_recorded "$lab/site/plugin.pid" "$graph.sock"
+}
+
+# Some layers are too big to be copied: they make the chain deep, so that the driver has to cut it.
+load_deep_image() {
+    local begin=$SECONDS
+    busybox_image >"$lab/busybox.tar"
+    "$repo/tests/make_image.py" --base "$lab/busybox.tar" --layers $layers --big 20 deep:latest "$lab/deep.tar"
+    if ! { start_site && docker_cli "$lab/site" load --quiet --input "$lab/deep.tar" && end_site; }; then
+        tail -n 20 "$lab"/site/*.log
+        return 1
+    fi
+    rm "$lab/deep.tar"
+    say "an image of $layers layers was loaded on the host in $((SECONDS - begin)) s"
+}
+
+remove_deep_image() { start_site && docker_cli "$lab/site" rmi deep:latest >/dev/null && end_site; }
+
+# longest_chain: how many ancestors the deepest image of the pool has, as Ceph tells it.
+longest_chain() {
+    rbd ls --long --format json 2>/dev/null | jq '
+        [.[] | select(has("snapshot") | not)]
+        | (map({(.image): (.parent.image // null)}) | add) as $parent
+        | def depth: $parent[.] as $up | if $up then 1 + ($up | depth) else 0 end;
+        [.[].image | depth] | max'
+}
+
+# Looks whenever images come or go.
+watch_chains() {
+    local names last=
+    while sleep 2; do
+        names=$(rbd ls)
+        [[ $names != "$last" ]] || continue
+        last=$names
+        longest_chain >>"$lab/chains"
+    done
+}
+
+chains_are_short() {
+    local longest
+    longest=$(sort --numeric-sort "$lab/chains" | tail -n 1)
+    say "the longest chain met has $longest ancestors"
+    # Many fewer would tell that the image was not what the test is about.
+    ((longest <= most_ancestors && longest >= most_ancestors - 2))
+}
+
+# chain0 <- chain1 <- ... <- chainN: the number is that of its ancestors.
+make_chain() {
+    local n
+    rbd create --size 512M chain0
+    for ((n = 1; n <= $1; n++)); do
+        rbd --no-progress snap create "chain$((n - 1))@s" &&
+            rbd clone --rbd-default-clone-format 2 "chain$((n - 1))@s" "chain$n" || return 1
+    done
+}
+
+remove_chain() {
+    local n
+    for ((n = $1; n >= 0; n--)); do
+        rbd --no-progress snap purge "chain$n" && rbd --no-progress rm "chain$n" || return 1
+    done
+}
+
+longer_chains_are_refused() {
+    local device status=0 n=$most_ancestors
+    device=$(guest 120 rbd device map --options noudev "chain$n" 2>/dev/null) &&
+        guest 120 rbd device unmap --options noudev "$device" || return 1
+    guest 120 rbd device map --options noudev "chain$((n + 1))" >/dev/null 2>&1 || status=$?
+    ((status == 22)) && guest 120 dmesg | grep "rbd: parent chain is too long ($((n + 1)))"
+}
+
+# -- in the guest ------------------------------------------------------------------------------------
+
+# in_guest TYPE COMMAND...: with the environment that the tests want.
+in_guest() {
+    local type=$1
+    shift
+    guest $patience env LAB_DIR="$lab/ceph" LAB_DEVICE_TYPE="$type" LAB_OPTIONS="devicetype=$type timeout=300" \
+        LAB_SLOWNESS=10 LAB_SITE="$lab/site" LAB_GRAPH="$graph" PYTHONDONTWRITEBYTECODE=1 "$@" 2>&1
+}
+
+# pytest_in_guest TYPE ARGUMENT...
+pytest_in_guest() {
+    local type=$1
+    shift
+    in_guest "$type" "$repo/.venv/bin/python" -m pytest -v --color no --tb short -p no:cacheprovider \
+        --timeout $((patience / 2)) --durations 0 --durations-min 1 "$@"
+}
+
+# count_pytest TYPE STATUS: counts the tests of its log.
+count_pytest() {
+    local log=$lab/pytest-$1.log line good bad
+    line=$(tail -n 1 "$log")
+    good=$(grep --only-matching '[0-9]* passed' <<<"$line" | cut -d ' ' -f 1)
+    bad=$(grep --only-matching --extended-regexp '[0-9]+ (failed|errors?)' <<<"$line" | awk '{ n += $1 } END { print n + 0 }')
+    # It ended without a summary, or for a reason that is no test's.
+    (($2 == 0 || bad)) || bad=1
+    count "$1" "${good:-0}" "$bad" pytest
+}
+
+bats_in_guest() {
+    local log=$lab/bats-$1.log bad status=0
+    in_guest "$1" bats --formatter tap --timing "${@:2}" | tee "$log"
+    status=${PIPESTATUS[0]}
+    bad=$(grep --count '^not ok ' "$log")
+    ((status == 0 || bad)) || bad=1
+    count "$1" "$(grep --count '^ok ' "$log")" "$bad" bats
+}
+
+# count TYPE PASSED FAILED TOOL
+count() {
+    passed=$((passed + $2))
+    failed=$((failed + $3))
+    say "Linux $kernel, device type $1, $4: $2 passed, $3 failed"
+}
+
+telling_tests() {
+    local type status order=("$here/test_docker.py" "$here/test_devices.py")
+    load_deep_image && make_chain $((most_ancestors + 1)) || exit 1
+    boot
+    watch_chains &
+    watcher_pid=$!
+    for type in "${types[@]}"; do
+        pytest_in_guest "$type" "${order[@]}" >"$lab/pytest-$type.log" &
+        testers[$type]=$!
+        # There is one dockerd to share.
+        order=("${order[1]}" "${order[0]}")
+    done
+    for type in "${types[@]}"; do
+        status=0
+        wait "${testers[$type]}" || status=$?
+        cat "$lab/pytest-$type.log"
+        count_pytest "$type" $status
+    done
+    end_process "$watcher_pid"
+    watcher_pid=
+    check "no chain is longer than the kernel maps" chains_are_short
+    check "the kernel maps $most_ancestors ancestors and refuses $((most_ancestors + 1))" longer_chains_are_refused
+    check "the image of $layers layers is removed" remove_deep_image
+    remove_chain $((most_ancestors + 1))
+}
+
+all_tests() {
+    local type
+    patience=10800
+    boot
+    for type in "${types[@]}"; do
+        pytest_in_guest "$type" "$repo/tests/integration" | tee "$lab/pytest-$type.log"
+        count_pytest "$type" "${PIPESTATUS[0]}"
+        empty_pool
+        bats_in_guest "$type" "$repo/tests/e2e"
+        empty_pool
+    done
+}
+
+main() {
+    local word
+    for word; do
+        case $word in
+        --all) all=yes ;;
+        krbd | nbd) types+=("$word") ;;
+        *)
+            sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" >&2
+            exit 2
+            ;;
+        esac
+    done
+    ((${#types[@]})) || types=(krbd nbd)
+    [[ $(id -u) == 0 ]] || { say "must run as root" && exit 1; }
+    [[ -x $repo/.venv/bin/pytest ]] || { say "no .venv: ./test.sh kernel makes it" && exit 1; }
+    start
+    if [[ $all ]]; then all_tests; else telling_tests; fi
+    check "nothing is left in the pool" only_base_images_are_left
+    take_down
+    check "nothing is left on this machine" "$repo/tests/leaks.sh" compare "$lab/before"
+    say "took $SECONDS s"
+    printf '%d passed, %d failed\n' "$passed" "$failed"
+    ((failed == 0))
+}
+
+main "$@"

@@ -98,7 +98,7 @@ prepare() {
         unit) needs+=(test driver) ;;
         integration | lab) needs+=(test driver lab) ;;
         e2e) needs+=(test driver lab docker demo) ;;
-        kernel) needs+=(test driver lab kernel) ;;
+        kernel) needs+=(test driver lab docker kernel) ;;
         esac
         [[ $part == @(lint|unit) || $(id -u) == 0 ]] || {
             echo "test.sh: $part must run as root" >&2

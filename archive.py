@@ -20,7 +20,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import IO, NamedTuple, Protocol
 
@@ -120,7 +120,7 @@ def size(root: str, parent: str | None) -> int:
         return int(_output(process))
 
 
-def diff(root: str, parent: str | None, ids: IdMaps = _IDENTITY) -> Iterator[bytes]:
+def diff(root: str, parent: str | None, ids: IdMaps = _IDENTITY) -> Generator[bytes, None, None]:
     """Yield the uncompressed archive of what the layer in `root` changes in `parent`: moby's ExportChanges.
 
     The same trees give the same bytes. `ids` maps the host's owners to those in the archive. Raises ArchiveError, at

@@ -125,7 +125,11 @@ class Untar:
         for directory in reversed(missing):
             os.mkdir(directory, _IMPLIED_MODE)
             os.chown(directory, *self._owner(0, 0))
-            os.chmod(directory, _IMPLIED_MODE)
+            inherited = os.lstat(
+                directory
+            ).st_mode  # setgid of the directory above stays, a default ACL's mode does not
+            if inherited & 0o777 != _IMPLIED_MODE:
+                os.chmod(directory, _IMPLIED_MODE | inherited & stat.S_ISGID)
         self._present = path
         self._plain = _passes_nothing_on(path)
 

@@ -5,7 +5,8 @@
 
 The first layer is ROOT.tar, a root file system. Layer K of the others adds the file /layers/K, writes its number into
 /last, makes /only-in-K and deletes what the layer before made so: the image has additions, changes and deletions.
-M of them, the last one and others evenly spread, also rewrite /big, so that the driver clones them instead of copying them.
+M of them, the last one and others evenly spread, also rewrite /big, so that the driver clones them instead of
+copying them.
 """
 
 from __future__ import annotations

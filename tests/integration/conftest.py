@@ -69,7 +69,8 @@ def cluster(session_directory: str) -> Iterator[Cluster]:
 
 def lab_options() -> dict[str, str | Sequence[str]]:
     """What every plugin is started with: LAB_OPTIONS="devicetype=nbd timeout=300" (tests/kernel)."""
-    return dict(pair.split("=", 1) for pair in os.environ.get("LAB_OPTIONS", "").split())
+    pairs = [pair.split("=", 1) for pair in os.environ.get("LAB_OPTIONS", "").split()]
+    return {name: value for name, value in pairs}  # noqa: C416 - dict() would be of another type
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 from unit.archives import (
@@ -267,7 +268,7 @@ def test_base_256_numbers(layer: Path) -> None:
 
 def test_modes_owners_and_times_of_every_kind(layer: Path) -> None:
     """moby createTarFile: lchown, then mode (setuid too), then times; numbers, no names."""
-    fields = {"uid": 11, "gid": 22, "mtime": WHEN}
+    fields: dict[str, Any] = {"uid": 11, "gid": 22, "mtime": WHEN}
     apply(
         layer,
         folder(b"d", mode=0o3775, **fields),
@@ -611,7 +612,7 @@ def test_what_gnu_tar_writes(tmp_path: Path, layer: Path, form: str) -> None:
 def test_unpacking_needs_little_memory(layer: Path) -> None:
     """Issue 3: memory stays flat, whatever the size."""
     size = 200 << 20
-    peaks = []
+    peaks: list[int] = []
 
     class Long:
         pieces = iter([header(b"f", size=size)] + [bytes(1 << 20)] * 200)

@@ -484,7 +484,7 @@ def test_closing_the_generator_ends_everything(trees: Trees, read: int) -> None:
     pieces = archive.diff(str(trees.new), None)
     for _ in range(read):
         next(pieces)
-    pieces.close()  # type: ignore[attr-defined]
+    pieces.close()
     assert children() == []
 
 

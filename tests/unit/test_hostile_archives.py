@@ -45,6 +45,10 @@ THROUGH = [b"absolute", b"relative", b"chain", b"proc"]  # the symlinks that a l
 XATTR = b"SCHILY.xattr."
 
 
+def _with(name: bytes, make: Callable[[bytes, bytes], list[bytes]]) -> Members:
+    return lambda out: make(out, name)
+
+
 def sparse(name: bytes, size: int, sparse_map: bytes, data: bytes = b"") -> list[bytes]:
     records = {b"GNU.sparse.major": b"1", b"GNU.sparse.minor": b"0", b"GNU.sparse.name": name}
     records[b"GNU.sparse.realsize"] = b"%d" % size
@@ -121,13 +125,22 @@ HOSTILE: dict[str, Members] = {
     "owner of a symlink": lambda out: [symlink(b"a", out + b"/secret", uid=5)],
     "xattr of a symlink": lambda out: [pax({XATTR + b"trusted.x": b"1"}), symlink(b"a", out + b"/secret")],
     # symlinks of a lower layer
-    **{f"through {name.decode()}": lambda out, name=name: [file(name + b"/secret", b"evil")] for name in THROUGH},
-    **{f"directory {name.decode()}": lambda out, name=name: [folder(name, mode=0o777, mtime=1)] for name in THROUGH},
-    **{f"whiteout below {name.decode()}": lambda out, name=name: [file(name + b"/.wh.secret")] for name in THROUGH},
-    **{f"opaque {name.decode()}": lambda out, name=name: [file(name + b"/.wh..wh..opq")] for name in THROUGH},
-    **{f"whiteout of {name.decode()}": lambda out, name=name: [file(b".wh." + name)] for name in THROUGH},
     **{
-        f"hard link below {name.decode()}": lambda out, name=name: [hardlink(b"h", name + b"/secret")]
+        f"through {name.decode()}": _with(name, lambda out, name: [file(name + b"/secret", b"evil")])
+        for name in THROUGH
+    },
+    **{
+        f"directory {name.decode()}": _with(name, lambda out, name: [folder(name, mode=0o777, mtime=1)])
+        for name in THROUGH
+    },
+    **{
+        f"whiteout below {name.decode()}": _with(name, lambda out, name: [file(name + b"/.wh.secret")])
+        for name in THROUGH
+    },
+    **{f"opaque {name.decode()}": _with(name, lambda out, name: [file(name + b"/.wh..wh..opq")]) for name in THROUGH},
+    **{f"whiteout of {name.decode()}": _with(name, lambda out, name: [file(b".wh." + name)]) for name in THROUGH},
+    **{
+        f"hard link below {name.decode()}": _with(name, lambda out, name: [hardlink(b"h", name + b"/secret")])
         for name in THROUGH
     },
     # hard links

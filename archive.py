@@ -5,10 +5,14 @@ are started, fed, read and ended. They live as long as a call: none is left when
 the generator of `diff` is closed. The caller mounts the layers, holds their locks and lets nobody else write to the
 layer of an `apply`. Nothing is written to the local disk, and no archive is held in memory.
 
-No external tar. GNU tar cannot be confined: after chroot(2) it would be loaded from the layer. bsdtar can, but it knows
-no whiteouts, no id maps and no limits on names, so it would have to be stopped and started around every one of them,
-and be told apart from its warnings. And on XFS neither is faster: creating 20,000 files costs the kernel 0.75 s of
-processor time and all the rest of tar -x 0.05 s; what Python adds is a third of that (tests/bench/archive.py).
+ApplyDiff is done by two processes: untar.py reads, checks and lays down all that has rules of its own, and hands plain
+files over, which most entries are, to a bsdtar that runs beside it on another core. Of the tars only bsdtar can lock
+itself into the layer (--chroot); GNU tar would be loaded out of the layer. With fewer than PATIENCE plain files, or
+without bsdtar on the host, untar.py does it all: the same result, a third slower (tests/bench/archive.py).
+
+Diff is left to no tar. It runs on layers that live containers write to: GNU tar and bsdtar -c follow a directory that
+becomes a symlink under their feet (as in CVE-2018-15664), and bsdtar's --chroot is for extraction only; both tell a
+file that has vanished, which is fine, by the same exit status as one that cannot be read, which is not.
 """
 
 from __future__ import annotations
@@ -24,11 +28,24 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import IO, NamedTuple, Protocol
 
+import bsdtar
 import changes as comparison
 import confined
 from tarformat import ArchiveError
 
-__all__ = ["ArchiveError", "Change", "IdMaps", "IdRange", "Kind", "Readable", "apply", "changes", "diff", "size"]
+__all__ = [
+    "ArchiveError",
+    "Change",
+    "IdMaps",
+    "IdRange",
+    "Kind",
+    "Readable",
+    "apply",
+    "changes",
+    "diff",
+    "extractor",
+    "size",
+]
 
 _PIECE = 1 << 20
 _F_SETPIPE_SZ = 1031  # fcntl.F_SETPIPE_SZ from Python 3.10 on
@@ -74,11 +91,18 @@ class IdMaps:
 
 
 _IDENTITY = IdMaps()
+PATIENCE = 400  # plain files that untar.py creates itself before it asks for a bsdtar, whose start costs as much
 
 
 def missing_tools() -> list[str]:
     """The programs that this module needs and this host lacks: none but the Python that runs us."""
     return [] if sys.executable else ["python3"]
+
+
+def extractor() -> str:
+    """What lays down plain files in `apply` on this host, in words for the log."""
+    program = bsdtar.find()
+    return program if program is not None else "Python alone: bsdtar is not installed"
 
 
 def apply(root: str, stream: Readable, ids: IdMaps = _IDENTITY) -> int:
@@ -88,7 +112,7 @@ def apply(root: str, stream: Readable, ids: IdMaps = _IDENTITY) -> int:
     headers, in bytes. `ids` maps the owners in the archive to the host's. Raises ArchiveError that names the entry,
     and whatever `stream.read` raises; then the layer holds a part of the archive, and the rest of the stream is unread.
     """
-    with _start("untar", os.path.abspath(root), *_ranges(ids), stdin=subprocess.PIPE) as process:
+    with _start_untar(os.path.abspath(root), ids) as process:
         assert process.stdin is not None
         _enlarge(process.stdin)
         with contextlib.suppress(BrokenPipeError):  # it gave up; why, it says on its standard error
@@ -141,6 +165,22 @@ def diff(root: str, parent: str | None, ids: IdMaps = _IDENTITY) -> Generator[by
         _check(walker, packer)
 
 
+@contextlib.contextmanager
+def _start_untar(root: str, ids: IdMaps) -> Iterator[subprocess.Popen[bytes]]:
+    """Run untar.py, with a bsdtar to hand files over to if the host has one."""
+    program = bsdtar.find()
+    if program is None:
+        with _start("untar", root, *_ranges(ids), stdin=subprocess.PIPE) as process:
+            yield process
+        return
+    with bsdtar.Bsdtar(program, root) as beside:
+        control = beside.control.fileno()
+        arguments = (root, *_ranges(ids), str(control), str(PATIENCE))
+        with _start("untar", *arguments, stdin=subprocess.PIPE, pass_fds=(control,)) as process:
+            beside.serve()
+            yield process
+
+
 def _trees(root: str, parent: str | None) -> tuple[str, str]:
     return os.path.abspath(root), os.path.abspath(parent) if parent is not None else ""
 
@@ -152,7 +192,9 @@ def _ranges(ids: IdMaps) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def _start(*arguments: str, stdin: int | IO[bytes] | None = subprocess.DEVNULL) -> Iterator[subprocess.Popen[bytes]]:
+def _start(
+    *arguments: str, stdin: int | IO[bytes] | None = subprocess.DEVNULL, pass_fds: tuple[int, ...] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run confined.py; at the end of the context it is gone, whatever happened."""
     argv = [sys.executable, "-E", "-s", "-S", "-X", "utf8", confined.__file__, *arguments]
     try:
@@ -162,6 +204,7 @@ def _start(*arguments: str, stdin: int | IO[bytes] | None = subprocess.DEVNULL) 
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             bufsize=0,
+            pass_fds=pass_fds,
             cwd="/",
             env={"LC_ALL": "C"},
             start_new_session=True,  # a signal from the terminal is for the server, which decides

@@ -1,18 +1,19 @@
 """The process that works on the files of a layer, locked into it. Started by archive.py as a program of its own.
 
-    confined.py untar ROOT UIDS GIDS             archive on standard input; prints the size
+    confined.py untar ROOT UIDS GIDS [SOCKET N]  archive on standard input; prints the size
     confined.py changes ROOT PARENT              prints "KIND/PATH" and a NUL for each change
     confined.py size ROOT PARENT                 prints the size of what changed
     confined.py walk ROOT PARENT                 prints what changed, for `pack`
     confined.py pack ROOT UIDS GIDS              what `walk` printed on standard input; prints the archive
 
 ROOT is a layer's directory, PARENT another one's or "". UIDS and GIDS are "CONTAINER:HOST:SIZE,...".
+SOCKET is the file descriptor that bsdtar.py listens at, N the number of plain files that are worth a bsdtar.
 A failure is one line on standard error and exit status 1.
 
 Why a program of its own and not a thread of the server: it changes its root directory, its working directory and its
-umask, which the threads of a process share. Why the same Python and not `tar`: whatever runs after chroot(2) must load
-nothing from the layer, neither a library nor a Python module (CVE-2019-14271). Python lets us close that door: all
-modules are loaded before, and the importer is taken down. They are few: no typing, no dataclasses, no contextlib, which
+umask, which the threads of a process share. Whatever runs after chroot(2) must load nothing from the layer, neither a
+library nor a Python module (CVE-2019-14271). Python lets us close that door: all modules are loaded before, and the
+importer is taken down. They are few: no typing, no dataclasses, no contextlib, which
 would double the time that it takes to start.
 """
 
@@ -28,6 +29,7 @@ if __name__ == "__main__":
 import changes
 import idmaps
 import pack
+from handover import Handover
 from tarformat import ArchiveError
 from tarreader import Input, TarReader
 from untar import Untar
@@ -52,11 +54,12 @@ def _confine(root: str) -> None:
     sys.meta_path.clear()
 
 
-def _untar(root: str, uids: str, gids: str) -> None:
+def _untar(root: str, uids: str, gids: str, *bsdtar: str) -> None:
     owners = idmaps.parse(uids), idmaps.parse(gids)
+    handover = Handover(*map(int, bsdtar)) if bsdtar else None
     _confine(root)
     source = Input(0)
-    size = Untar(TarReader(source), *owners).run()
+    size = Untar(TarReader(source), *owners, handover).run()
     source.drain()
     os.write(1, b"%d\n" % size)
 

@@ -362,7 +362,7 @@ def serve(path: str, state_file: str, defaults: Options) -> None:
         with Server(path, plugin) as server:
             _stop_on_signal(server)
             threading.Thread(target=_check_at_start, args=(plugin,), name="check", daemon=True).start()
-            log.info("listening on %s", path)
+            log.info("listening on %s; plain files of archives are laid down by %s", path, archive.extractor())
             server.serve_forever(poll_interval=0.1)
         os.unlink(path)
         if not _finish(server, plugin):

@@ -386,7 +386,6 @@ def _package_hint(program: str) -> str:
         "mkfs.ext4": "e2fsprogs",
         "resize2fs": "e2fsprogs",
         "e2fsck": "e2fsprogs",
-        "bsdtar": "libarchive-tools",
     }
     return f"install the package {packages.get(program, program)} (Debian's name)"
 

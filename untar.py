@@ -8,6 +8,10 @@ and an absolute symlink leads where it would in a container. The rules are those
 - a whiteout of "", "." or ".." is an error (moby would remove the directory it is in, or the one above);
 - only a directory can be the entry for the root;
 - a directory whose path became something else later in the archive does not pass its times on.
+
+Plain files are handed over to a bsdtar that runs beside us (handover.py), if the host has one and there are many. What
+it lays down is what we would, in an order that nobody can tell from that of the archive: an entry that could meet a
+file that is still on its way waits for all of them.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import os
 import posixpath
 import stat
 
+from handover import LARGEST, Handover
 from idmaps import IdError, Ranges, to_host
 from tarformat import BLOCKDEV, CHARDEV, DIRECTORY, FIFO, FILE, LINK, SYMLINK, ArchiveError, Entry, quote
 from tarreader import TarReader, write_all
@@ -31,19 +36,26 @@ _AUFS = b"/.wh..wh."  # what aufs kept for itself in the root of a layer; nothin
 _AUFS_LINKS = b"/.wh..wh.plnk"
 _IMPLIED_MODE = 0o755  # of a directory that the archive has no entry for (moby: ImpliedDirectoryMode)
 _LAST_TIME = (1 << 63) - 1  # nanoseconds: the year 2262 (moby: unixMaxTime)
+_DEFAULT_ACL = b"system.posix_acl_default"
 _SPECIAL = 0o7000  # setuid, setgid, sticky
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NODE_TYPES = {CHARDEV: stat.S_IFCHR, BLOCKDEV: stat.S_IFBLK, FIFO: stat.S_IFIFO}
 
 
 class Untar:
-    """One archive on its way into the layer. Needs the root user, the layer as "/", and umask 0."""
+    """One archive on its way into the layer. Needs the root user, the layer as "/", and umask 0.
 
-    def __init__(self, reader: TarReader, uids: Ranges, gids: Ranges) -> None:
+    While the directory at hand is reached through a symlink nothing is pending, so a pending path has one name only.
+    """
+
+    def __init__(self, reader: TarReader, uids: Ranges, gids: Ranges, handover: Handover | None = None) -> None:
         self._reader = reader
         self._uids, self._gids = uids, gids
+        self._handover = handover
+        self._pending = handover.pending if handover is not None else set()
+        self._straight = {b"/"}  # directories that are known to be reached through no symlink
         self._present = b""  # the directory that is known to exist, or "", and
-        self._plain = False  # whether it passes nothing on to what is created in it
+        self._plain = False  # whether it is straight and passes nothing on to what is created in it
         self._unpacked: set[bytes] = set()  # the paths of this layer
         self._holding: set[bytes] = {b"/"}  # the directories that hold paths of this layer
         self._times: dict[
@@ -64,7 +76,7 @@ class Untar:
                 break
             size += entry.size
             try:
-                if not self._create_plain_file(entry):
+                if not self._lay_down_plain(entry):
                     self._lay_down(entry)
             except OSError as error:
                 raise ArchiveError(f"{quote(entry.name)}: {os.strerror(error.errno or 0)}") from error
@@ -74,6 +86,7 @@ class Untar:
         return size
 
     def _finish(self) -> None:
+        self._wait()
         if self._aufs:
             self._remove(self._aufs)
         for path, times in self._times.items():
@@ -101,14 +114,48 @@ class Untar:
                 raise ArchiveError(f"{quote(entry.name)}: a whiteout of nothing")
             self._remove(parent + b"/" + name)
         else:
-            self._create(path, entry)
+            if entry.type != FILE or not self._hand_over(path, entry):
+                self._create(path, entry)
             self._remember(path, parent or b"/")
+
+    def _lay_down_plain(self, entry: Entry) -> bool:
+        """Lay down what most entries of most archives are, with the fewest steps; False if this is not one of them.
+
+        The result is the same as that of `_lay_down`.
+        """
+        if entry.type != FILE:
+            return False
+        path = _clean(entry.name)
+        parent, _, base = path.rpartition(b"/")
+        if parent != self._present or not self._plain or base.startswith(_WHITEOUT) or path in self._pending:
+            return False
+        if not self._hand_over(path, entry) and not self._create_plain_file(path, entry):
+            return False
+        self._remember(path, parent)
+        return True
+
+    def _hand_over(self, path: bytes, entry: Entry) -> bool:
+        """Let bsdtar create a file in the directory at hand; False if that is not for it."""
+        if self._handover is None or not self._plain or entry.xattrs or entry.sparse is not None:
+            return False
+        owner = self._owner(entry.uid, entry.gid)
+        if not self._handover.takes(entry, owner) or path in self._pending or _exists(path):
+            return False
+        data = self._reader.whole(LARGEST)
+        assert data is not None
+        self._handover.add(path, entry, owner, data)
+        return True
+
+    def _wait(self) -> None:
+        """Let every file that was handed over be laid down."""
+        if self._handover is not None:
+            self._handover.flush()
 
     def _remember(self, path: bytes, parent: bytes) -> None:
         self._unpacked.add(path)
         while parent not in self._holding:
             self._holding.add(parent)
-            parent = parent.rpartition(b"/")[0] or b"/"
+            parent = _above(parent)
 
     def _owner(self, uid: int, gid: int) -> tuple[int, int]:
         return to_host(self._uids, uid, "user"), to_host(self._gids, gid, "group")
@@ -119,9 +166,16 @@ class Untar:
             return
         missing = []
         top = path
-        while not _exists(top):
+        while top in self._pending or not _exists(top):
+            if top in self._pending:
+                self._wait()
+                continue
             missing.append(top)
-            top = top.rpartition(b"/")[0] or b"/"
+            top = _above(top)
+        if self._pending and not self._is_straight(top):  # what is missing may be pending under another name
+            self._wait()
+            self._need_directory(path)
+            return
         for directory in reversed(missing):
             os.mkdir(directory, _IMPLIED_MODE)
             os.chown(directory, *self._owner(0, 0))
@@ -131,21 +185,40 @@ class Untar:
             if inherited & 0o777 != _IMPLIED_MODE:
                 os.chmod(directory, _IMPLIED_MODE | inherited & stat.S_ISGID)
         self._present = path
-        self._plain = _passes_nothing_on(path)
+        self._plain = self._is_straight(path) and _passes_nothing_on(path)
+
+    def _is_straight(self, path: bytes) -> bool:
+        """Whether this is a directory that is reached through no symlink."""
+        found = []
+        while path not in self._straight:
+            try:
+                if not stat.S_ISDIR(os.lstat(path).st_mode):
+                    return False
+            except OSError:  # whether that is an error depends on what the entry wants there
+                return False
+            found.append(path)
+            path = _above(path)
+        self._straight.update(found)
+        return True
 
     def _remove(self, path: bytes) -> None:
         """Remove whatever is at `path`, with all that is in it; nothing there is fine."""
         self._present = b""
+        if path in self._pending:
+            self._wait()
         try:
             os.unlink(path)
         except (FileNotFoundError, NotADirectoryError):
             return
         except IsADirectoryError:
+            self._wait()
+            self._straight = {b"/"}
             remove_directory(path)
 
     def _make_opaque(self, directory: bytes) -> None:
         """Remove what lower layers left in a directory, and keep what this archive brought."""
         self._present = b""
+        self._wait()
         if not stat.S_ISDIR(os.lstat(directory).st_mode):  # moby walks it without following a symlink either
             return
         pending = [directory]
@@ -175,6 +248,8 @@ class Untar:
         """Create one entry with all its attributes, in place of whatever is there (moby: createTarFile)."""
         if path == b"/" and entry.type != DIRECTORY:
             raise ArchiveError(f"{quote(entry.name)}: only a directory can be the root of a layer")
+        if path in self._pending or (entry.type == DIRECTORY and _DEFAULT_ACL in entry.xattrs):
+            self._wait()
         owner = self._owner(entry.uid, entry.gid)
         mode = entry.mode & 0o7777
         if entry.type == FILE:
@@ -216,6 +291,8 @@ class Untar:
         if target.startswith(_AUFS_LINKS):
             self._copy_aufs_target(path, target.rpartition(b"/")[2], entry)
             return
+        if self._pending and (target in self._pending or not self._is_straight(_above(target))):
+            self._wait()
         self._replace(path, lambda: os.link(target, path, follow_symlinks=False))
         self._dress(path, entry, owner, follow=not stat.S_ISLNK(os.lstat(path).st_mode))
 
@@ -232,18 +309,13 @@ class Untar:
                 pass
         self._dress(path, entry, self._owner(entry.uid, entry.gid))
 
-    def _create_plain_file(self, entry: Entry) -> bool:
-        """Create what most entries of most archives are, with the fewest calls; False if this is not one of them.
+    def _create_plain_file(self, path: bytes, entry: Entry) -> bool:
+        """Create a file in the directory at hand; False if it needs more than that.
 
-        A new file of root in a directory that passes nothing on needs neither chown nor chmod. The result is the same
-        as that of `_lay_down`.
+        A new file of root in a directory that passes nothing on needs neither chown nor chmod.
         """
         mode = entry.mode & 0o7777
-        if entry.type != FILE or mode & _SPECIAL or entry.uid or entry.gid or self._uids or self._gids:
-            return False
-        path = _clean(entry.name)
-        parent, _, base = path.rpartition(b"/")
-        if parent != self._present or not self._plain or base.startswith(_WHITEOUT) or entry.xattrs:
+        if mode & _SPECIAL or entry.uid or entry.gid or self._uids or self._gids or entry.xattrs:
             return False
         try:
             fd = os.open(path, _NEW_FILE, mode)
@@ -254,7 +326,6 @@ class Untar:
             os.utime(fd, ns=_times(entry))
         finally:
             os.close(fd)
-        self._remember(path, parent)
         return True
 
     def _create_file(self, path: bytes, entry: Entry, owner: tuple[int, int]) -> None:
@@ -310,6 +381,10 @@ class Untar:
         os.utime(path, ns=_times(entry, bound=follow), follow_symlinks=follow)
 
 
+def _above(path: bytes) -> bytes:
+    return path.rpartition(b"/")[0] or b"/"
+
+
 def _exists(path: bytes) -> bool:
     """Whether a name exists; unlike os.path.lexists, which calls a path missing that is too long to look at."""
     try:
@@ -326,7 +401,7 @@ def _passes_nothing_on(directory: bytes) -> bool:
     """
     try:
         status = os.stat(directory)
-        return not status.st_mode & stat.S_ISGID and "system.posix_acl_default" not in os.listxattr(directory)
+        return not status.st_mode & stat.S_ISGID and _DEFAULT_ACL.decode() not in os.listxattr(directory)
     except OSError:
         return False
 

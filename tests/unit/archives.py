@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shutil
 import stat
 from collections.abc import Mapping
 from pathlib import Path
@@ -136,12 +137,27 @@ def layer(tmp_path: Path) -> Path:
     return root
 
 
+EXTRACTORS = {"bsdtar": 0, "python": 1 << 30}  # plain files that archive.apply lays down before it asks for a bsdtar
+
+
+@pytest.fixture(params=EXTRACTORS)
+def extractor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Who lays down plain files: bsdtar each of them that it can, or untar.py all of them."""
+    name: str = request.param
+    if name == "bsdtar" and shutil.which(name) is None:
+        pytest.skip("needs bsdtar (libarchive-tools)")
+    monkeypatch.setattr(archive, "PATIENCE", EXTRACTORS[name])
+    return name
+
+
 def children() -> list[int]:
     """The processes that this one has started and that are not reaped."""
-    found: list[int] = []
-    for task in os.listdir("/proc/self/task"):
-        found += map(int, Path(f"/proc/self/task/{task}/children").read_text().split())
-    return found
+    while True:
+        try:
+            tasks = [Path(f"/proc/self/task/{task}/children") for task in os.listdir("/proc/self/task")]
+            return [int(pid) for task in tasks for pid in task.read_text().split()]
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # a thread that was joined a moment ago: its children, if any, are another thread's now
 
 
 def peak_memory(pid: int) -> int:

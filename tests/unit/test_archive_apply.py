@@ -17,6 +17,7 @@ from unit.archives import (
     WHEN,
     apply,
     children,
+    extractor,
     file,
     folder,
     hardlink,
@@ -33,8 +34,8 @@ from unit.archives import (
 
 import archive
 
-pytestmark = needs_root
-__all__ = ["layer"]
+pytestmark = [needs_root, pytest.mark.usefixtures("extractor")]
+__all__ = ["extractor", "layer"]
 
 NS = 10**9
 

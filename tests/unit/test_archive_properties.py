@@ -108,7 +108,8 @@ def is_directory(look: tuple[Any, ...]) -> bool:
     return stat.S_ISDIR(int(look[0], 8))
 
 
-RULES = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+EXAMPLES = int(os.environ.get("EXAMPLES", "10"))
+RULES = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @RULES

@@ -21,6 +21,7 @@ from unit.archives import (
     FIFO,
     apply,
     children,
+    extractor,
     file,
     folder,
     hardlink,
@@ -37,6 +38,7 @@ from unit.archives import (
 import archive
 
 pytestmark = needs_root
+__all__ = ["extractor"]
 
 SECRET = b"the content of a file outside"
 Members = Callable[[bytes], list[bytes]]  # given the path of the guarded tree
@@ -269,6 +271,7 @@ def outside(guarded: Path) -> dict[bytes, object]:
     return {name: look for name, look in picture(guarded).items() if not name.startswith(b"layers/id/root")}
 
 
+@pytest.mark.usefixtures("extractor")
 @pytest.mark.parametrize("name", HOSTILE)
 def test_nothing_outside_is_touched(guarded: Path, tmp_path: Path, name: str) -> None:
     before = outside(guarded)

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Runs the tests; as root, because they install packages, mount file systems and start daemons.
 #
-#   ./test.sh                 all of it
+#   ./test.sh                 lint, unit, integration, lab, e2e: all but kernel
 #   ./test.sh PART...         some of it: lint unit integration lab e2e kernel
 #
 # lint         ruff, mypy, vermin, shellcheck, shfmt
@@ -21,7 +21,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")" || exit 1
 # shellcheck source=tests/lib.bash
 source tests/lib.bash
 
-all=(lint unit integration lab e2e kernel)
+all=(lint unit integration lab e2e)
 summary=()
 failed=0
 

@@ -75,9 +75,11 @@ class Directory:
         """Make a directory of the tree the working directory; False if it is not there (any more)."""
         if path == self._path:
             return True
-        self._path = None
-        os.fchdir(self._root)
-        for name in path.split(b"/")[1:]:
+        here, self._path = self._path, None
+        if here is None or not path.startswith(here + b"/"):  # else on from here: from the top, depth would be squared
+            os.fchdir(self._root)
+            here = b""
+        for name in path[len(here) :].split(b"/")[1:]:
             below = _open(name)
             if below is None:
                 return False

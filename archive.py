@@ -6,9 +6,10 @@ the generator of `diff` is closed. The caller mounts the layers, holds their loc
 layer of an `apply`. Nothing is written to the local disk, and no archive is held in memory.
 
 ApplyDiff is done by two processes: untar.py reads, checks and lays down all that has rules of its own, and hands plain
-files over, which most entries are, to a bsdtar that runs beside it on another core. Of the tars only bsdtar can lock
-itself into the layer (--chroot); GNU tar would be loaded out of the layer. With fewer than PATIENCE plain files, or
-without bsdtar on the host, untar.py does it all: the same result, a third slower (tests/bench/archive.py).
+files over, which most entries are, to a bsdtar that runs beside it on another core (handover.py, bsdtar.py). Of the
+tars only bsdtar can lock itself into the layer (--chroot); GNU tar would be loaded out of the layer. A layer with few
+plain files, or a host without bsdtar, gets the same result from untar.py alone. 20,000 files of 2 KiB on XFS, both
+cores idle: tar -x 0.81 s, with bsdtar 0.82 s, alone 1.26 s (tests/bench/archive.py).
 
 Diff is left to no tar. It runs on layers that live containers write to: GNU tar and bsdtar -c follow a directory that
 becomes a symlink under their feet (as in CVE-2018-15664), and bsdtar's --chroot is for extraction only; both tell a

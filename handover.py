@@ -1,11 +1,11 @@
 """Plain files on their way from untar.py to a bsdtar that lays them down beside it, on another core. Runs confined.
 
-bsdtar.py is at the other end: it starts a bsdtar when we ask for one, and tells how it ended. What bsdtar reads is made
-here, header by header, from what untar.py has understood, checked and resolved; of the archive itself nothing but the
-content of the files goes through. The headers are GNU's: they have a time of access and take a name as it is, without
-a pax header, for whose character set libarchive would load a converter out of the layer (CVE-2019-14271), and they need
-no names of users and groups. A stream begins with GNU's header of a long name, in which a layer has a say in nothing
-but two numbers: libarchive guesses from the first bytes what it reads, and might take a name for the mark of a
+bsdtar.py is at the other end: it starts a bsdtar when we ask for one, and tells how it ended. What bsdtar reads is
+made here, header by header, from what untar.py has understood, checked and resolved; of the archive itself nothing but
+the content of the files goes through. The headers are GNU's: they have a time of access and take a name as it is,
+without a pax header, for whose character set libarchive would load a converter out of the layer (CVE-2019-14271), and
+they need no names of users and groups. A stream begins with GNU's header of a long name, in which a layer has a say in
+nothing but two numbers: libarchive guesses from the first bytes what it reads, and might take a name for the mark of a
 compression or of another format.
 """
 

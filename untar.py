@@ -23,6 +23,7 @@ import stat
 
 from handover import LARGEST, Handover
 from idmaps import IdError, Ranges, to_host
+from removal import remove_directory
 from tarformat import BLOCKDEV, CHARDEV, DIRECTORY, FIFO, FILE, LINK, SYMLINK, ArchiveError, Entry, quote
 from tarreader import TarReader, write_all
 
@@ -166,22 +167,17 @@ class Untar:
             return
         missing = []
         top = path
-        while top in self._pending or not _exists(top):
-            if top in self._pending:
-                self._wait()
-                continue
+        while top not in self._pending and not _exists(top):
             missing.append(top)
             top = _above(top)
-        if self._pending and not self._is_straight(top):  # what is missing may be pending under another name
+        if self._pending and not self._is_straight(top):  # a pending file, or a symlink and what is missing is pending
             self._wait()
             self._need_directory(path)
             return
         for directory in reversed(missing):
             os.mkdir(directory, _IMPLIED_MODE)
             os.chown(directory, *self._owner(0, 0))
-            inherited = os.lstat(
-                directory
-            ).st_mode  # setgid of the directory above stays, a default ACL's mode does not
+            inherited = os.lstat(directory).st_mode  # setgid from above stays, the mode of a default ACL does not
             if inherited & 0o777 != _IMPLIED_MODE:
                 os.chmod(directory, _IMPLIED_MODE | inherited & stat.S_ISGID)
         self._present = path
@@ -218,7 +214,6 @@ class Untar:
     def _make_opaque(self, directory: bytes) -> None:
         """Remove what lower layers left in a directory, and keep what this archive brought."""
         self._present = b""
-        self._wait()
         if not stat.S_ISDIR(os.lstat(directory).st_mode):  # moby walks it without following a symlink either
             return
         pending = [directory]
@@ -448,32 +443,3 @@ def _set_xattr(target: int | bytes, name: bytes, value: bytes) -> None:
         if error.errno == errno.EOPNOTSUPP and name == b"security.selinux":
             return
         raise
-
-
-def remove_directory(path: bytes) -> None:
-    """Remove a directory of any depth and all in it. Uses the working directory, and leaves it at "/"."""
-    try:
-        os.chdir(path)
-        pending = [_empty_working_directory()]
-        while pending:
-            if pending[-1]:
-                os.chdir(pending[-1][-1])
-                pending.append(_empty_working_directory())
-                continue
-            pending.pop()
-            os.chdir(b"..")
-            if pending:
-                os.rmdir(pending[-1].pop())
-    finally:
-        os.chdir(b"/")
-    os.rmdir(path)
-
-
-def _empty_working_directory() -> list[bytes]:
-    """Remove all but the directories in the working directory, and return their names."""
-    with os.scandir(b".") as entries:
-        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-    for name, is_directory in found:
-        if not is_directory:
-            os.unlink(name)
-    return [name for name, is_directory in found if is_directory]

@@ -1,0 +1,34 @@
+"""Removing a tree, whose depth whoever made it has chosen: neither the length of a path nor recursion sets a limit."""
+
+from __future__ import annotations
+
+import os
+
+
+def remove_directory(path: bytes) -> None:
+    """Remove a directory of any depth and all in it. Uses the working directory, and leaves it at "/"."""
+    try:
+        os.chdir(path)
+        pending = [_empty_working_directory()]
+        while pending:
+            if pending[-1]:
+                os.chdir(pending[-1][-1])
+                pending.append(_empty_working_directory())
+                continue
+            pending.pop()
+            os.chdir(b"..")
+            if pending:
+                os.rmdir(pending[-1].pop())
+    finally:
+        os.chdir(b"/")
+    os.rmdir(path)
+
+
+def _empty_working_directory() -> list[bytes]:
+    """Remove all but the directories in the working directory, and return their names."""
+    with os.scandir(b".") as entries:
+        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_directory in found:
+        if not is_directory:
+            os.unlink(name)
+    return [name for name, is_directory in found if is_directory]

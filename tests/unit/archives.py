@@ -139,6 +139,9 @@ def layer(tmp_path: Path) -> Path:
 
 EXTRACTORS = {"bsdtar": 0, "python": 1 << 30}  # plain files that archive.apply lays down before it asks for a bsdtar
 
+# For what has nothing to do with plain files, once is enough.
+either_extractor = pytest.mark.parametrize("extractor", ["bsdtar"], indirect=True)
+
 
 @pytest.fixture(params=EXTRACTORS)
 def extractor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -56,7 +56,9 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 NAMES = [b"a", b"b", b"d", b"d/a", b"d/b", b"s", b"s/a", b"s/b", b"d/e/a", b"low/a", b"low/d/a", b"t/d/a", b"new/x/y"]
 ENTRIES = st.one_of(
-    st.builds(file, st.sampled_from(NAMES), st.sampled_from([b"", b"1", b"22" * 600]), mode=st.just(0o640)),
+    st.builds(
+        file, st.sampled_from(NAMES), st.sampled_from([b"", b"1", b"22" * 600]), mode=st.sampled_from([0o640, 0o666])
+    ),
     st.builds(file, st.sampled_from(NAMES), st.just(b"s"), mode=st.just(0o6755), uid=st.just(3), gid=st.just(4)),
     st.builds(folder, st.sampled_from(NAMES), mode=st.sampled_from([0o755, 0o2770]), gid=st.just(5)),
     st.builds(lambda name: pax({b"SCHILY.xattr.system.posix_acl_default": ACL}) + folder(name), st.sampled_from(NAMES)),
@@ -119,6 +121,7 @@ MANY = [file(b"d/f%d" % number, b"x" * 3000) for number in range(300)]  # more t
         ([symlink(b"s", b"d"), file(b"s/.wh.f299")], {b"d/f299": None}),
         ([file(b"d/f299", b"new")], {b"d/f299": b"new"}),
         ([folder(b"d/f299"), file(b"d/f299/x", b"y")], {b"d/f299/x": b"y"}),
+        ([file(b".wh.d"), folder(b"e"), symlink(b"d", b"e"), file(b"d/x", b"y"), hardlink(b"h", b"e/x")], {b"h": b"y"}),
         ([file(b"d", b"file")], {b"d": b"file"}),
         ([symlink(b"d", b"e"), folder(b"e"), file(b"d/f299", b"new")], {b"e/f299": b"new"}),
     ],
@@ -147,8 +150,7 @@ def test_a_default_acl_is_for_later_files(layer: Path) -> None:
 
 
 def test_what_bsdtar_reads_is_ours(program: Path, layer: Path, tmp_path: Path) -> None:
-    """It begins with a header that says nothing of the layer, its names are resolved, its users numbers;
-    nothing else of a header is left."""
+    """A first header that says nothing of the layer, then resolved names, numbers of users, and no more."""
     seen = tmp_path / "seen"
     program.write_text(f"#!/bin/sh\nexec cat >{seen}\n")
     name = b"BZh91AY&SY\nbegin 644 x"

@@ -12,16 +12,18 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from unit.archives import (
     BLOCKDEV,
     CHARDEV,
+    EXTRACTORS,
     FIFO,
     apply,
     children,
-    extractor,
     file,
     folder,
     hardlink,
@@ -38,17 +40,12 @@ from unit.archives import (
 import archive
 
 pytestmark = needs_root
-__all__ = ["extractor"]
 
 SECRET = b"the content of a file outside"
 Members = Callable[[bytes], list[bytes]]  # given the path of the guarded tree
 
 THROUGH = [b"absolute", b"relative", b"chain", b"proc"]  # the symlinks that a lower layer left
 XATTR = b"SCHILY.xattr."
-
-
-def _with(name: bytes, make: Callable[[bytes, bytes], list[bytes]]) -> Members:
-    return lambda out: make(out, name)
 
 
 def sparse(name: bytes, size: int, sparse_map: bytes, data: bytes = b"") -> list[bytes]:
@@ -68,6 +65,15 @@ def evil_python() -> list[bytes]:
                 found.append(file(os.fsencode(f"{top}/{module}.py"), code))
     here = os.path.dirname(archive.__file__)
     return [*found, *(file(os.fsencode(f"{here}/{name}.py"), code) for name in ("untar", "tarreader", "confined"))]
+
+
+def each_link(what: str, make: Callable[[bytes], bytes]) -> dict[str, Members]:
+    """An archive for each symlink that a lower layer left."""
+
+    def members(name: bytes) -> Members:
+        return lambda out: [make(name)]
+
+    return {f"{what} {name.decode()}": members(name) for name in THROUGH}
 
 
 HOSTILE: dict[str, Members] = {
@@ -127,24 +133,12 @@ HOSTILE: dict[str, Members] = {
     "owner of a symlink": lambda out: [symlink(b"a", out + b"/secret", uid=5)],
     "xattr of a symlink": lambda out: [pax({XATTR + b"trusted.x": b"1"}), symlink(b"a", out + b"/secret")],
     # symlinks of a lower layer
-    **{
-        f"through {name.decode()}": _with(name, lambda out, name: [file(name + b"/secret", b"evil")])
-        for name in THROUGH
-    },
-    **{
-        f"directory {name.decode()}": _with(name, lambda out, name: [folder(name, mode=0o777, mtime=1)])
-        for name in THROUGH
-    },
-    **{
-        f"whiteout below {name.decode()}": _with(name, lambda out, name: [file(name + b"/.wh.secret")])
-        for name in THROUGH
-    },
-    **{f"opaque {name.decode()}": _with(name, lambda out, name: [file(name + b"/.wh..wh..opq")]) for name in THROUGH},
-    **{f"whiteout of {name.decode()}": _with(name, lambda out, name: [file(b".wh." + name)]) for name in THROUGH},
-    **{
-        f"hard link below {name.decode()}": _with(name, lambda out, name: [hardlink(b"h", name + b"/secret")])
-        for name in THROUGH
-    },
+    **each_link("through", lambda name: file(name + b"/secret", b"evil")),
+    **each_link("directory", lambda name: folder(name, mode=0o777, mtime=1)),
+    **each_link("whiteout below", lambda name: file(name + b"/.wh.secret")),
+    **each_link("opaque", lambda name: file(name + b"/.wh..wh..opq")),
+    **each_link("whiteout of", lambda name: file(b".wh." + name)),
+    **each_link("hard link below", lambda name: hardlink(b"h", name + b"/secret")),
     # hard links
     "hard link up": lambda out: [hardlink(b"h", b"../secret"), file(b"h", b"evil")],
     "hard link up far": lambda out: [pax({b"linkpath": b"../" * 40 + out[1:] + b"/secret"}), hardlink(b"h", b"")],
@@ -249,8 +243,12 @@ def old_sparse(out: bytes) -> bytes:
 
 @pytest.fixture
 def guarded(tmp_path: Path) -> Path:
+    return make_guarded(tmp_path)
+
+
+def make_guarded(top: Path) -> Path:
     """A tree with something to lose, and a layer that leads out of itself in it."""
-    out = tmp_path / "guarded"
+    out = top / "guarded"
     root = out / "layers/id/root"
     root.mkdir(parents=True)
     (out / "secret").write_bytes(SECRET)
@@ -271,24 +269,55 @@ def outside(guarded: Path) -> dict[bytes, object]:
     return {name: look for name, look in picture(guarded).items() if not name.startswith(b"layers/id/root")}
 
 
-@pytest.mark.usefixtures("extractor")
-@pytest.mark.parametrize("name", HOSTILE)
-def test_nothing_outside_is_touched(guarded: Path, tmp_path: Path, name: str) -> None:
+class Aftermath(NamedTuple):
+    root: Path
+    before: dict[bytes, object]
+    after: dict[bytes, object]
+    error: BaseException | None
+    served: int  # the size of the next archive
+
+
+def suffer(top: Path, name: str) -> Aftermath:
+    """Apply a hostile archive, then a good one to another layer."""
+    guarded = make_guarded(top)
     before = outside(guarded)
     root = guarded / "layers/id/root"
     stream = io.BytesIO(tar(*HOSTILE[name](os.fsencode(guarded))))
+    error = None
     try:
         archive.apply(str(root), stream)
-    except archive.ArchiveError as error:
+    except Exception as caught:
+        error = caught
+    after = outside(guarded)
+    following = top / "following"
+    following.mkdir()
+    return Aftermath(root, before, after, error, apply(following, file(b"a", b"x")))
+
+
+@pytest.fixture(scope="module", params=EXTRACTORS)
+def aftermaths(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Aftermath]:
+    """All archives that tests ask about, applied side by side as by a server; then each test looks at its own."""
+    chosen = {item.name for item in request.session.items}
+    wanted = [name for name in HOSTILE if f"test_nothing_outside_is_touched[{request.param}-{name}]" in chosen]
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(8) as pool:
+        patch.setattr(archive, "PATIENCE", EXTRACTORS[request.param])
+        tops = {name: tmp_path_factory.mktemp("hostile") for name in wanted}
+        found = dict(zip(tops, pool.map(suffer, tops.values(), tops)))
+    assert children() == []
+    return found
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_nothing_outside_is_touched(aftermaths: dict[str, Aftermath], name: str) -> None:
+    root, before, after, error, served = aftermaths[name]
+    if error is not None:
+        assert isinstance(error, archive.ArchiveError)
         assert str(error).isprintable()  # one line, and nothing that a terminal obeys
         assert ".py:" not in str(error)  # refused, not crashed
-    assert outside(guarded) == before
+    assert after == before
     assert_nothing_came_in(root)
     assert not (root / "PWNED").exists()
-    assert children() == []
-    following = tmp_path / "following"
-    following.mkdir()
-    assert apply(following, file(b"a", b"x")) == 1
+    assert served == 1
 
 
 def assert_nothing_came_in(root: Path) -> None:

@@ -44,6 +44,9 @@ def verify_base(client: Client, layer: str) -> None:
     client.put(layer)
 
 
+WRITTEN = 1_600_000_000
+
+
 def add_many_files(client: Client, layer: str, count: int, seed: int) -> None:
     """Files in directories of hundreds, as graphtest lays them out, with contents that follow from the seed."""
     root = client.get(layer)
@@ -51,8 +54,12 @@ def add_many_files(client: Client, layer: str, count: int, seed: int) -> None:
         directory = os.path.join(root, f"directory-{start}")
         os.makedirs(directory, exist_ok=True)
         for number in range(start, min(start + 100, count)):
-            with open(os.path.join(directory, f"file-{number}"), "wb") as target:
+            path = os.path.join(directory, f"file-{number}")
+            with open(path, "wb") as target:
                 target.write(content(seed, number))
+            # Written twice within a second, a file of the same size looks unchanged once an archive has cut its time
+            # to whole seconds (moby archive.sameFsTime).
+            os.utime(path, (WRITTEN + seed, WRITTEN + seed))
     client.put(layer)
 
 

@@ -265,8 +265,6 @@ def test_ids_of_a_remapped_daemon(start_plugin: StartPlugin, cluster: Cluster, n
 def test_status_tells_what_the_cluster_does_not_tell(start_plugin: StartPlugin, cluster: Cluster) -> None:
     """docker info must come while Ceph is away, and say so."""
     plugin = start_plugin(timeout="3", imageprefix="away")
-    conf = plugin.options[-1].partition("=")[2]
-    assert conf == cluster.conf
     with open(plugin.socket + ".state", encoding="utf-8") as source:
         state = json.load(source)
     away = os.path.join(os.path.dirname(plugin.socket), "away.conf")

@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
@@ -23,11 +24,11 @@ import archive
 import command
 import mounts
 import rbdcli
+from behind import Behind
 from layers import BASE, ROOT_DIRECTORY, Layers
 from locks import Locks
-from mounted import DIRECTORY_MODE, MountedLayers, Place
+from mounted import DIRECTORY_MODE, LayerBusy, MountedLayers, Place
 from options import Options, format_size, parse_layer_size
-from reaper import Reaper
 
 log = logging.getLogger("driver")
 
@@ -40,6 +41,11 @@ APPLYING, APPLIED = "applying", "applied"
 # dockerd ends by force 15 s after it was told to end (moby cmd/dockerd), and then leaves its data root mounted.
 # What is still in the trash then is deleted behind, or at the next start.
 CLEANUP_SECONDS = 8.0
+# A layer that Docker has put is wanted again within moments or for long not: so long it stays mapped.
+MAPPED_SECONDS = 3.0
+# Deleting competes with what Docker waits for: it begins when nothing was removed for so long, but not later than that.
+TRASH_SECONDS, TRASH_LATEST = 1.0, 10.0
+TRASH = "trash"
 
 
 class DriverError(Exception):
@@ -72,7 +78,10 @@ class Driver:
         self._sealed: set[str] = set()
         self._open: set[str] = set()
         self._broken: set[str] = set()
-        self._reaper = Reaper(self._layers)
+        # What a sick cluster, or an rbd that prints what we do not know, may raise: no reason to give up.
+        expected = (command.CommandError, LayerBusy, LookupError, ValueError)
+        self._trash = Behind("the trash", lambda _: not self._layers.reap(), expected)
+        self._unmapping = Behind("unmapping", self._let_go, expected)
 
     # -- the daemon's start and end -----------------------------------------------------------
 
@@ -91,7 +100,16 @@ class Driver:
         """Take over what an earlier life of this process mounted, and empty the trash that it left."""
         self._make_home()
         self._mounted.adopt()
-        self._reaper.wake()
+        self._trash.later(TRASH, 0)
+
+    def retire(self, timeout: float) -> None:
+        """Do nothing more behind: another object takes over, and it can tell from the host what this one had mapped.
+
+        Raises DriverError if something that was begun is not over within `timeout` seconds.
+        """
+        self._unmapping.drain(timeout)
+        if not (self._unmapping.stop(timeout) and self._trash.stop(timeout)):
+            raise DriverError(f"the former daemon's layers are still being unmapped or deleted after {timeout:g} s")
 
     def check(self) -> None:
         """Raise DriverError unless the programs, the cluster and the pool that the options name are there."""
@@ -109,8 +127,13 @@ class Driver:
         self.finish(CLEANUP_SECONDS)
 
     def finish(self, timeout: float) -> bool:
-        """Wait until the trash is emptied as far as it can be, `timeout` seconds at the most; tell whether it is."""
-        return self._reaper.drain(timeout)
+        """Unmap what is mapped for nobody and empty the trash as far as that can be done in `timeout` seconds.
+
+        Tell whether all of it was tried.
+        """
+        deadline = time.monotonic() + timeout
+        unmapped = self._unmapping.drain(timeout)
+        return self._trash.drain(max(0.0, deadline - time.monotonic())) and unmapped
 
     # -- create and remove -------------------------------------------------------------------
 
@@ -140,7 +163,7 @@ class Driver:
             existed = self._layers.remove(layer)
             self._forget(layer)
         if existed:
-            self._reaper.wake()
+            self._trash.later(TRASH, TRASH_SECONDS, TRASH_LATEST)
 
     def exists(self, layer: str) -> bool:
         """Tell whether a layer is there."""
@@ -160,7 +183,7 @@ class Driver:
         """Undo one `get`; of a layer that is not mounted, nothing (a crash of dockerd ends with such calls)."""
         _check_id(layer)
         with self._locks.hold(layer):
-            self._mounted.release(layer, Place.DOCKER)
+            self._release(layer, Place.DOCKER)
 
     # -- archives ----------------------------------------------------------------------------
 
@@ -256,8 +279,13 @@ class Driver:
                 raise DriverError(f"layer {layer}: its parent {parent} is broken; remove it")
             if self._mounted.is_writable(parent):
                 raise DriverError(f"layer {layer}: its parent {parent} is mounted writable; put it first")
-            read_here = self._mounted.device(parent) is not None
-            self._layers.create(layer, parent, size, leaf=leaf, parent_read_here=read_here)
+
+            def let_go() -> bool:
+                self._mounted.let_go(parent)
+                return self._mounted.device(parent) is not None
+
+            written = self._mounted.written(parent)
+            self._layers.create(layer, parent, size, leaf=leaf, written=written, let_go=let_go)
             if not parent.endswith("-init"):
                 self._sealed.add(parent)
             return self._layers.describe(parent).size
@@ -269,7 +297,17 @@ class Driver:
             root = os.path.join(self._mounted.point(layer, place), ROOT_DIRECTORY)
             os.chown(root, self._ids.uids[0].host_id, self._ids.gids[0].host_id)
         finally:
-            self._mounted.release(layer, place)
+            self._release(layer, place)
+
+    def _release(self, layer: str, place: Place) -> None:
+        """Undo an acquire; the caller holds the layer's lock."""
+        if self._mounted.release(layer, place):
+            self._unmapping.later(layer, MAPPED_SECONDS)
+
+    def _let_go(self, layer: str) -> bool:
+        with self._locks.hold(layer):
+            self._mounted.let_go(layer)
+        return True
 
     def _acquire(self, layer: str, place: Place, *, write: bool, label: str = "") -> Place:
         """Mount a layer, a sealed one never writable; the caller holds its lock and releases what is returned."""
@@ -295,7 +333,7 @@ class Driver:
     def _learn(self, layer: str, after: contextlib.ExitStack) -> None:
         """Find out what a layer from before our start is, by the note in it; it stays mounted until `after` ends."""
         place = self._mounted.acquire(layer, Place.DRIVER, write=False, sealed=False)
-        after.callback(self._mounted.release, layer, place)
+        after.callback(self._release, layer, place)
         state = _read_note(os.path.join(self._mounted.point(layer, place), NOTE), layer)
         {"": self._open, APPLIED: self._sealed, APPLYING: self._broken}[state].add(layer)
 
@@ -321,7 +359,7 @@ class Driver:
             yield os.path.join(self._mounted.point(layer, place), ROOT_DIRECTORY)
         finally:
             with self._locks.hold(layer):
-                self._mounted.release(layer, place)
+                self._release(layer, place)
 
     @contextlib.contextmanager
     def _two_roots(self, layer: str, parent: str) -> Iterator[tuple[str, str | None]]:

@@ -22,7 +22,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import command
@@ -56,11 +56,19 @@ class LayerError(Exception):
 
 @dataclass(frozen=True)
 class Layer:
-    """What is known of a layer: size of its image in bytes, number of ancestors, the snapshot that it is a clone of."""
+    """What is known of a layer: size of its image in bytes, number of ancestors, the snapshot that it is a clone of.
+
+    `copied`: how many bytes of its own its image had when it was made; None if that was before our time.
+    """
 
     size: int
     depth: int
     parent: rbdcli.Parent | None
+    copied: int | None = None
+
+
+def _nobody() -> bool:
+    return False
 
 
 class Layers:
@@ -71,10 +79,9 @@ class Layers:
         self._options = options
         self._home = home
         self._features = rbdcli.features(options.devicetype)
-        # Caches of what Ceph knows. A layer in neither set was not asked about as a parent yet.
+        # Caches of what Ceph knows: layers, and those of them that have their snapshot.
         self._known: dict[str, Layer] = {}
         self._snapshotted = {BASE}
-        self._small: set[str] = set()
         self._reaping = threading.Lock()
 
     def image(self, layer: str) -> str:
@@ -118,13 +125,21 @@ class Layers:
     # -- create and remove -------------------------------------------------------------------
 
     def create(
-        self, layer: str, parent: str | None, size: int | None, *, leaf: bool, parent_read_here: bool = False
+        self,
+        layer: str,
+        parent: str | None,
+        size: int | None,
+        *,
+        leaf: bool,
+        written: int | None = None,
+        let_go: Callable[[], bool] = _nobody,
     ) -> Layer:
         """Make the image of a new layer on `parent` (None: on the empty base image), grown to `size` bytes.
 
         A `leaf` is a container's layer: it will be nobody's parent but another leaf's. The parent must not
-        be mounted writable; `parent_read_here` tells that this process has it mapped and only reads it.
-        On failure no image is left behind. Raises LayerError.
+        be mounted writable; `written` is what was written to it since it was made, in bytes. `let_go` is
+        called before its snapshot is taken, for which it must not be mapped; it tells whether it stays
+        mapped all the same, since somebody reads it. On failure no image is left behind. Raises LayerError.
         """
         origin = self.describe(parent or BASE)
         wanted = size or (max(origin.size, self._options.basesize) if parent is None else origin.size)
@@ -135,7 +150,7 @@ class Layers:
             )
         with contextlib.ExitStack() as undo:
             deepest = MAX_ANCESTORS if leaf else MAX_ANCESTORS - 1
-            made = self._make(layer, parent or BASE, origin, undo, deepest=deepest, parent_read_here=parent_read_here)
+            made = self._make(layer, parent or BASE, origin, undo, written=written, deepest=deepest, let_go=let_go)
             if parent is None:
                 self.pool.set_metadata(self.image(layer), OWNER_KEY, self.owner())
             if wanted > origin.size:
@@ -198,50 +213,60 @@ class Layers:
         origin: Layer,
         undo: contextlib.ExitStack,
         *,
+        written: int | None,
         deepest: int,
-        parent_read_here: bool,
+        let_go: Callable[[], bool],
     ) -> Layer:
         source, image = self.image(parent), self.image(layer)
         try:
-            if self._is_to_copy(parent):
-                return self._copy(source, image, origin, undo)
+            copy = self._to_copy(parent, origin, written)
+            if copy:
+                return self._copy(source, image, copy, undo)
             if origin.depth >= deepest:
                 with self._undone(image, undo):
                     self.pool.copy(source, image, self._features, OBJECT_SIZE)
                 return Layer(origin.size, 0, None)
+            stays_mapped = parent not in self._snapshotted and let_go()
             try:
                 snapshot = self._snapshot(parent, origin.depth)
             except rbdcli.ImageLocked:
                 # Mapped exclusively, an image takes no snapshot. If a Diff of ours is what holds it, which may take
                 # longer than Docker waits, or wait for this very layer, a copy of what nobody writes does as well.
-                if not parent_read_here:
+                if not stays_mapped:
                     raise
-                return self._copy(source, image, origin, undo)
+                return self._copy(source, image, replace(origin, copied=None), undo)
             with self._undone(image, undo):
                 self.pool.clone(snapshot, image, self._features)
-            return Layer(origin.size, origin.depth + 1, snapshot)
+            return Layer(origin.size, origin.depth + 1, snapshot, copied=0)
         except rbdcli.ImageExists:
             raise LayerError(f"layer {layer} exists already: image {image}") from None
         except rbdcli.ImageMissing as error:
             self._forget(parent)
             raise LayerError(f"layer {layer}: its parent {parent} does not exist ({error.reason})") from None
 
-    def _is_to_copy(self, parent: str) -> bool:
-        """Tell whether to copy a parent's own objects instead of cloning its snapshot."""
-        if parent.endswith(INIT_SUFFIX) or parent in self._small:
-            return True
-        if parent in self._snapshotted:
-            return False
-        usage = self.pool.usage(self.image(parent))
-        small = not usage.snapshots and usage.size <= COPY_LIMIT
-        if usage.snapshots or small:
-            (self._small if small else self._snapshotted).add(parent)
-        return small
+    def _to_copy(self, parent: str, origin: Layer, written: int | None) -> Layer | None:
+        """Return what a copy of a parent will be; None if the parent's snapshot is to be cloned.
 
-    def _copy(self, source: str, image: str, origin: Layer, undo: contextlib.ExitStack) -> Layer:
+        What a layer holds is what it was made with and what was written to it since. For one from before our
+        time Ceph is asked, which takes as long as the copy itself.
+        """
+        if parent in self._snapshotted:
+            return None
+        held = None if origin.copied is None or written is None else origin.copied + written
+        if held is None and not parent.endswith(INIT_SUFFIX):
+            usage = self.pool.usage(self.image(parent))
+            if usage.snapshots:
+                self._snapshotted.add(parent)
+                return None
+            held = usage.size
+        if parent.endswith(INIT_SUFFIX) or (held is not None and held <= COPY_LIMIT):
+            return replace(origin, copied=held)
+        return None
+
+    def _copy(self, source: str, image: str, made: Layer, undo: contextlib.ExitStack) -> Layer:
         with self._undone(image, undo):
             self.pool.deep_copy(source, image)
-        return origin
+        return made
 
     def _snapshot(self, parent: str, depth: int) -> rbdcli.Parent:
         """Return the snapshot that children of a layer share, taken if there is none."""
@@ -271,7 +296,6 @@ class Layers:
 
     def _forget(self, layer: str) -> None:
         self._known.pop(layer, None)
-        self._small.discard(layer)
         if layer != BASE:
             self._snapshotted.discard(layer)
 

@@ -6,6 +6,9 @@ made before the image is mapped and goes after it is unmapped. So everything can
 host alone after a crash: a mount at `docker` is Docker's and stays, one at `driver` and a mapping
 without a mount are left-overs.
 
+A layer that nobody has mounted any more stays mapped until `let_go`: most are wanted again soon (`docker create`
+puts what `docker start` gets), and nobody needs to wait for the unmapping.
+
 Counts are in memory only. The caller holds the layer's lock around each call.
 """
 
@@ -51,12 +54,24 @@ class LayerLost(Exception):
 
 @dataclass
 class _Entry:
-    """A mapped layer. `counts` has a key for each place where it is mounted (0: nobody's, still mounted)."""
+    """A mapped layer. `counts` has a key for each place where it is mounted (0: nobody's, still mounted).
+
+    `mapped_at`: the bytes written to the device before it was mapped; None if that was not by us.
+    """
 
     device: str
+    read_only: bool = False
+    mapped_at: int | None = None
     label: str = ""
     writable: set[Place] = field(default_factory=set)
     counts: dict[Place, int] = field(default_factory=dict)
+
+    def written(self) -> int | None:
+        """Return the bytes written since it was mapped; None if that is not known."""
+        try:
+            return None if self.mapped_at is None else mounts.written(self.device) - self.mapped_at
+        except OSError:
+            return None
 
 
 class MountedLayers:
@@ -76,6 +91,8 @@ class MountedLayers:
         self._fs = fs
         self._mount_options = tuple(mount_options)
         self._entries: dict[str, _Entry] = {}
+        # Of mappings that are gone.
+        self._written: dict[str, int | None] = {}
 
     def point(self, layer: str, place: Place) -> str:
         """Return the mount point of a layer for `place`, whether it is mounted or not."""
@@ -100,6 +117,12 @@ class MountedLayers:
         """Return how many layers are mapped."""
         return len(self._entries)
 
+    def written(self, layer: str) -> int | None:
+        """Return the bytes that were written to a layer since this object was made; None if that is not known."""
+        entry = self._entries.get(layer)
+        before = self._written.get(layer, 0)
+        return before if entry is None else _sum(before, entry.written())
+
     # -- acquire and release -----------------------------------------------------------------
 
     def acquire(self, layer: str, place: Place, *, write: bool, sealed: bool, label: str = "") -> Place:
@@ -110,7 +133,9 @@ class MountedLayers:
         Raises rbdcli.ImageMissing, rbdcli.ImageLocked, command.CommandError.
         """
         with contextlib.ExitStack() as undo:
-            entry = self._entries.get(layer) or self._map(layer, undo, read_only=sealed)
+            entry = self._entries.get(layer)
+            if entry is None or not entry.counts:
+                entry = self._mount_first(layer, entry, place, undo, write=write, sealed=sealed, label=label)
             self._check_alive(layer, entry)
             if place not in entry.counts and place is Place.DRIVER and Place.DOCKER in entry.counts:
                 place = Place.DOCKER
@@ -124,21 +149,53 @@ class MountedLayers:
             undo.pop_all()
         return place
 
-    def release(self, layer: str, place: Place) -> None:
-        """Count one user of a mount less; the last one unmounts it, the last mount unmaps the image.
+    def _mount_first(
+        self,
+        layer: str,
+        idle: _Entry | None,
+        place: Place,
+        undo: contextlib.ExitStack,
+        *,
+        write: bool,
+        sealed: bool,
+        label: str,
+    ) -> _Entry:
+        """Mount a layer that is mounted nowhere; a mapping that is left from before will do if it suits."""
+        if idle and idle.read_only == sealed:
+            try:
+                self._mount(layer, idle, place, undo, write=write, label=label)
+                return idle
+            except command.CommandTimeout:
+                raise
+            except command.CommandError as error:
+                # Its device may have gone meanwhile (rbd-nbd killed): a new one tells.
+                log.warning("mapping layer %s anew: %s", layer, error)
+        if idle:
+            self._unmap(layer, idle)
+        entry = self._map(layer, undo, read_only=sealed)
+        self._mount(layer, entry, place, undo, write=write, label=label)
+        return entry
+
+    def release(self, layer: str, place: Place) -> bool:
+        """Count one user of a mount less; the last one unmounts it. Tell whether the layer is mapped for nobody now.
 
         A layer that is not mounted there is none of our business: Docker puts what it never got after
         a crash. Raises LayerBusy: the layer then stays mounted and the next release tries again.
         """
         entry = self._entries.get(layer)
         if entry is None:
-            return
+            return False
         if place in entry.counts:
             entry.counts[place] = max(0, entry.counts[place] - 1)
             if entry.counts[place]:
-                return
+                return False
             self._unmount(layer, entry, place)
-        if not entry.counts:
+        return not entry.counts
+
+    def let_go(self, layer: str) -> None:
+        """Unmap a layer that is mapped for nobody. Raises LayerBusy."""
+        entry = self._entries.get(layer)
+        if entry and not entry.counts:
             self._unmap(layer, entry)
 
     def grow(self, layer: str) -> None:
@@ -159,6 +216,7 @@ class MountedLayers:
         for place in list(entry.counts):
             self._unmount(layer, entry, place)
         self._unmap(layer, entry)
+        self._written.pop(layer, None)
 
     # -- after a restart ---------------------------------------------------------------------
 
@@ -168,6 +226,7 @@ class MountedLayers:
         A mount for Docker counts as one user (moby's graphdriver/counter.go does the same).
         """
         self._entries.clear()
+        self._written.clear()
         mounted = {item.point: item for item in mounts.table()}
         for layer in os.listdir(self._root):
             self._unmount_leftover(layer, mounted)
@@ -190,7 +249,8 @@ class MountedLayers:
             self._remove_directories(layer)
             return
         writable = set() if found.read_only else {Place.DOCKER}
-        self._entries[layer] = _Entry(device, found.label, writable, {Place.DOCKER: 1})
+        read_only = mounts.is_read_only(device)
+        self._entries[layer] = _Entry(device, read_only, None, found.label, writable, {Place.DOCKER: 1})
 
     def _mount_again(self, layer: str) -> bool:
         """Mount a layer that a container uses although our own mount is gone; tell whether there was such.
@@ -202,8 +262,9 @@ class MountedLayers:
             return False
         for mapping in self._mappings(layer):
             if mounts.in_use(mapping.device):
-                self._entries[layer] = entry = _Entry(mapping.device)
-                self._mount_for_container(layer, entry, write=not mounts.is_read_only(mapping.device))
+                entry = _Entry(mapping.device, mounts.is_read_only(mapping.device))
+                self._entries[layer] = entry
+                self._mount_for_container(layer, entry, write=not entry.read_only)
                 return True
         return False
 
@@ -276,7 +337,7 @@ class MountedLayers:
                 self._entries.pop(layer, None)
                 raise
             return self._map(layer, undo, read_only=read_only)
-        entry = _Entry(device)
+        entry = _Entry(device, read_only, mounts.written(device))
         undo.callback(self._unmap, layer, entry)
         return entry
 
@@ -331,6 +392,7 @@ class MountedLayers:
         os.rmdir(point)
 
     def _unmap(self, layer: str, entry: _Entry) -> None:
+        written = entry.written()
         for _ in _until_free():
             if not mounts.in_use(entry.device) and self._unmap_device(layer, entry.device):
                 break
@@ -338,6 +400,7 @@ class MountedLayers:
             self._entries[layer] = entry
             holders = mounts.holders(mounts.device_number(entry.device))
             raise LayerBusy(f"layer {layer}: {entry.device} cannot be unmapped: {holders}")
+        self._written[layer] = _sum(self._written.get(layer, 0), written)
         self._entries.pop(layer, None)
         self._remove_directories(layer)
 
@@ -357,6 +420,10 @@ class MountedLayers:
         for path in (*(self.point(layer, place) for place in Place), os.path.join(self._root, layer)):
             with contextlib.suppress(FileNotFoundError):
                 os.rmdir(path)
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    return None if one is None or other is None else one + other
 
 
 def _unmount_point(point: str, timeout: float) -> None:

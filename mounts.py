@@ -121,6 +121,13 @@ def is_read_only(device: str) -> bool:
         return source.read().strip() == "1"
 
 
+def written(device: str) -> int:
+    """Return the bytes written to a block device since the kernel has it. Raises OSError if there is no such device."""
+    # Sectors are of 512 bytes whatever the device's are (Documentation/ABI/stable/sysfs-block, "stat").
+    with open(f"/sys/class/block/{os.path.basename(device)}/stat", encoding="ascii") as source:
+        return int(source.read().split()[6]) * 512
+
+
 def in_use(device: str) -> bool:
     """Tell whether a block device is mounted in any mount namespace, or claimed by another driver.
 

@@ -162,6 +162,8 @@ class Plugin:
         driver = self._make_driver(request)
         try:
             with self._gate.alone(INIT_WAIT_SECONDS):
+                if self._driver:
+                    self._driver.retire(INIT_WAIT_SECONDS)
                 driver.initialise()
                 self._save(request)
                 self._driver = driver

@@ -88,3 +88,6 @@ class Behind:
         except self._expected as error:
             log.warning("%s: again in %g s: %s", self._title, RETRY_SECONDS, error)
             return False
+        except Exception:
+            log.exception("%s of %s: a defect of the driver", self._title, name)
+            return True

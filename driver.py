@@ -25,7 +25,7 @@ import command
 import mounts
 import rbdcli
 from behind import Behind
-from layers import BASE, ROOT_DIRECTORY, Layers
+from layers import BASE, INIT_SUFFIX, OBJECT_SIZE, ROOT_DIRECTORY, LayerError, Layers
 from locks import Locks
 from mounted import DIRECTORY_MODE, LayerBusy, MountedLayers, Place
 from options import Options, format_size, parse_layer_size
@@ -78,8 +78,10 @@ class Driver:
         self._sealed: set[str] = set()
         self._open: set[str] = set()
         self._broken: set[str] = set()
+        # Finished layers that are nobody's parent so far, and not made ready to be one.
+        self._childless: set[str] = set()
         # What a sick cluster, or an rbd that prints what we do not know, may raise: no reason to give up.
-        expected = (command.CommandError, LayerBusy, LookupError, ValueError)
+        expected = (command.CommandError, LayerBusy, LayerError, LookupError, ValueError)
         self._trash = Behind("the trash", lambda _: not self._layers.reap(), expected)
         self._unmapping = Behind("unmapping", self._let_go, expected)
 
@@ -143,6 +145,8 @@ class Driver:
         if parent:
             _check_id(parent)
         size = parse_layer_size(storage_opt)
+        # The only layer on an init layer is its container's, a copy of it: neither makes the chain longer.
+        leaf = leaf or layer.endswith(INIT_SUFFIX)
         with self._locks.hold(layer), contextlib.ExitStack() as undo:
             before = self._make(layer, parent, size, leaf=leaf)
             undo.callback(self._layers.remove, layer)
@@ -206,6 +210,7 @@ class Driver:
                 self._broken.add(layer)
                 raise
             self._sealed.add(layer)
+            self._childless.add(layer)
         return size
 
     def diff(self, layer: str, parent: str) -> Iterator[bytes]:
@@ -286,7 +291,8 @@ class Driver:
 
             written = self._mounted.written(parent)
             self._layers.create(layer, parent, size, leaf=leaf, written=written, let_go=let_go)
-            if not parent.endswith("-init"):
+            self._childless.discard(parent)
+            if not parent.endswith(INIT_SUFFIX):
                 self._sealed.add(parent)
             return self._layers.describe(parent).size
 
@@ -305,8 +311,13 @@ class Driver:
             self._unmapping.later(layer, MAPPED_SECONDS)
 
     def _let_go(self, layer: str) -> bool:
+        """Unmap a layer that Docker was done with some seconds ago; make one ready that is the last of its image."""
         with self._locks.hold(layer):
+            self._mounted.tidy(layer, OBJECT_SIZE)
             self._mounted.let_go(layer)
+            if layer in self._childless and self._mounted.device(layer) is None:
+                self._layers.prepare(layer)
+                self._childless.discard(layer)
         return True
 
     def _acquire(self, layer: str, place: Place, *, write: bool, label: str = "") -> Place:
@@ -346,7 +357,7 @@ class Driver:
             _write_note(note, layer, APPLYING)
 
     def _forget(self, layer: str) -> None:
-        for known in (self._open, self._sealed, self._broken):
+        for known in (self._open, self._sealed, self._broken, self._childless):
             known.discard(layer)
 
     @contextlib.contextmanager

@@ -159,6 +159,12 @@ class Layers:
         self._known[layer] = replace(made, size=wanted)
         return self._known[layer]
 
+    def prepare(self, layer: str) -> None:
+        """Take the snapshot of a finished layer that nobody has mapped, so that its first container need not wait."""
+        origin = self.describe(layer)
+        if origin.depth < MAX_ANCESTORS:
+            self._snapshot(layer, origin.depth)
+
     def remove(self, layer: str) -> bool:
         """Move a layer's image to the trash, which `reap` empties; tell whether there was one.
 

@@ -192,6 +192,15 @@ class MountedLayers:
             self._unmount(layer, entry, place)
         return not entry.counts
 
+    def tidy(self, layer: str, granule: int) -> None:
+        """Give back what mounting stored in a layer that is mapped for nobody, in units of `granule` bytes."""
+        entry = self._entries.get(layer)
+        if self._fs == "xfs" and entry and not entry.counts and not entry.read_only:
+            try:
+                mounts.give_back_log(entry.device, granule, timeout=self._pool.timeout)
+            except command.CommandError as error:
+                log.warning("layer %s keeps 2 MiB that it does not need: %s", layer, error)
+
     def let_go(self, layer: str) -> None:
         """Unmap a layer that is mapped for nobody. Raises LayerBusy."""
         entry = self._entries.get(layer)
@@ -337,6 +346,8 @@ class MountedLayers:
                 self._entries.pop(layer, None)
                 raise
             return self._map(layer, undo, read_only=read_only)
+        if not read_only:
+            mounts.merge_writes(device)
         entry = _Entry(device, read_only, mounts.written(device))
         undo.callback(self._unmap, layer, entry)
         return entry
@@ -376,11 +387,18 @@ class MountedLayers:
             if source in entry.writable:
                 entry.writable.add(place)
         else:
-            options = self._mount_options
-            mounts.mount(self._fs, entry.device, point, options, read_only=not write, label=label, timeout=timeout)
+            self._mount_device(entry, point, write=write, label=label)
             entry.writable, entry.label = {place} if write else set(), label
         entry.counts[place] = 0
         undo.callback(self._unmount, layer, entry, place)
+
+    def _mount_device(self, entry: _Entry, point: str, *, write: bool, label: str) -> None:
+        options, timeout = self._mount_options, self._pool.timeout
+        before = entry.written()
+        mounts.mount(self._fs, entry.device, point, options, read_only=not write, label=label, timeout=timeout)
+        if before is not None:
+            # What the mount itself wrote is given back later (xfslog.py).
+            entry.mapped_at = mounts.written(entry.device) - before
 
     def _unmount(self, layer: str, entry: _Entry, place: Place) -> None:
         point = self.point(layer, place)

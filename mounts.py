@@ -6,13 +6,16 @@ table (/proc/self/mountinfo, proc(5)) is the only truth about what is mounted.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import command
+import xfslog
 
 # nouuid: every clone of an image has the UUID of its base, and XFS mounts a UUID once (xfs(5)).
 # noatime: reading a file must not write into a copy-on-write clone.
@@ -91,6 +94,11 @@ def grow_ext4(device: str, *, timeout: float) -> None:
     command.run(("resize2fs", device), timeout=timeout)
 
 
+def give_back_log(device: str, granule: int, *, timeout: float) -> None:
+    """Discard what mounting an XFS that is mounted no more cleared of its log (xfslog.py). Raises CommandError."""
+    command.run((sys.executable, "-I", "-S", xfslog.__file__, device, str(granule)), timeout=timeout)
+
+
 def table() -> list[Mount]:
     """Read this process's mount table."""
     return _read_table("/proc/self/mountinfo")
@@ -119,6 +127,20 @@ def is_read_only(device: str) -> bool:
     """Tell whether a block device takes no writes. Raises OSError if there is no such device."""
     with open(f"/sys/class/block/{os.path.basename(device)}/ro", encoding="ascii") as source:
         return source.read().strip() == "1"
+
+
+def merge_writes(device: str) -> None:
+    """Let the kernel join writes that lie side by side, where it may be told so.
+
+    A layer is many small files, each written back by a request of its own: with an I/O scheduler a sixth as many
+    reach the cluster, in a third of the time. Devices of the cluster have none by default.
+    """
+    # A container may have /sys read-only; the device may have schedulers by other names. It works without.
+    with (
+        contextlib.suppress(OSError),
+        open(f"/sys/class/block/{os.path.basename(device)}/queue/scheduler", "w", encoding="ascii") as scheduler,
+    ):
+        scheduler.write("mq-deadline")
 
 
 def written(device: str) -> int:

@@ -264,7 +264,7 @@ class Driver:
         return {
             "Pool": "/".join(filter(None, (self._pool.name, self._pool.namespace))),
             "Image": self._layers.image(layer),
-            "Device": self._mounted.device(layer) or "",
+            "Device": (self._mounted.device(layer) or "") if mounted else "",
             "Parent": f"{known.parent.image}@{known.parent.snapshot}" if known.parent else "",
             "Depth": str(known.depth),
             "Size": str(known.size),

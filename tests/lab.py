@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from plugin_client import REPO, PluginProcess
+from plugin_client import REPO, PluginProcess, wait_until
 
 CLUSTER = os.path.join(REPO, "tests", "cluster.sh")
 
@@ -82,6 +82,10 @@ class Cluster:
         """The names of images that this host has mapped, of both device types."""
         lists = [json.loads(self.rbd("device", "list", "-t", kind, "--format", "json")) for kind in ("krbd", "nbd")]
         return sorted(item.get("name") or item["image"] for items in lists for item in items)
+
+    def wait_unmapped(self) -> None:
+        """Wait until this host has nothing mapped: the driver unmaps behind what Docker has put."""
+        wait_until(lambda: self.mapped() == [], "nothing is mapped")
 
     def ancestors(self, image: str) -> int:
         """How many images stand behind one: the kernel maps it only up to 16."""

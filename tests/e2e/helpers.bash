@@ -182,13 +182,20 @@ only_base_is_left() {
 
 trash_is_empty() { [[ -z $(rbd trash ls --all "$1") ]]; }
 
+# The driver unmaps some seconds after Docker has put a layer.
 nothing_is_mapped() {
-    local type
     run -0 mounts_below "$SITE/data/$GRAPH"
     [[ -z $output ]]
+    until_true 20 no_device_is_listed || {
+        rbd device list
+        return 1
+    }
+}
+
+no_device_is_listed() {
+    local type
     for type in krbd nbd; do
-        run -0 rbd device list --device-type $type --format json
-        [[ $output == "[]" ]]
+        [[ $(rbd device list --device-type $type --format json) == "[]" ]] || return 1
     done
 }
 
@@ -198,9 +205,10 @@ mounts_below() { awk -v prefix="$1/" 'index($5, prefix) == 1 { print $5 }' /proc
 mounted_once() {
     run -0 mounts_below "$SITE/data/$GRAPH"
     [[ $output == "$(data_of "$1" MountPoint)" ]]
-    run -0 jq --raw-output '.[].name' <(rbd device list --format json)
-    [[ $output == "$(data_of "$1" Image)" ]]
+    until_true 20 only_device_is "$(data_of "$1" Image)"
 }
+
+only_device_is() { [[ $(rbd device list --format json | jq --raw-output '.[].name') == "$1" ]]; }
 
 # data_of CONTAINER_OR_IMAGE KEY: a value of its GraphDriver.Data.
 data_of() { docker inspect --format "{{.GraphDriver.Data.$2}}" "$1"; }

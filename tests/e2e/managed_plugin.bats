@@ -97,8 +97,7 @@ start_keeper() {
 nothing_of_layers_is_mounted() {
     run -0 mounts_below "$(directory_of "$GRAPH")/propagated-mount/$GRAPH"
     [[ -z $output ]]
-    run -0 rbd device list --format json
-    [[ $output == "[]" ]]
+    until_true 20 no_device_is_listed
 }
 
 # plugin_pid ID: the driver's in a plugin. Another plugin's looks the same but for its mounts.

@@ -147,7 +147,7 @@ def test_kill_9_in_the_middle_of_an_archive(plugin: PluginProcess, cluster: Clus
     assert mounts_below(plugin.home) != []
     plugin.start()
     assert mounts_below(plugin.home) == []
-    assert cluster.mapped() == []
+    cluster.wait_unmapped()
     assert_broken(client, layer, new_id)
     assert client.listing(parent) == ["of the parent"]
 

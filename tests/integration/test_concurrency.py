@@ -41,7 +41,7 @@ def test_many_containers_at_once(plugin: PluginProcess, cluster: Cluster, new_id
     with ThreadPoolExecutor(12) as threads:
         assert list(threads.map(live, range(12))) == [["etc", "mine", "of the image"]] * 12
     assert mounts_below(plugin.home) == []
-    assert cluster.mapped() == []
+    cluster.wait_unmapped()
     assert cluster.images("docker_image_") == [f"docker_image_{image}"]
 
 
@@ -53,7 +53,7 @@ def test_one_layer_for_many(plugin: PluginProcess, cluster: Cluster, new_id: New
     with ThreadPoolExecutor(20) as threads:
         assert list(threads.map(lambda _: client.read(layer, "f"), range(40))) == [b"x"] * 40
     assert mounts_below(plugin.home) == []
-    assert cluster.mapped() == []
+    cluster.wait_unmapped()
 
 
 def test_the_first_children_of_a_layer_at_once(plugin: PluginProcess, cluster: Cluster, new_id: NewId) -> None:
@@ -150,7 +150,7 @@ def test_kill_9_in_the_middle_of_the_base_image(
     plugin.start()
     plugin.init()
     assert plugin.client.listing(plugin.client.create(new_id())) == []
-    assert cluster.mapped() == []
+    cluster.wait_unmapped()
     assert mounts_below(plugin.home) == []
     assert os.listdir(plugin.home) == ["mnt"]
 

@@ -30,7 +30,7 @@ def test_remove_mounted_id(plugin: PluginProcess, cluster: Cluster, new_id: NewI
     assert client.get(layer) == client.get(layer)
     client.remove(layer)
     assert mounts_below(plugin.home) == []
-    assert cluster.mapped() == []
+    cluster.wait_unmapped()
     assert os.listdir(os.path.join(plugin.home, "mnt")) == []
     assert cluster.images("docker_image_") == []
     client.put(layer)

@@ -223,7 +223,7 @@ def test_nbd(start_plugin: StartPlugin, cluster: Cluster, new_id: NewId) -> None
     client.put(layer)
     client.put(layer)
     assert mounts_below(plugin.home) == []
-    assert cluster.mapped() == []
+    cluster.wait_unmapped()
     assert client.status()["Device Type"] == "nbd"
 
 

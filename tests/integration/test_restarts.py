@@ -83,7 +83,7 @@ def test_dockerd_stops_and_starts(plugin: PluginProcess, cluster: Cluster, new_i
     layer = new_container(plugin, new_id())
     client.write(layer, "f", "x")
     client.call("Cleanup")
-    assert cluster.mapped() == []
+    cluster.wait_unmapped()
     plugin.init()
     assert client.read(layer, "f") == b"x"
     assert client.changes(layer, layer + "-init") == {"/f": 1}
@@ -115,7 +115,7 @@ def test_live_restore_keeps_what_a_container_uses_and_releases_the_rest(
     container.end()
     client.put(running)
     assert mounts_below(plugin.home) == []
-    assert cluster.mapped() == []
+    cluster.wait_unmapped()
     assert client.read(running, "after") == b"2"
     client.put(stopped)
     assert client.read(stopped, "of the image") == b"x"
@@ -129,7 +129,7 @@ def test_dockerd_killed_9_then_put_without_get(plugin: PluginProcess, cluster: C
         client.get(layer)
         client.get(layer)
     plugin.init()
-    assert cluster.mapped() == []
+    cluster.wait_unmapped()
     for layer in layers:
         client.put(layer)
     root = client.get(layers[0])
@@ -164,7 +164,7 @@ def test_plugin_killed_9_under_a_running_container(
     container.end()
     client.put(layer)
     assert mounts_below(plugin.home) == []
-    assert cluster.mapped() == []
+    cluster.wait_unmapped()
     assert client.read(layer, "meanwhile") == b"2"
     assert client.read(other, "of the image") == b"x"
     client.write(other, "g", "new")
@@ -179,7 +179,7 @@ def test_plugin_killed_9_then_remove_of_what_was_mounted(
     plugin.start()
     plugin.client.remove(layer)
     assert mounts_below(plugin.home) == []
-    assert cluster.mapped() == []
+    cluster.wait_unmapped()
 
 
 def test_plugin_and_dockerd_killed_9(plugin: PluginProcess, cluster: Cluster, new_id: NewId) -> None:
@@ -189,7 +189,7 @@ def test_plugin_and_dockerd_killed_9(plugin: PluginProcess, cluster: Cluster, ne
     plugin.kill()
     plugin.start()
     plugin.init()
-    assert cluster.mapped() == []
+    cluster.wait_unmapped()
     client.put(layer)
     assert client.listing(layer) == ["of the image"]
 
@@ -236,7 +236,7 @@ def test_a_mapping_without_a_mount_is_taken_back(plugin: PluginProcess, cluster:
     cluster.run(["umount", mounts_below(plugin.home)[0]])
     assert holds_device(cluster, layer)
     plugin.start()
-    assert cluster.mapped() == []
+    cluster.wait_unmapped()
     assert plugin.client.listing(layer) == ["of the image"]
 
 
@@ -269,7 +269,7 @@ def test_copies_of_the_mount_table_do_not_hold_a_layer(plugin: PluginProcess, cl
         assert copy.stdout
         assert copy.stdout.readline() == b"up\n"
         plugin.client.put(layer)
-        assert cluster.mapped() == []
+        cluster.wait_unmapped()
     finally:
         copy.kill()
         copy.communicate()
@@ -289,7 +289,7 @@ def test_put_of_a_layer_in_which_somebody_sits(plugin: PluginProcess, cluster: C
         sitter.wait()
     plugin.client.put(layer)
     assert mounts_below(plugin.home) == []
-    assert cluster.mapped() == []
+    cluster.wait_unmapped()
 
 
 def test_a_state_file_that_is_no_state(plugin: PluginProcess, new_id: NewId) -> None:

@@ -114,7 +114,7 @@ def test_two_hosts_make_the_base_image_at_once(start_plugin: StartPlugin, cluste
         assert plugin.client.listing(layer) == []
 
 
-def test_two_hosts_do_not_mount_one_layer(start_plugin: StartPlugin, new_id: NewId) -> None:
+def test_two_hosts_do_not_mount_one_layer(start_plugin: StartPlugin, cluster: Cluster, new_id: NewId) -> None:
     """A layer that one has mounted writable is refused to the other, in one line that says so."""
     first, second = start_plugin(imageprefix="two"), start_plugin(imageprefix="two")
     layer = first.client.create(new_id())
@@ -124,7 +124,9 @@ def test_two_hosts_do_not_mount_one_layer(start_plugin: StartPlugin, new_id: New
     with open(os.path.join(root, "f"), "w", encoding="ascii") as target:
         target.write("x")
     first.client.put(layer)
+    cluster.wait_unmapped()
     assert second.client.read(layer, "f") == b"x"
+    cluster.wait_unmapped()
 
 
 @pytest.mark.parametrize("program", ["mkfs.xfs", "umount"])

@@ -78,8 +78,8 @@ class Driver:
         self._sealed: set[str] = set()
         self._open: set[str] = set()
         self._broken: set[str] = set()
-        # Finished layers that are nobody's parent so far, and not made ready to be one.
-        self._childless: set[str] = set()
+        # Layers of which a container was copied: the next one shall be a clone.
+        self._to_prepare: set[str] = set()
         # What a sick cluster, or an rbd that prints what we do not know, may raise: no reason to give up.
         expected = (command.CommandError, LayerBusy, LayerError, LookupError, ValueError)
         self._trash = Behind("the trash", lambda _: not self._layers.reap(), expected)
@@ -210,7 +210,6 @@ class Driver:
                 self._broken.add(layer)
                 raise
             self._sealed.add(layer)
-            self._childless.add(layer)
         return size
 
     def diff(self, layer: str, parent: str) -> Iterator[bytes]:
@@ -291,9 +290,11 @@ class Driver:
 
             written = self._mounted.written(parent)
             self._layers.create(layer, parent, size, leaf=leaf, written=written, let_go=let_go)
-            self._childless.discard(parent)
             if not parent.endswith(INIT_SUFFIX):
                 self._sealed.add(parent)
+                if leaf and not self._layers.is_prepared(parent):
+                    self._to_prepare.add(parent)
+                    self._unmapping.later(parent, MAPPED_SECONDS)
             return self._layers.describe(parent).size
 
     def _give_root(self, layer: str) -> None:
@@ -311,13 +312,13 @@ class Driver:
             self._unmapping.later(layer, MAPPED_SECONDS)
 
     def _let_go(self, layer: str) -> bool:
-        """Unmap a layer that Docker was done with some seconds ago; make one ready that is the last of its image."""
+        """Unmap what Docker was done with some seconds ago; take the snapshot of what containers start from."""
         with self._locks.hold(layer):
             self._mounted.tidy(layer, OBJECT_SIZE)
             self._mounted.let_go(layer)
-            if layer in self._childless and self._mounted.device(layer) is None:
+            if layer in self._to_prepare and self._mounted.device(layer) is None:
                 self._layers.prepare(layer)
-                self._childless.discard(layer)
+                self._to_prepare.discard(layer)
         return True
 
     def _acquire(self, layer: str, place: Place, *, write: bool, label: str = "") -> Place:
@@ -357,7 +358,7 @@ class Driver:
             _write_note(note, layer, APPLYING)
 
     def _forget(self, layer: str) -> None:
-        for known in (self._open, self._sealed, self._broken, self._childless):
+        for known in (self._open, self._sealed, self._broken, self._to_prepare):
             known.discard(layer)
 
     @contextlib.contextmanager

@@ -159,8 +159,12 @@ class Layers:
         self._known[layer] = replace(made, size=wanted)
         return self._known[layer]
 
+    def is_prepared(self, layer: str) -> bool:
+        """Tell whether a layer is known to have its snapshot."""
+        return layer in self._snapshotted
+
     def prepare(self, layer: str) -> None:
-        """Take the snapshot of a finished layer that nobody has mapped, so that its first container need not wait."""
+        """Take the snapshot of a finished layer that nobody has mapped, so that its next child need not wait for it."""
         origin = self.describe(layer)
         if origin.depth < MAX_ANCESTORS:
             self._snapshot(layer, origin.depth)

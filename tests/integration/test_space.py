@@ -1,0 +1,74 @@
+"""What is stored in the pool: little for a container that does little, and nothing twice."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+
+from lab import Cluster
+from plugin_client import PluginProcess, make_tar, wait_until
+
+NewId = Callable[[], str]
+
+
+def new_container(plugin: PluginProcess, layer: str, image: str) -> str:
+    """What docker create does; the container's layer is put again."""
+    client = plugin.client
+    client.create(layer + "-init", image)
+    _write(plugin, layer + "-init", {"hosts": "", "resolv.conf": ""})
+    client.create(layer, layer + "-init", writable=True)
+    _write(plugin, layer, {"mine": layer})
+    return layer
+
+
+def _write(plugin: PluginProcess, layer: str, files: dict[str, str]) -> None:
+    root = plugin.client.get(layer)
+    for name, content in files.items():
+        with open(os.path.join(root, name), "w", encoding="ascii") as target:
+            target.write(content)
+    plugin.client.put(layer)
+
+
+def data_objects(cluster: Cluster, image: str) -> dict[str, int]:
+    """The bytes of each of an image's own objects, by name."""
+    prefix = cluster.info(image)["block_name_prefix"]
+    names = [
+        name for name in cluster.run(["rados", "--conf", cluster.conf, "-p", "rbd", "ls"]).split() if prefix in name
+    ]
+    stats = [cluster.run(["rados", "--conf", cluster.conf, "-p", "rbd", "stat", name]) for name in names]
+    return {name: int(said.rsplit(" ", 1)[1]) for name, said in zip(names, stats)}
+
+
+def test_a_container_that_does_little_stores_little(plugin: PluginProcess, cluster: Cluster, new_id: NewId) -> None:
+    """Mounting stores 2 MiB of cleared log; that is given back, and what was written is all there."""
+    client = plugin.client
+    image = client.create(new_id())
+    client.apply_diff(image, make_tar({"etc": None, "etc/name": "of the image"}))
+    layer = new_container(plugin, new_id(), image)
+    cluster.wait_unmapped()
+    for name in (layer, f"{layer}-init"):
+        assert sum(data_objects(cluster, f"docker_image_{name}").values()) < 1_200_000, name
+    assert client.read(layer, "mine") == layer.encode()
+    assert client.read(layer, "etc/name") == b"of the image"
+    # Nobody has it mounted, and it is mapped for some seconds more.
+    client.get(layer)
+    device = client.metadata(layer)["Device"]
+    client.put(layer)
+    cluster.run(["xfs_repair", "-n", device])
+
+
+def test_all_but_the_first_container_are_clones(plugin: PluginProcess, cluster: Cluster, new_id: NewId) -> None:
+    """The first is a copy of its small image, for which nobody waits a second; its snapshot is taken behind."""
+    client = plugin.client
+    image = client.create(new_id())
+    client.apply_diff(image, make_tar({"etc": None}))
+    first = new_container(plugin, new_id(), image)
+    assert cluster.info(f"docker_image_{first}")["parent"]["image"] == "docker_image_base_image"
+    wait_until(
+        lambda: json.loads(cluster.rbd("snap", "ls", f"rbd/docker_image_{image}", "--format", "json")),
+        "the image's snapshot is taken",
+    )
+    second = new_container(plugin, new_id(), image)
+    assert cluster.info(f"docker_image_{second}")["parent"]["image"] == f"docker_image_{image}"
+    assert client.listing(second) == ["etc", "hosts", "mine", "resolv.conf"]

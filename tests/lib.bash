@@ -145,3 +145,29 @@ busybox_image() {
     tar --create --directory "$root" --numeric-owner --owner 0 --group 0 .
     rm -r "$root"
 }
+
+# debian_image: prints the path of Debian's minbase with python3 as a tar, which is made once for this machine.
+debian_image() {
+    local release cache=/var/cache/docker-graph-driver-tests mirror work lock
+    # shellcheck source=/dev/null
+    release=$(source /etc/os-release && echo "$VERSION_CODENAME")
+    mkdir -p "$cache"
+    exec {lock}>"$cache/debian.lock"
+    flock "$lock"
+    if [[ ! -e $cache/debian-$release.tar ]]; then
+        # Where this machine gets its own packages from.
+        # shellcheck disable=SC2016 # it is apt's
+        mirror=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $release" "Created-By: Packages" | head -n 1)
+        work=$(mktemp -d "$cache/debian.XXXXXX")
+        # A layer does not need the archives of the packages that it holds.
+        timeout 600 debootstrap --variant=minbase --include=python3-minimal "$release" "$work/root" "$mirror" >"$work/log" 2>&1 3>&- &&
+            rm -f "$work"/root/var/cache/apt/archives/*.deb "$work"/root/var/lib/apt/lists/*_* &&
+            tar --create --file "$work/tar" --numeric-owner --xattrs --directory "$work/root" . &&
+            mv "$work/tar" "$cache/debian-$release.tar"
+        [[ -e $cache/debian-$release.tar ]] || tail -n 20 "$work/log" >&2
+        rm -rf --one-file-system "$work"
+    fi
+    exec {lock}>&-
+    echo "$cache/debian-$release.tar"
+    [[ -s $cache/debian-$release.tar ]]
+}

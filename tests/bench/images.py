@@ -107,9 +107,8 @@ def _busybox() -> bytes:
 
 
 def _debian() -> bytes:
-    """Debian's minbase; the end-to-end tests have the recipe and keep it, here it is called without bats."""
-    script = 'bats_require_minimum_version() { :; }; BATS_TEST_DIRNAME=$1/tests/e2e; source "$1/tests/e2e/helpers.bash"'
-    path = _shell(f"{script}; debian_image").decode().strip()
+    """Debian's minbase, which the end-to-end tests use too."""
+    path = _shell('source "$1/tests/lib.bash"; debian_image').decode().strip()
     with open(path, "rb") as source:
         return source.read()
 

@@ -118,9 +118,12 @@ class Stack:
     # -- looking at it -----------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Wait until the trash is empty: what is done behind the caller's back must not slow the next row down."""
+        """Wait until the trash is empty and nothing is mapped for nobody.
+
+        What is done behind the caller's back must not slow the next row down, and is part of what is stored.
+        """
         deadline = time.monotonic() + SETTLE_SECONDS
-        while self._trashed() and time.monotonic() < deadline:
+        while (self._trashed() or self._idle()) and time.monotonic() < deadline:
             time.sleep(0.2)
 
     def stored(self) -> int:
@@ -143,6 +146,11 @@ class Stack:
     def images(self) -> list[str]:
         """The images of the pool."""
         return list(self.json("rbd", "ls", "rbd", "--format", "json"))
+
+    def _idle(self) -> bool:
+        devices = {str(item["device"]) for item in self.json("rbd", "device", "list", "--format", "json")}
+        with open("/proc/self/mountinfo", encoding="utf-8") as table:
+            return bool(devices - {line.split(" - ", 1)[1].split()[1] for line in table})
 
     def _trashed(self) -> bool:
         items = self.json("rbd", "trash", "ls", "rbd", "--format", "json")

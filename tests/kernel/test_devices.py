@@ -36,6 +36,7 @@ def running_plugin(directory: str, cluster: Cluster, device_type: str) -> Iterat
         log = plugin.log_text()
         assert "Traceback" not in log
         assert "defect of the driver" not in log
+        assert "keeps 2 MiB" not in log
     except BaseException:
         print(f"--- log of {plugin.home}\n{plugin.log_tail()}")
         raise
@@ -83,6 +84,11 @@ def devices(cluster: Cluster) -> list[str]:
     return [image for image in cluster.mapped() if image.startswith(PREFIX)]
 
 
+def wait_unmapped(cluster: Cluster) -> None:
+    """The driver unmaps behind what was put."""
+    wait_until(lambda: devices(cluster) == [], "nothing is mapped")
+
+
 def image_of(layer: str) -> str:
     """The name of a layer's image."""
     return f"{PREFIX}_{layer}"
@@ -101,7 +107,7 @@ def test_life(client: Client, cluster: Cluster, image_layer: str) -> None:
     device = client.metadata(layer)["Device"]
     assert device.startswith({"krbd": "/dev/rbd", "nbd": "/dev/nbd"}[TYPE])
     client.put(layer)
-    assert devices(cluster) == []
+    wait_unmapped(cluster)
 
     assert client.read(layer, "new") == b"content"
     archive = client.diff(layer, image_layer)
@@ -152,23 +158,26 @@ def test_a_mounted_layer_is_refused_to_another_driver(plugin: PluginProcess, oth
     assert "\n" not in refused.value.text
 
 
-def test_put_waits_for_a_mount_namespace_that_holds_the_device(
+def test_remove_waits_for_a_mount_namespace_that_holds_the_device(
     client: Client, cluster: Cluster, directory: str, layer: str
 ) -> None:
     with running_container(client.get(layer), directory) as container:
         ending = subprocess.Popen(["sh", "-c", f"sleep 3; kill -KILL {container.process.pid}"])
-        client.put(layer)
+        client.remove(layer)
         assert ending.wait(10) == 0
     assert devices(cluster) == []
 
 
-def test_put_names_who_holds_the_device_for_ever(client: Client, cluster: Cluster, directory: str, layer: str) -> None:
-    """Once that one is gone, the layer can be put."""
+def test_remove_names_who_holds_the_device_for_ever(
+    client: Client, cluster: Cluster, directory: str, layer: str
+) -> None:
+    """The layer can be put all the same; once that one is gone, it can be removed."""
     with running_container(client.get(layer), directory) as container:
+        client.put(layer)
         with pytest.raises(Refused, match=rf"cannot be unmapped: process {container.process.pid} \(sleep\)"):
-            client.put(layer)
+            client.remove(layer)
         assert devices(cluster) == [image_of(layer)]
-    client.put(layer)
+    client.remove(layer)
     assert devices(cluster) == []
 
 
@@ -181,7 +190,7 @@ def test_plugin_killed_9_under_a_mounted_layer(plugin: PluginProcess, cluster: C
     plugin.start()
     assert devices(cluster) == [image_of(layer)]
     plugin.client.put(layer)
-    assert devices(cluster) == []
+    wait_unmapped(cluster)
     assert mounts_below(plugin.home) == []
     assert plugin.client.read(layer, "meanwhile") == b"x"
 
@@ -206,7 +215,6 @@ def test_the_device_vanishes_under_a_mounted_layer(plugin: PluginProcess, cluste
         client.get(layer)
     client.put(layer)
     assert mounts_below(plugin.home) == []
-    assert devices(cluster) == []
     assert client.read(layer, "kept") == b"x"
 
 

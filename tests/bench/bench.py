@@ -27,6 +27,9 @@ def measure(arguments: argparse.Namespace) -> int:
     """Run the rows and tell of them."""
     plan = rows.QUICK if arguments.quick else rows.FULL
     names = arguments.only.split(",") if arguments.only else rows.SMALL if arguments.quick else list(rows.ALL)
+    unknown = [name for name in names if name not in rows.ALL]
+    if unknown:
+        raise BenchError(f"no rows {', '.join(unknown)}; there are {', '.join(rows.ALL)}")
     found = results.Results(quick=arguments.quick)
     with running(docker=True, keep_log=f"{BUILD}/bench-driver.log") as stack:
         _note_versions(stack, found)

@@ -44,8 +44,9 @@ OWNER_KEY = "docker_graph_driver.owner"
 # Copying a layer object by object is bound by their number, copy-up by their size; see HACKING.md.
 OBJECT_SIZE = 256 << 10
 INIT_SUFFIX = "-init"
-# A fresh XFS layer holds 2 to 3 MiB (mounting clears that much of its log), so this leaves room for small files.
-COPY_LIMIT = 6 << 20
+# What a parent may hold to be copied. Each layer of an image stores its copy for good: 40 tiny layers on busybox store
+# 40 MB with this limit, 130 with the other. Only the first container of an image is a copy, see Driver._let_go.
+COPY_LIMIT, LEAF_COPY_LIMIT = 2 << 20, 8 << 20
 # The kernel maps no image with more ancestors (drivers/block/rbd.c, RBD_MAX_PARENT_CHAIN_LEN).
 MAX_ANCESTORS = 16
 
@@ -149,8 +150,7 @@ class Layers:
                 f"ask for at least that"
             )
         with contextlib.ExitStack() as undo:
-            deepest = MAX_ANCESTORS if leaf else MAX_ANCESTORS - 1
-            made = self._make(layer, parent or BASE, origin, undo, written=written, deepest=deepest, let_go=let_go)
+            made = self._make(layer, parent or BASE, origin, undo, leaf=leaf, written=written, let_go=let_go)
             if parent is None:
                 self.pool.set_metadata(self.image(layer), OWNER_KEY, self.owner())
             if wanted > origin.size:
@@ -223,16 +223,16 @@ class Layers:
         origin: Layer,
         undo: contextlib.ExitStack,
         *,
+        leaf: bool,
         written: int | None,
-        deepest: int,
         let_go: Callable[[], bool],
     ) -> Layer:
         source, image = self.image(parent), self.image(layer)
         try:
-            copy = self._to_copy(parent, origin, written)
+            copy = self._to_copy(parent, origin, written, LEAF_COPY_LIMIT if leaf else COPY_LIMIT)
             if copy:
                 return self._copy(source, image, copy, undo)
-            if origin.depth >= deepest:
+            if origin.depth >= (MAX_ANCESTORS if leaf else MAX_ANCESTORS - 1):
                 with self._undone(image, undo):
                     self.pool.copy(source, image, self._features, OBJECT_SIZE)
                 return Layer(origin.size, 0, None)
@@ -254,7 +254,7 @@ class Layers:
             self._forget(parent)
             raise LayerError(f"layer {layer}: its parent {parent} does not exist ({error.reason})") from None
 
-    def _to_copy(self, parent: str, origin: Layer, written: int | None) -> Layer | None:
+    def _to_copy(self, parent: str, origin: Layer, written: int | None, limit: int) -> Layer | None:
         """Return what a copy of a parent will be; None if the parent's snapshot is to be cloned.
 
         What a layer holds is what it was made with and what was written to it since. For one from before our
@@ -269,7 +269,7 @@ class Layers:
                 self._snapshotted.add(parent)
                 return None
             held = usage.size
-        if parent.endswith(INIT_SUFFIX) or (held is not None and held <= COPY_LIMIT):
+        if parent.endswith(INIT_SUFFIX) or (held is not None and held <= limit):
             return replace(origin, copied=held)
         return None
 

@@ -1,12 +1,13 @@
 #!/bin/bash
 # Runs the tests; as root, because they install packages, mount file systems and start daemons.
 #
-#   ./test.sh                 lint, unit, integration, lab, e2e: all but kernel
-#   ./test.sh PART...         some of it: lint unit integration lab e2e kernel
+#   ./test.sh                 lint, unit, integration, faults, lab, e2e: all but kernel
+#   ./test.sh PART...         some of it: lint unit integration faults lab e2e kernel
 #
 # lint         ruff, mypy, vermin, shellcheck, shfmt
 # unit         pytest without root and without Ceph, seconds
 # integration  pytest: the driver at its socket on a real Ceph cluster
+# faults       pytest: the driver killed at every step, without power, on a sick cluster, and called by anybody
 # lab          bats: the throw-away cluster itself
 # e2e          bats: dockerd and docker on the driver
 # kernel       the driver with krbd and rbd-nbd of a real kernel, in a virtual machine
@@ -21,7 +22,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")" || exit 1
 # shellcheck source=tests/lib.bash
 source tests/lib.bash
 
-all=(lint unit integration lab e2e)
+all=(lint unit integration faults lab e2e)
 summary=()
 failed=0
 
@@ -43,8 +44,8 @@ shell_files() { shfmt --find . | grep --invert-match '^\.venv/'; }
 type_check() {
     local directory tools status=0
     # The benchmark of archive.py has its name: a neighbour of its own could not import the driver's.
-    MYPYPATH=.:tests "$python" -m mypy --explicit-package-bases ./*.py tests/*.py tests/unit/*.py tests/integration/*.py \
-        tests/bench/archive.py || status=1
+    MYPYPATH=.:tests:tests/faults "$python" -m mypy --explicit-package-bases ./*.py tests/*.py tests/unit/*.py tests/integration/*.py \
+        tests/faults/*.py tests/bench/archive.py || status=1
     for directory in plugin tests/bench tests/bin tests/kernel; do
         mapfile -t tools < <(find "$directory" -name '*.py' ! -path tests/bench/archive.py)
         MYPYPATH=.:tests:$directory "$python" -m mypy --explicit-package-bases "${tools[@]}" || status=1
@@ -96,7 +97,7 @@ prepare() {
         case $part in
         lint) needs+=(test) ;;
         unit) needs+=(test driver) ;;
-        integration | lab) needs+=(test driver lab) ;;
+        integration | faults | lab) needs+=(test driver lab) ;;
         e2e) needs+=(test driver lab docker demo) ;;
         kernel) needs+=(test driver lab docker kernel) ;;
         esac
@@ -115,6 +116,7 @@ run_part() {
     lint) lint ;;
     unit) "$python" -m pytest tests/unit ;;
     integration) without_leaks "$python" -m pytest tests/integration ;;
+    faults) without_leaks "$python" -m pytest tests/faults ;;
     lab) without_leaks bats_on tests/lab.bats ;;
     e2e) without_leaks bats_on tests/e2e ;;
     kernel) without_leaks tests/kernel/run.sh ;;
@@ -126,7 +128,7 @@ run_part() {
 parts=("$@")
 ((${#parts[@]})) || parts=("${all[@]}")
 for part in "${parts[@]}"; do
-    [[ $part == @(lint|unit|integration|lab|e2e|kernel) ]] || {
+    [[ $part == @(lint|unit|integration|faults|lab|e2e|kernel) ]] || {
         sed -n '2,/^# shellcheck/{/^# shellcheck/!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" >&2
         exit 2
     }

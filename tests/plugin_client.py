@@ -239,15 +239,24 @@ class PluginProcess:
         self.environment = dict(environment)
         self.options = list(options)
         self.client = Client(self.socket)
+        self.python = PYTHON  # what it takes for its own interpreter, to start more of them
         self.process: subprocess.Popen[bytes] | None = None
         os.makedirs(directory, exist_ok=True)
 
     def start(self, **environment: str) -> None:
         """Start it and wait until it takes calls; `environment` is for this start only."""
-        argv = [PYTHON, os.path.join(REPO, "docker_graph_driver.py"), "--socket", self.socket, "--log-level", "debug"]
+        argv = [
+            self.python,
+            os.path.join(REPO, "docker_graph_driver.py"),
+            "--socket",
+            self.socket,
+            "--log-level",
+            "debug",
+        ]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 argv,
+                executable=PYTHON,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

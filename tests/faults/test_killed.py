@@ -1,0 +1,139 @@
+"""The plugin is killed -9 at each command that an operation runs, before it and after it, and started again.
+
+Then the same call succeeds, or Remove cleans up and the call succeeds anew; no layer that was finished has changed, and
+when everything is removed nothing is left. The commands are those that the operation ran when nobody killed it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+from killer import Killer
+from lab import Cluster, StartPlugin, mounts_below
+from lab_fixtures import plugins
+from operations import OPERATIONS, Operation, description
+from plugin_client import PluginProcess, Refused, wait_until
+
+MOMENTS = ("before", "after")
+WORKERS = 3
+# Commands behind the caller's back come after the answer.
+QUIET_SECONDS = 1.0
+Tally = Callable[[str, int], None]
+
+
+def under(killer: Killer, plugin: PluginProcess) -> None:
+    """Let a plugin that runs be one that is killed."""
+    assert plugin.terminate() == 0
+    plugin.environment["PATH"] = killer.path
+    plugin.python = killer.python
+    plugin.start()
+
+
+def pid(plugin: PluginProcess) -> int:
+    """Its process."""
+    assert plugin.process
+    return plugin.process.pid
+
+
+def commands(plugin: PluginProcess) -> list[str]:
+    """The processes that it runs at the moment."""
+    running: list[str] = []
+    for task in os.listdir(f"/proc/{pid(plugin)}/task"):
+        with (
+            contextlib.suppress(FileNotFoundError),
+            open(f"/proc/{pid(plugin)}/task/{task}/children", encoding="ascii") as said,
+        ):
+            running += said.read().split()
+    return running
+
+
+def wait_quiet(plugin: PluginProcess) -> None:
+    """Wait until nothing is done behind the caller's back: the commands that are counted must be the operation's."""
+    for _ in range(3):
+        wait_until(lambda: not commands(plugin), "the plugin runs no command")
+        time.sleep(0.02)
+
+
+def act_until_killed(plugin: PluginProcess, act: Callable[[], None]) -> None:
+    """Do what is answered by nobody any more."""
+    with contextlib.suppress(Refused, OSError, http.client.HTTPException):
+        act()
+    deadline = time.monotonic() + QUIET_SECONDS
+    while plugin.running and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def nothing_left(operation: Operation, images: list[str]) -> None:
+    """Neither in the pool nor on this host, but for `images`."""
+    prefix, cluster, home = operation.prefix + "_", operation.cluster, operation.home
+    operation.client.call("Cleanup")
+    assert cluster.images(prefix) == images
+    wait_until(lambda: cluster.trash(prefix) == [], "the trash is empty", 15)
+    wait_until(lambda: not [name for name in cluster.mapped() if name.startswith(prefix)], "nothing is mapped", 15)
+    assert mounts_below(home) == []
+    assert os.listdir(os.path.join(home, "mnt")) == []
+    assert os.listdir(home) == ["mnt"]
+
+
+def survive(operation: Operation) -> None:
+    """After the restart: the call, or Remove and the call; then look at all."""
+    try:
+        operation.act()
+    except Refused:
+        if not operation.tolerant:
+            raise
+        operation.client.remove(operation.layer)
+        operation.anew()
+    operation.check()
+    for layer, lines in operation.finished.items():
+        assert description(operation.client, layer) == lines
+
+
+def kill_at_any_step(make: type[Operation], start: StartPlugin, cluster: Cluster) -> int:
+    """Kill the plugin in all places of an operation; return how often it was killed."""
+    plugin = start(imageprefix=make.__name__)
+    killer = Killer(os.path.join(os.path.dirname(plugin.home), "killer"), plugin.environment)
+    under(killer, plugin)
+    operation = make(plugin, make.__name__, cluster)
+    operation.before_all()
+    images, killed = cluster.images(operation.prefix + "_"), 0
+    for moment in MOMENTS:
+        for number in itertools.count(1):
+            operation.prepare()
+            wait_quiet(plugin)
+            killer.arm(pid(plugin), number, moment)
+            act_until_killed(plugin, operation.act)
+            steps = killer.disarm()
+            if plugin.running:
+                # It has fewer commands than that: this time it was done undisturbed.
+                operation.check()
+                operation.clear()
+                break
+            print(f"{make.__name__} killed {moment} step {number}: {steps[-1]}")
+            killed += 1
+            plugin.start()
+            survive(operation)
+            operation.clear()
+            nothing_left(operation, images)
+    return killed
+
+
+@pytest.fixture(scope="module")
+def outcomes(cluster: Cluster, session_directory: str) -> Iterator[dict[type[Operation], Future[int]]]:
+    """Every operation's count, side by side: each waits for its commands most of the time."""
+    with plugins(cluster, session_directory) as start, ThreadPoolExecutor(max_workers=WORKERS) as threads:
+        yield {make: threads.submit(kill_at_any_step, make, start, cluster) for make in OPERATIONS}
+
+
+@pytest.mark.parametrize("make", OPERATIONS, ids=[make.__name__ for make in OPERATIONS])
+def test_killed_at_any_step(make: type[Operation], outcomes: dict[type[Operation], Future[int]], tally: Tally) -> None:
+    killed = outcomes[make].result()
+    assert killed >= len(MOMENTS)
+    tally("steps killed", killed)

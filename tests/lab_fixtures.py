@@ -1,0 +1,157 @@
+"""The fixtures of every suite that runs the driver on a real cluster: the cluster, plugins, ids.
+
+A cluster lives for the whole session; a plugin lives for a test, which must leave nothing behind. A conftest.py
+imports those that its directory needs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+
+import pytest
+from lab import Cluster, StartPlugin, mounts_below
+from plugin_client import Client, PluginProcess, wait_until
+
+
+def _interrupted(number: int, _: FrameType | None) -> None:
+    pytest.exit(f"ended by {signal.Signals(number).name}", 128 + number)
+
+
+@pytest.fixture(scope="session")
+def session_directory() -> Iterator[str]:
+    """A short path: those of sockets end at 107 bytes."""
+    assert os.geteuid() == 0, "these tests map and mount: run them as root"
+    # A run that is cancelled takes its cluster down too.
+    signal.signal(signal.SIGTERM, _interrupted)
+    directory = tempfile.mkdtemp(prefix="dgd-", dir="/tmp")
+    # As /var/lib/docker is with userns-remap: the container's root must get through.
+    os.chmod(directory, 0o711)
+    yield directory
+    if not mounts_below(directory):
+        shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def cluster(session_directory: str) -> Iterator[Cluster]:
+    """The cluster; at the end nothing but base images may be left in it, and nothing of it on this machine.
+
+    LAB_DIR names one that is up already (tests/kernel).
+    """
+    lab = Cluster(session_directory, os.environ.get("LAB_DIR", ""))
+    lab.up()
+    try:
+        yield lab
+        assert lab.mapped() == []
+        assert mounts_below(session_directory) == []
+        assert lab.images("docker_image_") == []
+        wait_until(lambda: lab.trash() == [], "the trash is empty")
+    finally:
+        # What failed tests have left mounted: without the cluster nobody could unmount it any more.
+        for point in reversed(mounts_below(session_directory)):
+            subprocess.run(["umount", point], timeout=60, check=False)
+        lab.down()
+    assert (
+        session_directory
+        not in subprocess.run(
+            ["losetup", "--list", "--output", "BACK-FILE"], capture_output=True, text=True, check=True
+        ).stdout
+    )
+    assert (
+        session_directory
+        not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    )
+
+
+def lab_options() -> dict[str, str | Sequence[str]]:
+    """What every plugin is started with: LAB_OPTIONS="devicetype=nbd timeout=300" (tests/kernel)."""
+    pairs = [pair.split("=", 1) for pair in os.environ.get("LAB_OPTIONS", "").split()]
+    return {name: value for name, value in pairs}  # noqa: C416 - dict() would be of another type
+
+
+@pytest.fixture
+def start_plugin(cluster: Cluster, session_directory: str) -> Iterator[StartPlugin]:
+    """Start plugins for a test."""
+    with plugins(cluster, session_directory) as start:
+        yield start
+
+
+@contextlib.contextmanager
+def plugins(cluster: Cluster, directory: str) -> Iterator[StartPlugin]:
+    """Start a plugin with these options (`fs="ext4"` or `mountopt=("a", "b")`); Init is called unless init=False.
+
+    What they made is removed at the end, and then nothing may be left: no image, trash, mapping or mount.
+    """
+    started: list[PluginProcess] = []
+
+    def start(*, init: bool = True, **options: str | Sequence[str]) -> PluginProcess:
+        options = {**lab_options(), "configfile": cluster.conf, **options}
+        pairs = [
+            f"ceph.{name}={value}"
+            for name, values in options.items()
+            for value in ([values] if isinstance(values, str) else values)
+        ]
+        plugin = PluginProcess(next(directories), cluster.environment, pairs)
+        started.append(plugin)
+        plugin.start()
+        if init:
+            plugin.init()
+        return plugin
+
+    directories = (os.path.join(directory, f"{uuid.uuid4().hex[:6]}") for _ in itertools.count())
+    # What a failed test has left must not fail the next ones too; the end of the session finds it.
+    before = cluster.mapped()
+    yield start
+    try:
+        for plugin in started:
+            _end(plugin)
+            assert mounts_below(plugin.home) == []
+        assert cluster.mapped() == before
+    finally:
+        for plugin in started:
+            # Shown by pytest when something failed.
+            print(f"--- log of {plugin.home}\n{plugin.log_tail()}")
+            with contextlib.suppress(OSError):
+                if plugin.running:
+                    plugin.kill()
+
+
+def _end(plugin: PluginProcess) -> None:
+    """Remove what is left of a test's layers, as docker rm would, and end the plugin as systemd would."""
+    if not plugin.running:
+        plugin.start()
+    if os.path.exists(plugin.socket + ".state"):
+        for layer in reversed(plugin.client.created[:]):
+            plugin.client.remove(layer)
+        plugin.client.call("Cleanup")
+    assert plugin.terminate() == 0
+    assert not os.path.exists(plugin.socket)
+    log = plugin.log_text()
+    assert "Traceback" not in log
+    assert "defect of the driver" not in log
+
+
+@pytest.fixture
+def plugin(start_plugin: StartPlugin) -> PluginProcess:
+    """A plugin with default options, after Init."""
+    return start_plugin()
+
+
+@pytest.fixture
+def client(plugin: PluginProcess) -> Client:
+    """The client of `plugin`."""
+    return plugin.client
+
+
+@pytest.fixture
+def new_id() -> Callable[[], str]:
+    """Ids as Docker makes them: 64 hex digits."""
+    return lambda: uuid.uuid4().hex + uuid.uuid4().hex

@@ -17,7 +17,9 @@ import signal
 import subprocess
 import time
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+import deadline
 
 log = logging.getLogger("command")
 
@@ -37,6 +39,9 @@ class Result(NamedTuple):
     stderr: str
 
 
+Failed = TypeVar("Failed", bound="CommandError")
+
+
 class CommandError(Exception):
     """A command did not do its work; `str()` is one line that a Docker user can read.
 
@@ -49,6 +54,10 @@ class CommandError(Exception):
         self.status = status
         self.reason = reason
         super().__init__(f"{os.path.basename(argv[0])} {_subject(argv)}: {reason}")
+
+    def explained(self: Failed, words: str) -> Failed:
+        """Return this error with what somebody else, the kernel or the cluster, said of it ("": nothing)."""
+        return type(self)(self.argv, self.status, f"{self.reason}; {words}") if words else self
 
 
 class CommandTimeout(CommandError):
@@ -73,16 +82,18 @@ def run(
 ) -> Result:
     """Run `argv` to its end and return what it printed.
 
-    `timeout` is in seconds; at the deadline the whole process group is killed. Raises
-    CommandError if the exit status is not in `accept`, CommandTimeout, or CommandMissing.
+    `timeout` is in seconds, less where the request's own deadline is nearer (deadline.py); then the whole
+    process group is killed. Raises CommandError if the exit status is not in `accept`, CommandTimeout, or
+    CommandMissing.
     """
     started = time.monotonic()
+    timeout = deadline.left(timeout)
     process = start(argv, pass_fds=pass_fds)
     try:
         stdout, stderr = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         _kill(process)
-        raise CommandTimeout(argv, None, f"no answer within {timeout:g} s") from None
+        raise CommandTimeout(argv, None, f"no answer within {timeout:.3g} s") from None
     except BaseException:
         _kill(process)
         raise

@@ -28,6 +28,7 @@ from urllib.parse import unquote
 
 import archive
 import command
+import deadline
 import rbdcli
 from driver import DriverError
 from gate import Gate, GateTimeout
@@ -54,6 +55,7 @@ FINISH_SECONDS = 60.0
 EXPECTED = (
     archive.ArchiveError,
     command.CommandError,
+    deadline.Overdue,
     DriverError,
     LayerBusy,
     LayerError,

@@ -12,17 +12,20 @@ ApplyDiff of another.
 from __future__ import annotations
 
 import contextlib
-import json
+import contextvars
 import logging
 import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import archive
 import command
+import deadline
+import diagnosis
 import mounts
+import note
 import rbdcli
 from behind import Behind
 from layers import BASE, INIT_SUFFIX, OBJECT_SIZE, ROOT_DIRECTORY, LayerError, Layers
@@ -35,9 +38,10 @@ log = logging.getLogger("driver")
 # 64 hexadecimal digits, with -init for an init layer, 25 digits of base 36 from BuildKit; moby's
 # graphtest uses words. Nothing that a path, an option or rbd's image syntax could give a meaning to.
 _LAYER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
-# In the file system's own root, which no container sees: how far the layer's archive has come.
-NOTE = "layer.json"
-APPLYING, APPLIED = "applying", "applied"
+# All that an archive left in memory is written out at its end: so many times as long as one command may take.
+FLUSHES = 10
+# `docker info` and dockerd's start wait for it: then each row that the cluster did not tell says so.
+STATUS_SECONDS = 5.0
 # dockerd ends by force 15 s after it was told to end (moby cmd/dockerd), and then leaves its data root mounted.
 # What is still in the trash then is deleted behind, or at the next start.
 CLEANUP_SECONDS = 8.0
@@ -84,6 +88,28 @@ class Driver:
         expected = (command.CommandError, LayerBusy, LayerError, LookupError, ValueError)
         self._trash = Behind("the trash", lambda _: not self._layers.reap(), expected)
         self._unmapping = Behind("unmapping", self._let_go, expected)
+
+    @contextlib.contextmanager
+    def request(self) -> Iterator[None]:
+        """Bound what is done in the `with` block, but for archives, which take as long as they have to say something.
+
+        All commands together get twice the time of one; what must be undone then, deadline.GRACE_SECONDS each.
+        """
+        with self.explaining(), self._bounds():
+            yield
+
+    @contextlib.contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Let an error of the `with` block say what is wrong with the cluster, if that may be the cause."""
+        try:
+            yield
+        except command.CommandError as error:
+            raise diagnosis.explain(self._pool, error) from None
+        except deadline.Overdue as error:
+            raise deadline.Overdue(f"{error}; {diagnosis.why(self._pool)}") from None
+
+    def _bounds(self) -> contextlib.AbstractContextManager[None]:
+        return deadline.within(2 * self._options.timeout)
 
     # -- the daemon's start and end -----------------------------------------------------------
 
@@ -201,11 +227,10 @@ class Driver:
         if layer in self._sealed:
             raise DriverError(f"layer {layer} is finished: it had its archive, or has children; it takes no other")
         with self._mounted_root(layer, write=True) as root:
-            note = os.path.join(os.path.dirname(root), NOTE)
-            self._begin(layer, note)
+            self._begin(layer, os.path.dirname(root))
             try:
                 size = archive.apply(root, stream, self._ids)
-                _write_note(note, layer, APPLIED)
+                note.write(os.path.dirname(root), layer, note.APPLIED, FLUSHES * self._options.timeout)
             except BaseException:
                 self._broken.add(layer)
                 raise
@@ -232,12 +257,16 @@ class Driver:
     def status(self) -> list[tuple[str, str]]:
         """Return the rows of `docker info`. What the cluster does not tell is said in its row, not raised."""
         options, pool = self._options, self._pool
-        with ThreadPoolExecutor(max_workers=4) as threads:
-            usage = threads.submit(_told, self._usage)
-            health = threads.submit(_told, lambda: str(pool.ceph("health")["status"]))
-            version = threads.submit(_told, lambda: _release(str(pool.ceph("version")["version"])))
-            client = threads.submit(_told, pool.client_version)
-            layers = threads.submit(_told, lambda: str(self._layers.count()))
+        with ThreadPoolExecutor(max_workers=5) as threads, deadline.within(STATUS_SECONDS):
+
+            def ask(question: Callable[[], str]) -> Future[str]:
+                return threads.submit(contextvars.copy_context().run, _told, question)
+
+            usage = ask(self._usage)
+            health = ask(lambda: str(pool.ceph("health")["status"]))
+            version = ask(lambda: _release(str(pool.ceph("version")["version"])))
+            client = ask(pool.client_version)
+            layers = ask(lambda: str(self._layers.count()))
         used, _, available = usage.result().partition(" / ")
         return [
             ("Pool", pool.name),
@@ -346,16 +375,16 @@ class Driver:
         """Find out what a layer from before our start is, by the note in it; it stays mounted until `after` ends."""
         place = self._mounted.acquire(layer, Place.DRIVER, write=False, sealed=False)
         after.callback(self._release, layer, place)
-        state = _read_note(os.path.join(self._mounted.point(layer, place), NOTE), layer)
-        {"": self._open, APPLIED: self._sealed, APPLYING: self._broken}[state].add(layer)
+        state = note.read(self._mounted.point(layer, place), layer, self._options.timeout)
+        {"": self._open, note.APPLIED: self._sealed, note.APPLYING: self._broken}[state].add(layer)
 
-    def _begin(self, layer: str, note: str) -> None:
+    def _begin(self, layer: str, directory: str) -> None:
         """Note that a layer's archive is being applied, unless one was before."""
-        with self._locks.hold(layer):
-            state = _read_note(note, layer)
+        with self._bounds(), self._locks.hold(layer):
+            state = note.read(directory, layer, self._options.timeout)
             if state:
                 raise DriverError(f"layer {layer} takes one archive; one is {state} already")
-            _write_note(note, layer, APPLYING)
+            note.write(directory, layer, note.APPLYING, self._options.timeout)
 
     def _forget(self, layer: str) -> None:
         for known in (self._open, self._sealed, self._broken, self._to_prepare):
@@ -365,12 +394,12 @@ class Driver:
     def _mounted_root(self, layer: str, *, write: bool = False) -> Iterator[str]:
         """Get and Put of our own: the root directory of a layer for the length of a `with` block."""
         _check_id(layer)
-        with self._locks.hold(layer):
+        with self._bounds(), self._locks.hold(layer):
             place = self._acquire(layer, Place.DRIVER, write=write)
         try:
             yield os.path.join(self._mounted.point(layer, place), ROOT_DIRECTORY)
         finally:
-            with self._locks.hold(layer):
+            with self._bounds(), self._locks.hold(layer):
                 self._release(layer, place)
 
     @contextlib.contextmanager
@@ -441,28 +470,3 @@ def _package_hint(program: str) -> str:
         "e2fsck": "e2fsprogs",
     }
     return f"install the package {packages.get(program, program)} (Debian's name)"
-
-
-def _read_note(path: str, layer: str) -> str:
-    """Return how far a layer's archive has come: "" (none was begun), APPLYING, or APPLIED.
-
-    A clone holds its parent's note: a finished parent says nothing of the layer itself, a half-applied
-    one spoils it.
-    """
-    try:
-        with open(path, encoding="utf-8") as source:
-            note = json.load(source)
-    except FileNotFoundError:
-        return ""
-    if note["layer"] != layer and note["archive"] == APPLIED:
-        return ""
-    return str(note["archive"])
-
-
-def _write_note(path: str, layer: str, state: str) -> None:
-    """Write a note that is whole or not there, even after a power cut."""
-    with open(path + ".new", "w", encoding="utf-8") as target:
-        json.dump({"layer": layer, "archive": state}, target)
-        target.flush()
-        os.fsync(target.fileno())
-    os.replace(path + ".new", path)

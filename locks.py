@@ -6,6 +6,8 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
+import deadline
+
 
 class Locks:
     """Locks by name. Order, where one thread holds two: a layer before its parent, never the reverse.
@@ -19,13 +21,21 @@ class Locks:
 
     @contextlib.contextmanager
     def hold(self, name: str) -> Iterator[None]:
-        """Hold the lock of `name` for the length of a `with` block."""
+        """Hold the lock of `name` for the length of a `with` block.
+
+        Raises deadline.Overdue if those before it take longer than this thread's request may.
+        """
         with self._guard:
             lock, users = self._waiting.get(name, (threading.Lock(), 0))
             self._waiting[name] = (lock, users + 1)
         try:
-            with lock:
+            seconds = deadline.left(threading.TIMEOUT_MAX)
+            if not lock.acquire(timeout=seconds):
+                raise deadline.Overdue(f"layer {name}: other requests have been at work with it for {seconds:.3g} s")
+            try:
                 yield
+            finally:
+                lock.release()
         finally:
             with self._guard:
                 lock, users = self._waiting[name]

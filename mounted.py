@@ -357,7 +357,8 @@ class MountedLayers:
             try:
                 return self._pool.map(image, read_only=read_only)
             except rbdcli.RbdError as error:
-                raise error.explained(messages.about("rbd", "libceph", "nbd")) from None
+                said = messages.about("rbd", "libceph", "nbd")
+                raise error.explained(said and f"kernel: {said}") from None
 
     def _check_alive(self, layer: str, entry: _Entry) -> None:
         """Raise LayerLost if the file system of a mounted layer was shut down, since its device went away."""

@@ -7,6 +7,7 @@ dockerd and not when only the plugin starts again, so it is kept in a state file
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -127,24 +128,28 @@ class Plugin:
         if method not in self._calls:
             known = ", ".join(["Init", *self._calls, "Diff", "ApplyDiff"])
             raise UnknownMethod(f"unknown method GraphDriver.{method[:80]}; known are {known}")
-        with self._gate.shared():
+        with self._gate.shared(), self._request():
             return self._calls[method](Request(method, body)) or {}
+
+    def _request(self) -> contextlib.AbstractContextManager[None]:
+        """The driver's bounds of a call; some calls are answered without a driver."""
+        return self._driver.request() if self._driver else contextlib.nullcontext()
 
     def diff(self, body: bytes) -> Generator[bytes, None, None]:
         """Yield the archive of a Diff call; close it to end early."""
         request = Request("Diff", body)
-        with self._gate.shared():
+        with self._gate.shared(), self.driver.explaining():
             yield from self.driver.diff(_id(request), request.text("Parent"))
 
     def apply_diff(self, layer: str, stream: archive.Readable) -> dict[str, Any]:
         """Lay an archive down in a layer."""
-        with self._gate.shared():
+        with self._gate.shared(), self.driver.explaining():
             return {"Size": self.driver.apply_diff(layer, stream)}
 
     def abandon(self, layer: str) -> None:
         """Remove a layer whose archive was cut off by the caller's end."""
         log.warning("removing layer %s: its archive was cut off", layer)
-        with self._gate.shared():
+        with self._gate.shared(), self._request():
             self.driver.remove(layer)
 
     def _create(self, request: Request) -> None:
@@ -164,7 +169,8 @@ class Plugin:
             with self._gate.alone(INIT_WAIT_SECONDS):
                 if self._driver:
                     self._driver.retire(INIT_WAIT_SECONDS)
-                driver.initialise()
+                with driver.request():
+                    driver.initialise()
                 self._save(request)
                 self._driver = driver
         except GateTimeout:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import command
+import deadline
 
 # Format 2 needs no protected snapshots, and a parent may go to the trash before its children
 # (man rbd, `--rbd-default-clone-format`); a fresh cluster would otherwise make format 1.
@@ -30,13 +31,13 @@ CONNECT_SHARE = 0.5
 class RbdError(command.CommandError):
     """An rbd or ceph command failed."""
 
-    def explained(self, words: str) -> RbdError:
-        """Return this error with what somebody else, the kernel, said of it ("": nothing)."""
-        return type(self)(self.argv, self.status, f"{self.reason}; kernel: {words}") if words else self
-
 
 class ImageMissing(RbdError):
-    """No such image, snapshot or pool (ENOENT)."""
+    """No such image or snapshot, in a pool that can be listed (ENOENT)."""
+
+
+class PoolMissing(RbdError):
+    """The pool or the namespace cannot be listed: nothing is known of its images, least of all that they are gone."""
 
 
 class ImageExists(RbdError):
@@ -274,7 +275,7 @@ class Pool:
 
     def ceph(self, *words: str) -> Any:
         """Run a `ceph` command and return its JSON."""
-        argv = ("ceph", *words, *self._client(), "--connect-timeout", str(max(1, int(self.timeout * CONNECT_SHARE))))
+        argv = ("ceph", *words, *self._client(), "--connect-timeout", self._connect_seconds())
         return json.loads(self._run((*argv, "--format", "json")) or "null")
 
     def has_namespace(self) -> bool:
@@ -284,7 +285,7 @@ class Pool:
         """
         try:
             self.list()
-        except ImageMissing:
+        except PoolMissing:
             return False
         return True
 
@@ -322,8 +323,19 @@ class Pool:
 
     def _rbd(self, *words: str) -> str:
         verbs = next((at for at, word in enumerate(words) if word.startswith("-")), len(words))
-        connect = ("--client-mount-timeout", str(max(1, int(self.timeout * CONNECT_SHARE))))
-        return self._run(("rbd", *words[:verbs], *self._client(), *connect, *words[verbs:]))
+        connect = ("--client-mount-timeout", self._connect_seconds())
+        try:
+            return self._run(("rbd", *words[:verbs], *self._client(), *connect, *words[verbs:]))
+        except ImageMissing as error:
+            if words[0] == "ls":
+                raise PoolMissing(error.argv, error.status, error.reason) from None
+            # A pool that was deleted, or a key that is not found, ends with ENOENT too. "No such image" lets layers be
+            # forgotten: it must be true.
+            self.list()
+            raise
+
+    def _connect_seconds(self) -> str:
+        return str(max(1, int(deadline.left(self.timeout) * CONNECT_SHARE)))
 
     def _run(self, argv: Sequence[str]) -> str:
         try:

@@ -37,9 +37,13 @@ def description(client: Client, layer: str) -> list[tree.Line]:
 
 
 class Operation:
-    """One of them. `layer` is what it is about; `tolerant` tells that the call may be refused when it comes again."""
+    """One of them. `layer` is what it is about; `tolerant` tells that the call may be refused when it comes again.
+
+    `settled`: what is to be done behind after `prepare` is done before the call.
+    """
 
     tolerant = False
+    settled = True
 
     def __init__(self, plugin: PluginProcess, prefix: str, cluster: Cluster) -> None:
         self.plugin = plugin
@@ -199,7 +203,7 @@ class ApplyDiff(OnOneParent):
     def before_all(self) -> None:
         super().before_all()
         whole = self.image(self.parent)
-        self.whole = [line for line in description(self.client, whole)]
+        self.whole = description(self.client, whole)
         self.client.remove(whole)
 
     def prepare(self) -> None:
@@ -208,6 +212,7 @@ class ApplyDiff(OnOneParent):
 
     def act(self) -> None:
         self.client.apply_diff(self.layer, make_tar(FILES))
+        self.client.call("Cleanup")
 
     def anew(self) -> None:
         self.client.create(self.layer, self.parent)
@@ -215,6 +220,25 @@ class ApplyDiff(OnOneParent):
 
     def expected(self) -> list[tree.Line]:
         return self.whole
+
+
+class MakeReady(OnOneParent):
+    """What is done behind a finished layer: unmapped, and its snapshot taken."""
+
+    settled = False
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.client.create(self.layer, self.parent)
+        self.client.apply_diff(self.layer, make_tar({"of its own": LARGE}))
+
+    def act(self) -> None:
+        self.client.call("Cleanup")
+
+    def check(self) -> None:
+        child = self.client.create(new_id(), self.layer)
+        assert self.client.read(child, "of its own") == LARGE
+        self.client.remove(child)
 
 
 class Mounting(OnOneParent):
@@ -250,6 +274,7 @@ class Put(Mounting):
 
     def act(self) -> None:
         self.client.put(self.layer)
+        self.client.call("Cleanup")
 
     def check(self) -> None:
         assert not os.path.exists(self.root)
@@ -294,6 +319,7 @@ class FirstInit(Operation):
     """Init in a pool without a base image, with a home and a prefix of its own each time."""
 
     count = 0
+    settled = False
 
     def prepare(self) -> None:
         FirstInit.count += 1
@@ -329,6 +355,7 @@ OPERATIONS: list[type[Operation]] = [
     CreateFlat,
     CreateLarger,
     ApplyDiff,
+    MakeReady,
     Get,
     Put,
     Remove,

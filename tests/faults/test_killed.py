@@ -23,8 +23,8 @@ from plugin_client import PluginProcess, Refused, wait_until
 
 MOMENTS = ("before", "after")
 WORKERS = 3
-# Commands behind the caller's back come after the answer.
-QUIET_SECONDS = 1.0
+# After the answer; what is done behind is asked for by Cleanup.
+QUIET_SECONDS = 0.3
 Tally = Callable[[str, int], None]
 
 
@@ -107,6 +107,8 @@ def kill_at_any_step(make: type[Operation], start: StartPlugin, cluster: Cluster
     for moment in MOMENTS:
         for number in itertools.count(1):
             operation.prepare()
+            if operation.settled:
+                operation.client.call("Cleanup")
             wait_quiet(plugin)
             killer.arm(pid(plugin), number, moment)
             act_until_killed(plugin, operation.act)

@@ -175,6 +175,7 @@ case $1 in
 device) echo 'rbd: rbd-nbd failed with error: exit status: 1' >&2; exit 22 ;;
 info) echo '{json.dumps(info)}'; exit {info_status} ;;
 lock) echo '{lockers}' ;;
+ls) echo '[]' ;;
 esac
 """
     (fake.directory / "rbd").write_text(script, encoding="utf-8")
@@ -197,12 +198,25 @@ esac
 )
 def test_the_exit_status_is_the_meaning(fake: Fake, status: int, kind: type[rbdcli.RbdError]) -> None:
     """Whatever the text says: it is translated, reworded and extended between releases."""
-    fake.says(stderr="rbd: (2) No such file or directory, exists already, busy\n", status=status)
+    script = f"""#!/bin/sh
+[ "$1" != ls ] || exec echo '[]'
+echo 'rbd: (2) No such file or directory, exists already, busy' >&2
+exit {status}
+"""
+    (fake.directory / "rbd").write_text(script, encoding="utf-8")
     with pytest.raises(rbdcli.RbdError) as caught:
         pool().remove("img")
     assert type(caught.value) is kind
     assert caught.value.status == status
     assert str(caught.value).startswith("rbd rm: rbd: (2) No such file")
+
+
+def test_no_image_is_missing_in_a_pool_that_cannot_be_listed(fake: Fake) -> None:
+    """A deleted pool and a key that is not found end with 2 too: layers would be forgotten that are there."""
+    fake.says(stderr="rbd: couldn't connect to the cluster!\n", status=2)
+    for ask in (lambda: pool().info("img"), lambda: pool().trash("img"), pool().list):
+        with pytest.raises(rbdcli.PoolMissing, match=r"rbd ls: rbd: couldn't connect to the cluster! \(exit 2\)"):
+            ask()
 
 
 def test_a_missing_rbd_and_a_hanging_one_are_no_answers_of_ceph(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -32,6 +33,11 @@ class FakeDriver:
         self.on_get: Callable[[str], str] = lambda layer: f"/{layer}"
         self.applied = b""
         self.diffs_ended = 0
+
+    def request(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    explaining = request
 
     def create(self, layer: str, parent: str, storage_opt: Any, *, leaf: bool) -> None:
         self.calls.append(("create", layer, parent, json.dumps(storage_opt), str(leaf)))

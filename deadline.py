@@ -1,0 +1,65 @@
+"""How long a request may still take: set where it comes in, asked by everything below that waits.
+
+A request's deadline is that of its thread (a context variable). What must be done after it all the same, to undo half
+of a layer or to count a mount less, gets GRACE_SECONDS each time, so that a request ends soon after its deadline and
+still leaves nothing behind where the cluster answers again. Work that nobody waits for has no deadline.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+GRACE_SECONDS = 3.0
+
+_Result = TypeVar("_Result")
+_end: contextvars.ContextVar[float] = contextvars.ContextVar("end", default=float("inf"))
+
+
+class Overdue(Exception):
+    """Something took longer than the request may: one line that says what was waited for."""
+
+
+@contextlib.contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Let what is done in the `with` block end within `seconds`, whatever was set before."""
+    token = _end.set(time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _end.reset(token)
+
+
+def left(most: float) -> float:
+    """Return the seconds that something may take which takes `most` at the most."""
+    return min(most, max(_end.get() - time.monotonic(), GRACE_SECONDS))
+
+
+def call(work: Callable[[], _Result], what: str, most: float) -> _Result:
+    """Do what may hang in the kernel: the file system of a device whose cluster does not answer.
+
+    Raises Overdue after `most` seconds at the most; the thread that hangs ends when the cluster answers. Raises also
+    what `work` raises.
+    """
+    seconds = left(most)
+    results: list[_Result] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name=what, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not results:
+        raise Overdue(f"{what}: no answer from its file system within {seconds:g} s")
+    return results[0]

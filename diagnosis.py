@@ -1,0 +1,42 @@
+"""Why a command of Ceph's did not answer, in words that say what to do: asked of the cluster when one has failed."""
+
+from __future__ import annotations
+
+import errno
+from typing import TypeVar
+
+import command
+import deadline
+import rbdcli
+
+# A command that hangs says nothing itself. These come from a cluster that refuses or does not answer; what else fails
+# says itself why.
+SICK = {errno.EPERM, errno.EACCES, errno.ETIMEDOUT, errno.ENOTCONN, errno.ESHUTDOWN}
+MESSAGES_LIMIT = 300
+
+Failed = TypeVar("Failed", bound=command.CommandError)
+
+
+def explain(pool: rbdcli.Pool, error: Failed) -> Failed:
+    """Return an error with what the cluster says of itself, if the cluster may be why the command failed."""
+    sick = isinstance(error, (command.CommandTimeout, rbdcli.PoolMissing)) or error.status in SICK
+    return error.explained(why(pool)) if sick else error
+
+
+def why(pool: rbdcli.Pool) -> str:
+    """Say what is wrong with the cluster and what to do; it takes GRACE_SECONDS at the most."""
+    try:
+        with deadline.within(deadline.GRACE_SECONDS):
+            said = pool.ceph("health", "detail")
+        checks = dict(said["checks"])
+        messages = [item["message"] for check in checks.values() for item in check.get("detail") or [check["summary"]]]
+    except command.CommandError as error:
+        return (
+            f"no monitor lets client.{pool.client} in with {pool.configfile} ({error.reason}): see whether they run, "
+            f"whether this host reaches them, and for the key: ceph auth get client.{pool.client}"
+        )
+    except (LookupError, ValueError, TypeError):
+        return "what the cluster says of its health is not understood; see: ceph health detail"
+    if not messages:
+        return f"the monitors say {said['status']}: an OSD hangs, or this host does not reach it; see: ceph osd perf"
+    return f"the cluster says {said['status']}: {'; '.join(messages)[:MESSAGES_LIMIT]}; see: ceph health detail"

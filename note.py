@@ -1,0 +1,67 @@
+"""How far a layer's archive has come, written in the layer itself: the file `layer.json` in its file system's own root.
+
+No container sees that directory. A clone holds its parent's note too, so a note names its layer.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+
+import deadline
+
+NAME = "layer.json"
+APPLYING, APPLIED = "applying", "applied"
+
+
+def read(directory: str, layer: str, seconds: float) -> str:
+    """Return how far a layer's archive has come: "" (none was begun), APPLYING, or APPLIED.
+
+    `directory` is the root of the layer's mounted file system. A finished parent says nothing of the layer itself, a
+    half-applied one spoils it. Raises deadline.Overdue if the file system does not answer within `seconds`.
+    """
+    return deadline.call(lambda: _read(os.path.join(directory, NAME), layer), f"layer {layer}", seconds)
+
+
+def write(directory: str, layer: str, state: str, seconds: float) -> None:
+    """Write a note that is whole or not there, even after a power cut, and there for good when this returns.
+
+    What else was written to the file system before is then there for good too: a layer must not be called applied
+    whose files were still in memory, as they are as long as Docker has it mounted.
+    Raises deadline.Overdue if that takes more than `seconds`.
+    """
+    deadline.call(lambda: _write(directory, layer, state), f"layer {layer}", seconds)
+
+
+def _read(path: str, layer: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as source:
+            note = json.load(source)
+    except FileNotFoundError:
+        return ""
+    if note["layer"] != layer and note["archive"] == APPLIED:
+        return ""
+    return str(note["archive"])
+
+
+def _write(directory: str, layer: str, state: str) -> None:
+    path = os.path.join(directory, NAME)
+    opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _flush(opened)
+        with open(path + ".new", "w", encoding="utf-8") as target:
+            json.dump({"layer": layer, "archive": state}, target)
+            target.flush()
+            os.fsync(target.fileno())
+        os.replace(path + ".new", path)
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def _flush(opened: int) -> None:
+    """Write out the file system of an open directory: syncfs(2), for which Python has no name. Raises OSError."""
+    if ctypes.CDLL(None, use_errno=True).syncfs(opened):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

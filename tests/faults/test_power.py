@@ -1,0 +1,193 @@
+"""Without power: devices vanish with what was not flushed, and the plugin with all that it knew.
+
+The stand-in's daemon is killed -9 while writes are under way: what XFS had only in memory, and what was on its way to
+the cluster, is lost; the file systems are taken off by force and the plugin is killed. Then the host comes up: the
+plugin, dockerd's Init, and mounts that replay their logs. With krbd nobody can be killed; skipped there.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+import tree
+from lab import Cluster, mounts_below
+from operations import FILES, description, new_id
+from plugin_client import PluginProcess, Refused, in_pieces, make_tar
+
+Tally = Callable[[str, int], None]
+
+pytestmark = pytest.mark.skipif(os.path.isdir("/sys/bus/rbd"), reason="krbd cannot be killed")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_watches(cluster: Cluster) -> Iterator[None]:
+    """A client that died is believed to live until its watch times out, 30 s: as long as a host needs to come up."""
+    cluster.ceph("config", "set", "osd", "osd_client_watch_timeout", "2")
+    yield
+    cluster.ceph("config", "rm", "osd", "osd_client_watch_timeout")
+
+
+def cut(plugin: PluginProcess, cluster: Cluster) -> None:
+    """The power goes: first for the devices, or the end of the plugin might be in time to tell something."""
+    daemons = glob.glob(os.path.join(cluster.environment["RBD_STAND_IN_DIR"], "*", "m-*", "pid"))
+    assert daemons, "nothing is mapped: there is nothing to lose"
+    for path in daemons:
+        with open(path, encoding="ascii") as source:
+            os.kill(int(source.read()), signal.SIGKILL)
+    plugin.kill()
+    for point in reversed(mounts_below(plugin.home)):
+        subprocess.run(["umount", "--lazy", point], check=True)
+    assert cluster.mapped() == []
+
+
+def come_up(plugin: PluginProcess) -> None:
+    """The host starts again: the plugin, then dockerd."""
+    plugin.start()
+    plugin.init()
+
+
+class Writer:
+    """A container that writes files and has each flushed (fsync); `flushed` are those that it was told of."""
+
+    def __init__(self, root: str) -> None:
+        self.flushed: list[str] = []
+        self._root = root
+        self._thread = threading.Thread(target=self._write)
+        self._thread.start()
+
+    def _write(self) -> None:
+        for number in range(100_000):
+            try:
+                path = os.path.join(self._root, f"file-{number}")
+                with open(path, "wb") as target:
+                    target.write(content(path))
+                    target.flush()
+                    os.fsync(target.fileno())
+                # Beside it, what is never flushed.
+                with open(path + ".lost", "wb") as target:
+                    target.write(bytes(1 << 20))
+            except OSError:
+                return
+            self.flushed.append(os.path.basename(path))
+
+    def wait(self, files: int) -> None:
+        """Wait until so many are flushed."""
+        deadline = time.monotonic() + 30
+        while len(self.flushed) < files:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+
+    def end(self) -> None:
+        """Wait until it got its error."""
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+
+
+def content(path: str) -> bytes:
+    """What a file of this name holds."""
+    return os.path.basename(path).encode() * 4000
+
+
+def whole(plugin: PluginProcess, parent: str) -> list[tree.Line]:
+    """What a layer with the archive of FILES looks like."""
+    layer = plugin.client.create(new_id(), parent)
+    plugin.client.apply_diff(layer, make_tar(FILES))
+    try:
+        return description(plugin.client, layer)
+    finally:
+        plugin.client.remove(layer)
+
+
+def test_what_a_container_flushed_is_there(plugin: PluginProcess, cluster: Cluster, tally: Tally) -> None:
+    client = plugin.client
+    layer = client.create(new_id(), client.create(new_id()), writable=True)
+    writer = Writer(client.get(layer))
+    writer.wait(20)
+    cut(plugin, cluster)
+    writer.end()
+    come_up(plugin)
+    root = client.get(layer)
+    for name in writer.flushed:
+        with open(os.path.join(root, name), "rb") as source:
+            assert source.read() == content(name), name
+    client.put(layer)
+    tally("power cuts survived", 1)
+
+
+def test_what_docker_was_told_is_there(plugin: PluginProcess, cluster: Cluster, tally: Tally) -> None:
+    """An archive, a layer that was written and put, a layer that was made: each with the answer still warm."""
+    client = plugin.client
+    base = client.create(new_id())
+    expected = whole(plugin, base)
+    applied, written = (client.create(new_id(), base) for _ in range(2))
+    client.write(written, "file", content("file"))
+    client.apply_diff(applied, make_tar(FILES))
+    made = client.create(new_id(), written, writable=True)
+    cut(plugin, cluster)
+    come_up(plugin)
+    assert description(client, applied) == expected
+    assert client.read(written, "file") == content("file")
+    assert client.read(made, "file") == content("file")
+    with pytest.raises(Refused, match=r"takes no other|takes one archive"):
+        client.apply_diff(applied, make_tar({"late": "x"}))
+    tally("power cuts survived", 1)
+
+
+def test_an_archive_in_a_layer_that_docker_has_mounted(plugin: PluginProcess, cluster: Cluster, tally: Tally) -> None:
+    """Then the answer comes without an unmount, which would flush all of it."""
+    client = plugin.client
+    base = client.create(new_id())
+    expected = whole(plugin, base)
+    layer = client.create(new_id(), base)
+    client.get(layer)
+    client.apply_diff(layer, make_tar(FILES))
+    cut(plugin, cluster)
+    come_up(plugin)
+    assert description(client, layer) == expected
+    tally("power cuts survived", 1)
+
+
+def test_an_archive_that_was_not_answered(plugin: PluginProcess, cluster: Cluster, tally: Tally) -> None:
+    """It is broken for good, which every call says, and Remove removes it."""
+    client = plugin.client
+    base = client.create(new_id())
+    layer = client.create(new_id(), base)
+    archive = make_tar({**FILES, "last": bytes(1 << 20)})
+    halfway, over = threading.Event(), threading.Event()
+
+    def half() -> Iterator[bytes]:
+        pieces = list(in_pieces(archive))
+        yield from pieces[: len(pieces) // 2]
+        halfway.set()
+        over.wait(60)
+
+    def apply() -> None:
+        with pytest.raises((OSError, Refused)):
+            client.apply_diff(layer, half())
+
+    thread = threading.Thread(target=apply)
+    thread.start()
+    assert halfway.wait(30)
+    time.sleep(0.3)
+    cut(plugin, cluster)
+    over.set()
+    thread.join(30)
+    come_up(plugin)
+    for call in (
+        lambda: client.get(layer),
+        lambda: client.apply_diff(layer, archive),
+        lambda: client.diff(layer),
+        lambda: client.create(new_id(), layer),
+    ):
+        with pytest.raises(Refused, match=rf"{layer} is broken|one is applying already"):
+            call()
+    client.remove(layer)
+    assert client.listing(base) == []
+    tally("power cuts survived", 1)

@@ -21,17 +21,22 @@ from __future__ import annotations
 import contextlib
 import enum
 import fcntl
+import logging
 import os
+import queue
 import signal
 import subprocess
 import sys
-from collections.abc import Generator, Iterator
+import threading
+import time
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, NamedTuple, Protocol
 
 import bsdtar
 import changes as comparison
 import confined
+import deadline
 from tarformat import ArchiveError
 
 __all__ = [
@@ -47,6 +52,8 @@ __all__ = [
     "extractor",
     "size",
 ]
+
+log = logging.getLogger("archive")
 
 _PIECE = 1 << 20
 _F_SETPIPE_SZ = 1031  # fcntl.F_SETPIPE_SZ from Python 3.10 on
@@ -92,6 +99,9 @@ class IdMaps:
 
 
 _IDENTITY = IdMaps()
+# Seconds that the processes of an archive may do nothing at all, before the layer's device is taken to hang.
+STALL_SECONDS = 60.0
+REAP_SECONDS = 2.0  # a killed process is gone at once, unless it hangs in the kernel; then it goes with its device
 PATIENCE = 400  # plain files that untar.py creates itself before it asks for a bsdtar, whose start costs as much
 
 
@@ -106,12 +116,13 @@ def extractor() -> str:
     return program if program is not None else "Python alone: bsdtar is not installed"
 
 
-def apply(root: str, stream: Readable, ids: IdMaps = _IDENTITY) -> int:
+def apply(root: str, stream: Readable, ids: IdMaps = _IDENTITY, stall: float = STALL_SECONDS) -> int:
     """Lay an uncompressed archive down in the directory `root` as moby's ApplyUncompressedLayer does.
 
     Reads the stream to its end, what comes after the end of the archive included. Returns the sum of the sizes in the
     headers, in bytes. `ids` maps the owners in the archive to the host's. Raises ArchiveError that names the entry,
     and whatever `stream.read` raises; then the layer holds a part of the archive, and the rest of the stream is unread.
+    Raises deadline.Overdue, as all of these functions do, if the layer's file system does nothing for `stall` seconds.
     """
     with _start_untar(os.path.abspath(root), ids) as process:
         assert process.stdin is not None
@@ -121,31 +132,33 @@ def apply(root: str, stream: Readable, ids: IdMaps = _IDENTITY) -> int:
                 piece = stream.read(_PIECE)
                 if not piece:
                     break
-                _write_all(process.stdin, piece)
-        process.stdin.close()
-        return int(_output(process))
+                _write_all(process, piece, stall)
+        _close((process.stdin,))
+        return int(_output(process, stall))
 
 
-def changes(root: str, parent: str | None) -> list[Change]:
+def changes(root: str, parent: str | None, stall: float = STALL_SECONDS) -> list[Change]:
     """What the layer in `root` changes in the one in `parent` (None: everything is added), sorted by path.
 
     moby's ChangesDirs. Both are directories of mounted layers; neither is written to. Raises ArchiveError.
     """
     with _start("changes", *_trees(root, parent)) as process:
-        lines = _output(process).split(b"\0")
+        lines = _output(process, stall).split(b"\0")
     return [Change(line[1:], Kind(line[0] - 0x30)) for line in lines if line]
 
 
-def size(root: str, parent: str | None) -> int:
+def size(root: str, parent: str | None, stall: float = STALL_SECONDS) -> int:
     """The bytes of what the layer in `root` adds to or modifies in `parent`: moby's ChangesSize.
 
     Raises ArchiveError.
     """
     with _start("size", *_trees(root, parent)) as process:
-        return int(_output(process))
+        return int(_output(process, stall))
 
 
-def diff(root: str, parent: str | None, ids: IdMaps = _IDENTITY) -> Generator[bytes, None, None]:
+def diff(
+    root: str, parent: str | None, ids: IdMaps = _IDENTITY, stall: float = STALL_SECONDS
+) -> Generator[bytes, None, None]:
     """Yield the uncompressed archive of what the layer in `root` changes in `parent`: moby's ExportChanges.
 
     The same trees give the same bytes. `ids` maps the host's owners to those in the archive. Raises ArchiveError, at
@@ -158,11 +171,7 @@ def diff(root: str, parent: str | None, ids: IdMaps = _IDENTITY) -> Generator[by
         walker.stdout.close()  # the packer has it: the walker must see it go away
         assert packer.stdout is not None
         _enlarge(packer.stdout)
-        while True:
-            piece = os.read(packer.stdout.fileno(), _PIECE)
-            if not piece:
-                break
-            yield piece
+        yield from _pieces(packer.stdout, (packer, walker), stall)
         _check(walker, packer)
 
 
@@ -216,18 +225,81 @@ def _start(
         yield process
     finally:
         process.kill()
-        for pipe in (process.stdin, process.stdout, process.stderr):
-            if pipe is not None:
-                pipe.close()
-        process.wait()
+        _close((process.stdin, process.stdout, process.stderr))
+        try:
+            process.wait(REAP_SECONDS)
+        except subprocess.TimeoutExpired:
+            log.error("process %d (%s) does not die: it hangs in the kernel", process.pid, arguments[0])
 
 
-def _output(process: subprocess.Popen[bytes]) -> bytes:
+def _output(process: subprocess.Popen[bytes], stall: float) -> bytes:
     """All that a process prints, once it has ended well. ArchiveError if it has not."""
     assert process.stdout is not None
-    printed = process.stdout.read()
+    with contextlib.closing(_pieces(process.stdout, (process,), stall)) as pieces:
+        printed = b"".join(pieces)
     _check(process)
     return printed
+
+
+def _pieces(
+    pipe: IO[bytes], processes: tuple[subprocess.Popen[bytes], ...], stall: float
+) -> Generator[bytes, None, None]:
+    """Yield what comes out of a pipe. Raises Overdue once its processes have used no time for `stall` seconds.
+
+    Read by a thread: a process that hangs in the middle of a sendfile(2) holds the pipe's lock, and who touches the
+    pipe hangs too. Such a thread ends with the process.
+    """
+    read: queue.SimpleQueue[bytes | OSError] = queue.SimpleQueue()
+    room, closed = threading.Semaphore(2), threading.Event()
+
+    def reading() -> None:
+        try:
+            while room.acquire() and not closed.is_set():
+                piece = os.read(pipe.fileno(), _PIECE)
+                read.put(piece)
+                if not piece:
+                    return
+        except (OSError, ValueError) as error:
+            read.put(OSError(str(error)))
+
+    threading.Thread(target=reading, name="archive", daemon=True).start()
+    try:
+        while True:
+            piece = _next(read, processes, stall)
+            if isinstance(piece, OSError):
+                raise piece
+            if not piece:
+                return
+            yield piece
+            room.release()
+    finally:
+        closed.set()
+        room.release()
+
+
+def _next(
+    read: queue.SimpleQueue[bytes | OSError], processes: tuple[subprocess.Popen[bytes], ...], stall: float
+) -> bytes | OSError:
+    used, since = -1, time.monotonic()
+    while True:
+        try:
+            return read.get(timeout=min(stall, 4) / 4)
+        except queue.Empty:
+            now = sum(map(_used, processes))
+            if now != used:
+                used, since = now, time.monotonic()
+            elif time.monotonic() - since > stall:
+                raise deadline.Overdue(f"a layer's file system has done nothing for {stall:g} s") from None
+
+
+def _used(process: subprocess.Popen[bytes]) -> int:
+    """The time that a process has used, in ticks (proc(5), stat: utime and stime); 0 for one that has ended."""
+    try:
+        with open(f"/proc/{process.pid}/stat", "rb") as source:
+            fields = source.read().rpartition(b")")[2].split()
+    except OSError:
+        return 0
+    return int(fields[11]) + int(fields[12])
 
 
 def _check(*processes: subprocess.Popen[bytes]) -> None:
@@ -249,7 +321,29 @@ def _enlarge(pipe: IO[bytes]) -> None:
         fcntl.fcntl(pipe.fileno(), _F_SETPIPE_SZ, _PIECE)
 
 
-def _write_all(pipe: IO[bytes], data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[pipe.write(view) :]
+def _write_all(process: subprocess.Popen[bytes], data: bytes, stall: float) -> None:
+    """Hand all of `data`, a piece, over. Raises Overdue if that takes more than `stall` seconds.
+
+    By a thread of its own, for the same reason as in `_pieces`: untar.py splices.
+    """
+    pipe = process.stdin
+    assert pipe is not None
+
+    def write() -> None:
+        view = memoryview(data)
+        while view:
+            view = view[pipe.write(view) :]
+
+    deadline.call(write, "an archive", stall)
+
+
+def _close(pipes: Iterable[IO[bytes] | None]) -> None:
+    """Close pipes, by a thread too."""
+
+    def close() -> None:
+        for pipe in pipes:
+            if pipe is not None:
+                pipe.close()
+
+    with contextlib.suppress(deadline.Overdue):
+        deadline.call(close, "an archive", REAP_SECONDS)

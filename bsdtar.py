@@ -38,6 +38,9 @@ def _argv(program: str, root: str) -> list[str]:
     ]
 
 
+REAP_SECONDS = 2.0
+
+
 class Bsdtar:
     """The bsdtar processes of one archive: `control` is for handover.py, and once it is passed on comes `serve`."""
 
@@ -45,7 +48,7 @@ class Bsdtar:
         self._argv = _argv(program, root)
         self._ours, self.control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process: subprocess.Popen[bytes] | None = None
-        self._thread = threading.Thread(target=self._serve, name="bsdtar")
+        self._thread = threading.Thread(target=self._serve, name="bsdtar", daemon=True)
 
     def __enter__(self) -> Bsdtar:
         return self
@@ -61,7 +64,8 @@ class Bsdtar:
         if self._process is not None:
             self._process.kill()
         if self._thread.is_alive():
-            self._thread.join()
+            # One that hangs in the kernel ends with its device.
+            self._thread.join(REAP_SECONDS)
         self._ours.close()
 
     def _serve(self) -> None:

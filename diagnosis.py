@@ -20,6 +20,9 @@ Failed = TypeVar("Failed", bound=command.CommandError)
 def explain(pool: rbdcli.Pool, error: Failed) -> Failed:
     """Return an error with what the cluster says of itself, if the cluster may be why the command failed."""
     sick = isinstance(error, (command.CommandTimeout, rbdcli.PoolMissing)) or error.status in SICK
+    if isinstance(error, rbdcli.PoolMissing):
+        place = f"pool {pool.name}" + (f", namespace {pool.namespace}," if pool.namespace else "")
+        error = error.explained(f"{place} is gone, or hidden from client.{pool.client}; its layers are not touched")
     return error.explained(why(pool)) if sick else error
 
 
@@ -38,5 +41,5 @@ def why(pool: rbdcli.Pool) -> str:
     except (LookupError, ValueError, TypeError):
         return "what the cluster says of its health is not understood; see: ceph health detail"
     if not messages:
-        return f"the monitors say {said['status']}: an OSD hangs, or this host does not reach it; see: ceph osd perf"
+        return f"the monitors say {said['status']}; if so, an OSD hangs or this host does not reach it: ceph osd perf"
     return f"the cluster says {said['status']}: {'; '.join(messages)[:MESSAGES_LIMIT]}; see: ceph health detail"

@@ -39,7 +39,7 @@ log = logging.getLogger("driver")
 # graphtest uses words. Nothing that a path, an option or rbd's image syntax could give a meaning to.
 _LAYER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 # All that an archive left in memory is written out at its end: so many times as long as one command may take.
-FLUSHES = 10
+FLUSHES = 5
 # `docker info` and dockerd's start wait for it: then each row that the cluster did not tell says so.
 STATUS_SECONDS = 5.0
 # dockerd ends by force 15 s after it was told to end (moby cmd/dockerd), and then leaves its data root mounted.
@@ -229,7 +229,7 @@ class Driver:
         with self._mounted_root(layer, write=True) as root:
             self._begin(layer, os.path.dirname(root))
             try:
-                size = archive.apply(root, stream, self._ids)
+                size = archive.apply(root, stream, self._ids, self._options.timeout)
                 note.write(os.path.dirname(root), layer, note.APPLIED, FLUSHES * self._options.timeout)
             except BaseException:
                 self._broken.add(layer)
@@ -240,17 +240,17 @@ class Driver:
     def diff(self, layer: str, parent: str) -> Iterator[bytes]:
         """Yield the archive of what a layer changes in its parent ("" for everything); close it to end early."""
         with self._two_roots(layer, parent) as (root, below):
-            yield from archive.diff(root, below, self._ids)
+            yield from archive.diff(root, below, self._ids, self._options.timeout)
 
     def changes(self, layer: str, parent: str) -> list[archive.Change]:
         """List what a layer changes in its parent."""
         with self._two_roots(layer, parent) as (root, below):
-            return archive.changes(root, below)
+            return archive.changes(root, below, self._options.timeout)
 
     def diff_size(self, layer: str, parent: str) -> int:
         """Return the bytes that a layer adds to its parent."""
         with self._two_roots(layer, parent) as (root, below):
-            return archive.size(root, below)
+            return archive.size(root, below, self._options.timeout)
 
     # -- what is going on --------------------------------------------------------------------
 
@@ -398,9 +398,18 @@ class Driver:
             place = self._acquire(layer, Place.DRIVER, write=write)
         try:
             yield os.path.join(self._mounted.point(layer, place), ROOT_DIRECTORY)
-        finally:
-            with self._bounds(), self._locks.hold(layer):
-                self._release(layer, place)
+        except BaseException:
+            try:
+                self._leave(layer, place)
+            except (command.CommandError, LayerBusy, deadline.Overdue) as error:
+                # Why the work ended is worth more to the caller; the next who needs the layer tries again.
+                log.error("%s", error)
+            raise
+        self._leave(layer, place)
+
+    def _leave(self, layer: str, place: Place) -> None:
+        with self._bounds(), self._locks.hold(layer):
+            self._release(layer, place)
 
     @contextlib.contextmanager
     def _two_roots(self, layer: str, parent: str) -> Iterator[tuple[str, str | None]]:
@@ -436,8 +445,7 @@ class Driver:
             os.makedirs(path, mode=DIRECTORY_MODE, exist_ok=True)
 
     def _usage(self) -> str:
-        pools = self._pool.ceph("df")["pools"]
-        stats = next(item["stats"] for item in pools if item["name"] == self._pool.name)
+        stats = {item["name"]: item["stats"] for item in self._pool.ceph("df")["pools"]}[self._pool.name]
         return f"{format_size(int(stats['bytes_used']))}B / {format_size(int(stats['max_avail']))}B"
 
 

@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import command
+import deadline
 import kernel
 import mounts
 import rbdcli
@@ -56,12 +57,14 @@ class LayerLost(Exception):
 class _Entry:
     """A mapped layer. `counts` has a key for each place where it is mounted (0: nobody's, still mounted).
 
+    `doubtful`: a mount or unmount ran into its deadline, and may have been done later all the same.
     `mapped_at`: the bytes written to the device before it was mapped; None if that was not by us.
     """
 
     device: str
     read_only: bool = False
     mapped_at: int | None = None
+    doubtful: bool = False
     label: str = ""
     writable: set[Place] = field(default_factory=set)
     counts: dict[Place, int] = field(default_factory=dict)
@@ -134,6 +137,8 @@ class MountedLayers:
         """
         with contextlib.ExitStack() as undo:
             entry = self._entries.get(layer)
+            if entry is not None:
+                self._look_again(layer, entry)
             if entry is None or not entry.counts:
                 entry = self._mount_first(layer, entry, place, undo, write=write, sealed=sealed, label=label)
             self._check_alive(layer, entry)
@@ -185,6 +190,7 @@ class MountedLayers:
         entry = self._entries.get(layer)
         if entry is None:
             return False
+        self._look_again(layer, entry)
         if place in entry.counts:
             entry.counts[place] = max(0, entry.counts[place] - 1)
             if entry.counts[place]:
@@ -222,6 +228,7 @@ class MountedLayers:
         entry = self._entries.get(layer)
         if entry is None:
             return
+        self._look_again(layer, entry)
         for place in list(entry.counts):
             self._unmount(layer, entry, place)
         self._unmap(layer, entry)
@@ -259,7 +266,7 @@ class MountedLayers:
             return
         writable = set() if found.read_only else {Place.DOCKER}
         read_only = mounts.is_read_only(device)
-        self._entries[layer] = _Entry(device, read_only, None, found.label, writable, {Place.DOCKER: 1})
+        self._entries[layer] = _Entry(device, read_only, label=found.label, writable=writable, counts={Place.DOCKER: 1})
 
     def _mount_again(self, layer: str) -> bool:
         """Mount a layer that a container uses although our own mount is gone; tell whether there was such.
@@ -360,6 +367,18 @@ class MountedLayers:
                 said = messages.about("rbd", "libceph", "nbd")
                 raise error.explained(said and f"kernel: {said}") from None
 
+    def _look_again(self, layer: str, entry: _Entry) -> None:
+        """After a time-out: learn from the mount table what was done, and end a mount that nobody was told of."""
+        if not entry.doubtful:
+            return
+        for place in Place:
+            mounted = mounts.at(self.point(layer, place)) is not None
+            if mounted and place not in entry.counts:
+                _unmount_point(self.point(layer, place), self._pool.timeout)
+            elif not mounted and place in entry.counts:
+                self._not_mounted(layer, entry, place)
+        entry.doubtful = False
+
     def _check_alive(self, layer: str, entry: _Entry) -> None:
         """Raise LayerLost if the file system of a mounted layer was shut down, since its device went away."""
         for place in entry.counts:
@@ -396,19 +415,24 @@ class MountedLayers:
     def _mount_device(self, entry: _Entry, point: str, *, write: bool, label: str) -> None:
         options, timeout = self._mount_options, self._pool.timeout
         before = entry.written()
-        mounts.mount(self._fs, entry.device, point, options, read_only=not write, label=label, timeout=timeout)
+        with _doubting(entry):
+            mounts.mount(self._fs, entry.device, point, options, read_only=not write, label=label, timeout=timeout)
+        mounts.limit_retries(self._fs, entry.device, timeout)
         if before is not None:
             # What the mount itself wrote is given back later (xfslog.py).
             entry.mapped_at = mounts.written(entry.device) - before
 
     def _unmount(self, layer: str, entry: _Entry, place: Place) -> None:
-        point = self.point(layer, place)
-        _unmount_point(point, self._pool.timeout)
+        with _doubting(entry):
+            _unmount_point(self.point(layer, place), self._pool.timeout)
+        self._not_mounted(layer, entry, place)
+
+    def _not_mounted(self, layer: str, entry: _Entry, place: Place) -> None:
         del entry.counts[place]
         entry.writable.discard(place)
         # Removing the directory also drops the mount from every namespace that copied it
         # (Linux 3.18, "vfs: Lazily remove mounts on unlinked files and directories").
-        os.rmdir(point)
+        os.rmdir(self.point(layer, place))
 
     def _unmap(self, layer: str, entry: _Entry) -> None:
         written = entry.written()
@@ -441,6 +465,15 @@ class MountedLayers:
                 os.rmdir(path)
 
 
+@contextlib.contextmanager
+def _doubting(entry: _Entry) -> Iterator[None]:
+    try:
+        yield
+    except command.CommandTimeout:
+        entry.doubtful = True
+        raise
+
+
 def _sum(one: int | None, other: int | None) -> int | None:
     return None if one is None or other is None else one + other
 
@@ -461,10 +494,10 @@ def _unmount_point(point: str, timeout: float) -> None:
 
 def _until_free() -> Iterator[None]:
     """Yield at growing intervals until BUSY_SECONDS have passed."""
-    deadline, pause = time.monotonic() + BUSY_SECONDS, BUSY_PAUSE
+    end, pause = time.monotonic() + deadline.left(BUSY_SECONDS), BUSY_PAUSE
     while True:
         yield
-        if time.monotonic() > deadline:
+        if time.monotonic() > end:
             return
         time.sleep(pause)
         pause = min(2 * pause, 1.0)

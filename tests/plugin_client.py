@@ -206,6 +206,11 @@ def in_pieces(archive: bytes, size: int = 32 << 10) -> Iterator[bytes]:
         yield archive[start : start + size]
 
 
+def head_of(path: str, *fields: str) -> bytes:
+    """The head of a request, with these header fields and an empty Host, as it stands on the wire."""
+    return "\r\n".join([f"POST {path} HTTP/1.1", "Host: ", *fields, "", ""]).encode()
+
+
 def make_tar(files: Mapping[str, bytes | str | None], *, padding: int = 0) -> bytes:
     """An archive with these files (None: a directory), and zeros after its end."""
     buffer = io.BytesIO()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plugin_client import BrokenOff, Client, Connection, Refused, in_pieces, wait_until
+from plugin_client import BrokenOff, Client, Connection, Refused, head_of, in_pieces, wait_until
 
 import docker_graph_driver
 from docker_graph_driver import Server
@@ -145,12 +145,8 @@ def receive(link: socket.socket, last: bytes) -> bytes:
     return data
 
 
-def head(path: str, *fields: str) -> bytes:
-    return "\r\n".join([f"POST {path} HTTP/1.1", "Host: ", *fields, "", ""]).encode()
-
-
 def chunked(path: str = APPLY) -> bytes:
-    return head(path, "Transfer-Encoding: chunked")
+    return head_of(path, "Transfer-Encoding: chunked")
 
 
 # -- calls -------------------------------------------------------------------------------------------
@@ -158,7 +154,9 @@ def chunked(path: str = APPLY) -> bytes:
 
 def test_activate_has_no_body(client: Client) -> None:
     assert client.post("/Plugin.Activate").json() == {"Implements": ["GraphDriver"]}
-    assert b'{"Implements": ["GraphDriver"]}' in read_to_end(raw(client, head("/Plugin.Activate", "Connection: close")))
+    assert b'{"Implements": ["GraphDriver"]}' in read_to_end(
+        raw(client, head_of("/Plugin.Activate", "Connection: close"))
+    )
 
 
 def test_what_a_call_carries_reaches_the_driver(client: Client, driver: FakeDriver) -> None:
@@ -368,7 +366,7 @@ def test_a_body_that_is_too_large(client: Client, driver: FakeDriver) -> None:
     assert caught.value.status == 400
     with pytest.raises(Refused, match="more than"):
         client.post(GET, in_pieces(bytes(too_much))).json()
-    answer = read_to_end(raw(client, head(GET, "Content-Length: 99999999999999")))
+    answer = read_to_end(raw(client, head_of(GET, "Content-Length: 99999999999999")))
     assert answer.startswith(b"HTTP/1.1 400")
     assert driver.calls == []
 
@@ -383,7 +381,7 @@ def test_a_length_that_is_no_number(client: Client, driver: FakeDriver, length: 
 
 
 def test_a_body_that_is_shorter_than_it_said(client: Client, driver: FakeDriver) -> None:
-    link = raw(client, head(GET, "Content-Length: 500"), BODY)
+    link = raw(client, head_of(GET, "Content-Length: 500"), BODY)
     link.shutdown(socket.SHUT_WR)
     assert b"cut off" in read_to_end(link)
     assert driver.calls == []
@@ -453,7 +451,7 @@ def test_an_archive_without_an_id(client: Client, driver: FakeDriver, query: str
     ],
 )
 def test_chunks(client: Client, driver: FakeDriver, body: bytes) -> None:
-    link = raw(client, chunked(), body, head(GET, "Content-Length: 11", "Connection: close"), BODY)
+    link = raw(client, chunked(), body, head_of(GET, "Content-Length: 11", "Connection: close"), BODY)
     answer = read_to_end(link)
     assert driver.applied == b"hello"
     assert answer.count(b"HTTP/1.1 200") == 2, "the next request on the connection"
@@ -528,7 +526,7 @@ def test_an_error_after_it_breaks_the_stream_off(client: Client, driver: FakeDri
     driver.archive = fail
     with pytest.raises(BrokenOff):
         client.diff("a")
-    link = raw(client, head("/GraphDriver.Diff", f"Content-Length: {len(BODY)}"), BODY)
+    link = raw(client, head_of("/GraphDriver.Diff", f"Content-Length: {len(BODY)}"), BODY)
     assert read_to_end(link).endswith(b"\r\n\r\n5\r\nfirst\r\n")
     assert driver.diffs_ended == 2
 
@@ -561,7 +559,7 @@ def test_slow_clients_do_not_hold_up_others(client: Client) -> None:
     slow = [
         raw(client),
         raw(client, b"POST /Graph"),
-        raw(client, head(GET, "Content-Length: 11"), b'{"ID"'),
+        raw(client, head_of(GET, "Content-Length: 11"), b'{"ID"'),
         raw(client, chunked(), b"5\r\nhel"),
     ]
     assert client.get("a") == "/a"
@@ -574,7 +572,7 @@ def test_slow_clients_do_not_hold_up_others(client: Client) -> None:
 def test_a_client_that_stops_in_the_middle_is_let_go(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(docker_graph_driver, "REQUEST_SECONDS", 0.2)
     monkeypatch.setattr(docker_graph_driver, "STREAM_SECONDS", 0.2)
-    for pieces in ([b"POST /Graph"], [head(GET, "Content-Length: 11"), b'{"ID"'], [chunked(), b"5\r\nhel"]):
+    for pieces in ([b"POST /Graph"], [head_of(GET, "Content-Length: 11"), b'{"ID"'], [chunked(), b"5\r\nhel"]):
         assert b"200" not in read_to_end(raw(client, *pieces))
 
 
@@ -597,7 +595,7 @@ def test_500_idle_connections(client: Client) -> None:
     assert client.get("a") == "/a"
     for number, link in enumerate(idle):
         if number % 50 == 0:
-            link.sendall(head(GET, f"Content-Length: {len(BODY)}") + BODY)
+            link.sendall(head_of(GET, f"Content-Length: {len(BODY)}") + BODY)
             assert b"200 OK" in receive(link, b"}")
         link.close()
 

@@ -104,15 +104,21 @@ def run(
     return result
 
 
-def start(argv: Sequence[str], *, pass_fds: Collection[int] = ()) -> subprocess.Popen[bytes]:
+def start(
+    argv: Sequence[str],
+    *,
+    pass_fds: Collection[int] = (),
+    stdin: int = subprocess.DEVNULL,
+    stderr: int = subprocess.PIPE,
+) -> subprocess.Popen[bytes]:
     """Start `argv` with its output captured; the caller reaps it. Raises CommandError or CommandMissing."""
     environment = _environment()
     try:
         return subprocess.Popen(
             list(argv),
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             env=environment,
             start_new_session=True,
             pass_fds=tuple(pass_fds),
@@ -124,9 +130,9 @@ def start(argv: Sequence[str], *, pass_fds: Collection[int] = ()) -> subprocess.
 
 
 def _environment() -> Mapping[str, str]:
-    """A copy of ours with a C locale; sbin is added since mkfs and losetup live there."""
+    """A copy of ours with a C locale and times in UTC; sbin is added since mkfs and losetup live there."""
     path = os.environ.get("PATH", os.defpath)
-    return {**os.environ, "LC_ALL": "C", "PATH": f"{path}:/usr/local/sbin:/usr/sbin:/sbin"}
+    return {**os.environ, "LC_ALL": "C", "TZ": "UTC", "PATH": f"{path}:/usr/local/sbin:/usr/sbin:/sbin"}
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

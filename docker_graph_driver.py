@@ -30,6 +30,7 @@ import archive
 import command
 import deadline
 import rbdcli
+import subcommands
 from driver import DriverError
 from gate import Gate, GateTimeout
 from layers import LayerError
@@ -399,8 +400,11 @@ def _check_at_start(plugin: Plugin) -> None:
 
 
 def main() -> int:
-    """Read the command line and serve; 1 if that is impossible."""
-    parser = argparse.ArgumentParser(prog="docker_graph_driver.py", description=__doc__.partition("\n")[0])
+    """Read the command line and serve; 1 if that is impossible. A command for an operator comes first, if at all."""
+    if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
+        return subcommands.main(sys.argv[1:], SOCKET)
+    description, epilog = __doc__.partition("\n")[0], "Beside serving: docker_graph_driver.py check|gc --help"
+    parser = argparse.ArgumentParser(prog="docker_graph_driver.py", description=description, epilog=epilog)
     parser.add_argument("--version", action="version", version=f"docker-graph-driver {VERSION}")
     parser.add_argument("--socket", default=SOCKET, metavar="PATH", help="unix socket to serve (default %(default)s)")
     parser.add_argument("--state", metavar="FILE", help="where Init's settings are kept (default: PATH.state)")

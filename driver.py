@@ -64,15 +64,7 @@ class Driver:
         self._ids = ids
         self._home = home
         self._root = os.path.join(home, "mnt")
-        pool = rbdcli.Pool(
-            name=options.datapool,
-            namespace=options.namespace,
-            client=options.client,
-            configfile=options.configfile,
-            timeout=options.timeout,
-            device_type=options.devicetype,
-            map_options=options.mapopt,
-        )
+        pool = pool_of(options)
         self._pool = pool
         self._layers = Layers(pool, options, home)
         self._mounted = MountedLayers(pool, self._root, self._layers.image, options.fs, options.mountopt)
@@ -447,6 +439,19 @@ class Driver:
     def _usage(self) -> str:
         stats = {item["name"]: item["stats"] for item in self._pool.ceph("df")["pools"]}[self._pool.name]
         return f"{format_size(int(stats['bytes_used']))}B / {format_size(int(stats['max_avail']))}B"
+
+
+def pool_of(options: Options) -> rbdcli.Pool:
+    """Return the pool that the options name."""
+    return rbdcli.Pool(
+        name=options.datapool,
+        namespace=options.namespace,
+        client=options.client,
+        configfile=options.configfile,
+        timeout=options.timeout,
+        device_type=options.devicetype,
+        map_options=options.mapopt,
+    )
 
 
 def _check_id(layer: str) -> None:

@@ -22,6 +22,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -41,6 +42,8 @@ FORMAT = "1"
 FS_KEY = "docker_graph_driver.fs"
 # Whose a layer is: host and home. Set where a chain begins; clones and copies inherit it.
 OWNER_KEY = "docker_graph_driver.owner"
+# An image that was taken over from another host: its own name, so that clones, which inherit it, are none.
+TAKEN_KEY = "docker_graph_driver.taken_over"
 # Copying a layer object by object is bound by their number, copy-up by their size; see HACKING.md.
 OBJECT_SIZE = 256 << 10
 INIT_SUFFIX = "-init"
@@ -83,6 +86,8 @@ class Layers:
         # Caches of what Ceph knows: layers, and those of them that have their snapshot.
         self._known: dict[str, Layer] = {}
         self._snapshotted = {BASE}
+        # When it was asked, on the monotonic clock, that a layer belongs to this host.
+        self._ours: dict[str, float] = {}
         self._reaping = threading.Lock()
 
     def image(self, layer: str) -> str:
@@ -117,11 +122,37 @@ class Layers:
         return f"{socket.gethostname()} {self._home}"
 
     def holder(self, layer: str) -> str:
-        """Say who has a layer that cannot be mapped here, for an error message."""
+        """Say who has a layer that cannot be mapped here, for an error message, and since when as far as Ceph tells."""
         image = self.image(layer)
         owner = self.pool.metadata(image).get(OWNER_KEY, "unknown")
         addresses = ", ".join(self.pool.watchers(image)) or "no address"
-        return f"its owner is {owner}; it is open at {addresses}"
+        locks = ", ".join(f"{lock.locker} at {lock.address}" for lock in self.pool.locks(image)) or "nobody"
+        written = self.pool.written(image) or "an unknown time"
+        return f"its owner is {owner}; it is open at {addresses}, locked by {locks}, last written at {written}"
+
+    def check_owner(self, layer: str, *, lease: float) -> None:
+        """Raise LayerError if a layer belongs to another host; that it does not may have been asked `lease` seconds ago.
+
+        Raises rbdcli.ImageMissing.
+        """
+        asked = self._ours.get(layer)
+        if asked is not None and time.monotonic() - asked < lease:
+            return
+        began = time.monotonic()
+        owner = self.pool.metadata(self.image(layer)).get(OWNER_KEY, "")
+        if owner and host_of(owner) != host_of(self.owner()):
+            raise LayerError(
+                f"layer {layer} belongs to host {host_of(owner)} ({owner.partition(' ')[2]}); if that host is dead, or "
+                f"is this one by a former name: docker_graph_driver.py takeover --host {host_of(owner)}"
+            )
+        self._ours[layer] = began
+
+    def is_abandoned(self, layer: str) -> bool:
+        """Tell whether what this host has mapped of a layer may be taken by us: it is ours, or its home here is gone."""
+        host, _, home = self.pool.metadata(self.image(layer)).get(OWNER_KEY, "").partition(" ")
+        if f"{host} {home}" == self.owner():
+            return True
+        return host == host_of(self.owner()) and not os.path.lexists(os.path.join(home, "mnt", layer))
 
     # -- create and remove -------------------------------------------------------------------
 
@@ -143,6 +174,9 @@ class Layers:
         mapped all the same, since somebody reads it. On failure no image is left behind. Raises LayerError.
         """
         origin = self.describe(parent or BASE)
+        if parent:
+            # Its owner is the new layer's, too.
+            self.check_owner(parent, lease=float("inf"))
         wanted = size or (max(origin.size, self._options.basesize) if parent is None else origin.size)
         if wanted < origin.size:
             raise LayerError(
@@ -157,6 +191,7 @@ class Layers:
                 self.pool.resize(self.image(layer), wanted)
             undo.pop_all()
         self._known[layer] = replace(made, size=wanted)
+        self._ours[layer] = time.monotonic()
         return self._known[layer]
 
     def is_prepared(self, layer: str) -> bool:
@@ -306,6 +341,7 @@ class Layers:
 
     def _forget(self, layer: str) -> None:
         self._known.pop(layer, None)
+        self._ours.pop(layer, None)
         if layer != BASE:
             self._snapshotted.discard(layer)
 
@@ -328,7 +364,7 @@ class Layers:
         host in the middle never leaves a base image that is not. Raises LayerError if a base image is
         there that does not fit the options.
         """
-        base, scratch = self.image(BASE), self._scratch()
+        base, scratch = self.image(BASE), self.scratch()
         # Ours from a crash, even if another host has made a whole one since.
         self._remove_scratch(scratch)
         if not self._has_base(base):
@@ -397,9 +433,14 @@ class Layers:
             self.pool.trash(image)
             self.reap()
 
-    def _scratch(self) -> str:
-        """The name of a base image of this host and home that is being made."""
-        return f"{self.image(BASE)}.{hashlib.sha256(self.owner().encode()).hexdigest()[:12]}"
+    def scratch(self, owner: str = "") -> str:
+        """Return the name of a base image that an owner is making, by default this host and home."""
+        return f"{self.image(BASE)}.{hashlib.sha256((owner or self.owner()).encode()).hexdigest()[:12]}"
+
+
+def host_of(owner: str) -> str:
+    """Return the host of an owner, which is written as "HOST HOME"."""
+    return owner.partition(" ")[0]
 
 
 def _depth(parent: rbdcli.Parent | None) -> int:

@@ -179,11 +179,7 @@ class Plugin:
 
     def _make_driver(self, request: Request) -> Driver:
         """Make the driver that an Init asks for; it has touched nothing yet."""
-        home = request.text("Home", needed=True)
-        if not os.path.isabs(home):
-            raise BadRequest(f"Init: Home {home[:80]!r} is not an absolute path")
-        ids = archive.IdMaps(request.id_ranges("UIDMaps"), request.id_ranges("GIDMaps"))
-        return Driver(os.path.normpath(home), options.parse(request.texts("Opts"), self._defaults), ids)
+        return Driver(*_settings(request, self._defaults))
 
     def _save(self, request: Request) -> None:
         """Keep what Init said for a start without Init; written whole or not at all."""
@@ -198,17 +194,16 @@ class Plugin:
         state file that is damaged, or from another version, keep it from serving: the next Init writes it anew.
         """
         try:
-            with open(self._state_file, "rb") as source:
-                request = Request("Init", source.read())
-            driver = self._make_driver(request)
+            settings = read_state(self._state_file, self._defaults)
         except FileNotFoundError:
             return
         except (BadRequest, options.OptionError) as error:
             log.error("%s is of no use, restart dockerd: %s", self._state_file, error)
             return
+        driver = Driver(*settings)
         driver.adopt()
         self._driver = driver
-        log.info("took over the layers below %s from before", request.text("Home"))
+        log.info("took over the layers below %s from before", settings[0])
 
     def check(self) -> None:
         """Raise DriverError if what the driver needs is not there; without an Init, by the defaults."""
@@ -225,6 +220,20 @@ class Plugin:
         except GateTimeout:
             return False
         return True
+
+
+def read_state(state_file: str, defaults: options.Options) -> tuple[str, options.Options, archive.IdMaps]:
+    """Return what Init said last: home, options and id maps. Raises FileNotFoundError, BadRequest, OptionError."""
+    with open(state_file, "rb") as source:
+        return _settings(Request("Init", source.read()), defaults)
+
+
+def _settings(request: Request, defaults: options.Options) -> tuple[str, options.Options, archive.IdMaps]:
+    home = request.text("Home", needed=True)
+    if not os.path.isabs(home):
+        raise BadRequest(f"Init: Home {home[:80]!r} is not an absolute path")
+    ids = archive.IdMaps(request.id_ranges("UIDMaps"), request.id_ranges("GIDMaps"))
+    return os.path.normpath(home), options.parse(request.texts("Opts"), defaults), ids
 
 
 def _id(request: Request) -> str:

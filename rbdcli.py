@@ -11,9 +11,13 @@ proposals for `paxos_propose_interval`.
 
 from __future__ import annotations
 
+import calendar
 import contextlib
 import errno
 import json
+import re
+import subprocess
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -80,6 +84,23 @@ class Info(NamedTuple):
     parent: Parent | None
 
 
+class Listed(NamedTuple):
+    """One image as `rbd ls --long` shows it; size in bytes, the parent's image by name."""
+
+    name: str
+    size: int
+    parent: str | None
+    snapshots: tuple[str, ...]
+
+
+class Lock(NamedTuple):
+    """Who holds the lock of an image: the lock's own id, the client's, and its address."""
+
+    lock_id: str
+    locker: str
+    address: str
+
+
 class Usage(NamedTuple):
     """What an image itself holds: bytes, counted in whole objects, and the number of its snapshots."""
 
@@ -99,6 +120,7 @@ class Trashed(NamedTuple):
 
     image_id: str
     name: str
+    deleted_at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -170,12 +192,34 @@ class Pool:
             parent=Parent(parent["image"], parent["snapshot"]) if parent else None,
         )
 
+    def created(self, image: str) -> float:
+        """Return when an image was made, by the cluster's clock, in seconds since 1970. Raises ImageMissing."""
+        return _time(self._json("info", *self._image(image))["create_timestamp"])
+
+    def written(self, image: str) -> str:
+        """Say when an image was last written, within a minute, in UTC; "" where Ceph does not tell (before Mimic)."""
+        return str(self._json("info", *self._image(image)).get("modify_timestamp", ""))
+
     def watchers(self, image: str) -> Sequence[str]:
-        """Return the addresses of the clients that have an image open. Raises ImageMissing."""
+        """Return the addresses of the clients that have an image open. Raises ImageMissing.
+
+        A client that dies without a word stays one for 30 s (osd_client_watch_timeout).
+        """
         said = self._json("status", *self._image(image))["watchers"]
         # Nautilus and later print a list, before it was an object keyed by number.
         items = said.values() if isinstance(said, dict) else said
         return [str(item["address"]) for item in items]
+
+    def locks(self, image: str) -> Sequence[Lock]:
+        """Return who holds an image's lock; that of a client that died stays. Raises ImageMissing."""
+        said = self._json("lock", "ls", *self._image(image)) or ()
+        # Nautilus and later print a list, before it was an object keyed by the lock's id.
+        items = [{"id": key, **value} for key, value in said.items()] if isinstance(said, dict) else said
+        return [Lock(str(item["id"]), str(item["locker"]), str(item["address"])) for item in items]
+
+    def break_lock(self, image: str, lock: Lock) -> None:
+        """Take an image's lock from its holder, who must not be able to write any more. Raises ImageMissing."""
+        self._rbd("lock", "rm", *self._image(image), "--", lock.lock_id, lock.locker)
 
     def usage(self, image: str) -> Usage:
         """Say what an image itself holds, without its ancestors. Raises ImageMissing."""
@@ -185,6 +229,24 @@ class Pool:
     def list(self) -> Sequence[str]:
         """Name every image of the pool and namespace."""
         return [str(name) for name in self._json("ls", *self._where())]
+
+    def details(self) -> Sequence[Listed]:
+        """Describe every image of the pool and namespace; each is opened for it, ten at a time."""
+        rows = self._json("ls", "--long", *self._where())
+        snapshots: dict[str, list[str]] = {}
+        for row in rows:
+            if "snapshot" in row:
+                snapshots.setdefault(str(row["image"]), []).append(str(row["snapshot"]))
+        return [
+            Listed(
+                name=str(row["image"]),
+                size=int(row["size"]),
+                parent=str(row["parent"]["image"]) if row.get("parent") else None,
+                snapshots=tuple(snapshots.get(str(row["image"]), ())),
+            )
+            for row in rows
+            if "snapshot" not in row
+        ]
 
     def metadata(self, image: str) -> dict[str, str]:
         """Return the image-meta of an image; clones and copies inherit their parent's. Raises ImageMissing."""
@@ -222,6 +284,11 @@ class Pool:
         """List the trash of the pool and namespace."""
         return [Trashed(str(item["id"]), str(item["name"])) for item in self._json("trash", "ls", *self._where())]
 
+    def trashed_with_dates(self) -> Sequence[Trashed]:
+        """List the trash with the times at which each image came there (slower)."""
+        items = self._json("trash", "ls", "--long", *self._where())
+        return [Trashed(str(item["id"]), str(item["name"]), _time(item["deleted_at"])) for item in items]
+
     def remove_trashed(self, image_id: str) -> None:
         """Delete an image from the trash. Raises ImageHasChildren while it has snapshots or clones."""
         self._rbd("trash", "rm", *self._where(), "--image-id", image_id, "--no-progress")
@@ -246,7 +313,7 @@ class Pool:
     def _explain_nbd(self, image: str, error: RbdError) -> None:
         """Raise ImageMissing or ImageLocked where that is why rbd-nbd failed: whatever it was, it ends with 1."""
         self.info(image)
-        if self._json("lock", "ls", *self._image(image)):
+        if self.locks(image):
             raise ImageLocked(error.argv, error.status, error.reason) from None
 
     def unmap(self, device: str) -> None:
@@ -271,7 +338,35 @@ class Pool:
             if item["pool"] == self.name and item.get("namespace", "") == self.namespace
         ]
 
+    # -- objects --------------------------------------------------------------------------
+
+    def sign(self, name: str, key: str, value: str) -> None:
+        """Make an object unless it is there, and write an attribute of it."""
+        self._rados("setxattr", name, key, value)
+
+    def watching(self, name: str) -> Sequence[str]:
+        """Return the addresses of the clients that watch an object, which must exist."""
+        return re.findall(r"^watcher=(\S+) ", self._rados("listwatchers", name), re.MULTILINE)
+
+    def start_watching(self, name: str) -> subprocess.Popen[bytes]:
+        """Start a process that watches an object until its standard input ends; the caller reaps it.
+
+        It prints a line once it watches, and another one should it lose its watch.
+        """
+        # Only its own way out asks the cluster for anything, and that must have an end.
+        return command.start(self._rados_argv("watch", name), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
     # -- cluster --------------------------------------------------------------------------
+
+    def blocklist(self, address: str, seconds: int) -> None:
+        """Let a client (its address with the nonce) never read or write again, for so long. Raises RbdError."""
+        try:
+            self.ceph("osd", "blocklist", "add", address, str(seconds))
+        except RbdError as error:
+            if error.status != errno.EINVAL:
+                raise
+            # Before Octopus it had another name.
+            self.ceph("osd", "blacklist", "add", address, str(seconds))
 
     def ceph(self, *words: str) -> Any:
         """Run a `ceph` command and return its JSON."""
@@ -298,6 +393,14 @@ class Pool:
 
     def _client(self) -> tuple[str, ...]:
         return ("--conf", self.configfile, "--id", self.client)
+
+    def _rados(self, *words: str) -> str:
+        return self._run(self._rados_argv(*words))
+
+    def _rados_argv(self, *words: str) -> tuple[str, ...]:
+        share = str(max(1, int(self.timeout * CONNECT_SHARE)))
+        limits = ("--client-mount-timeout", share, "--rados-osd-op-timeout", share)
+        return ("rados", *self._client(), *limits, *self._where(), *words)
 
     def _where(self) -> tuple[str, ...]:
         return ("--pool", self.name, *(("--namespace", self.namespace) if self.namespace else ()))
@@ -344,6 +447,11 @@ class Pool:
             raise
         except command.CommandError as error:
             raise _BY_ERRNO.get(error.status or 0, RbdError)(error.argv, error.status, error.reason) from None
+
+
+def _time(text: str) -> float:
+    """Read a time as rbd prints it (ctime(3)); command.py has it printed in UTC."""
+    return float(calendar.timegm(time.strptime(text, "%a %b %d %H:%M:%S %Y")))
 
 
 # Feature bits of an RBD image (include/rbd/features.h) that our layers use, in the order of their bits.

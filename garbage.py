@@ -1,0 +1,69 @@
+"""Removes what an inspection has proven dead, and nothing else; safe beside a running driver and dockerd.
+
+Each thing is looked at once more just before it goes. An image is moved to the trash, which Ceph refuses
+while anybody has it mapped writable; a device is unmapped, which the kernel refuses while it is in use; a
+directory is removed only if it is empty. What Docker's layer store keeps of a container that is gone goes with
+its layers: a dockerd that runs forgets it at its next start. The trash is emptied at the end.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import command
+import inspection
+import rbdcli
+from dockerdb import DockerDatabase
+from layers import Layers
+
+
+class Outcome(NamedTuple):
+    """What became of a finding: removed, or why not."""
+
+    finding: inspection.Finding
+    removed: bool
+    why: str
+
+
+def collect(
+    found: Sequence[inspection.Finding], look: inspection.Inspection, layers: Layers, docker: DockerDatabase
+) -> list[Outcome]:
+    """Remove what is dead of `found`. One that cannot be removed does not keep the others; it is left as it was."""
+    outcomes = [_remove(finding, look, layers, docker) for finding in found if finding.dead]
+    layers.reap()
+    left = {item.image_id for item in layers.pool.trashed()}
+    return [_still_there(item) if item.finding.place in left else item for item in outcomes]
+
+
+def _remove(
+    finding: inspection.Finding, look: inspection.Inspection, layers: Layers, docker: DockerDatabase
+) -> Outcome:
+    try:
+        if not look.still_dead(finding):
+            return Outcome(finding, False, "somebody has come to know or use it since")
+        if finding.kind in (inspection.ORPHAN, inspection.HALF_MADE):
+            layers.pool.trash(finding.place)
+            if finding.record:
+                docker.forget(finding.record)
+        elif finding.kind == inspection.STALE_MAPPING:
+            layers.pool.unmap(finding.place)
+        elif finding.kind == inspection.STALE_DIRECTORY:
+            _remove_directory(finding.place)
+    except (FileNotFoundError, rbdcli.ImageMissing):
+        return Outcome(finding, True, "it went by itself")
+    except (OSError, command.CommandError) as error:
+        return Outcome(finding, False, str(error))
+    return Outcome(finding, True, "")
+
+
+def _remove_directory(path: str) -> None:
+    """Remove a layer's directory with its mount points. Raises OSError if anything is in it, or mounted."""
+    for name in os.listdir(path):
+        os.rmdir(os.path.join(path, name))
+    os.rmdir(path)
+
+
+def _still_there(item: Outcome) -> Outcome:
+    return item._replace(removed=False, why="it has clones, or somebody has it open")

@@ -1,0 +1,306 @@
+"""Looks for what belongs to nobody: in the pool, among mappings, mounts and directories, against what Docker knows.
+
+Only things of this host and this home are looked for: the owner stands in the metadata of each image. Nothing
+is changed here, and nothing is opened that a running driver or Docker could stumble over.
+
+What is `dead` is proven to be so, for `garbage.py` to remove: an image that
+
+- is of this host and home, and has an id as Docker makes them,
+- is named neither by Docker's layer store nor in BuildKit's databases, read before the pool and after it,
+- was made more than an hour ago: Docker writes a layer down within moments after it was made or filled,
+- is mapped by nobody (no watcher, no mapping, no mount, no directory), so that nothing fills it now,
+- is no ancestor of an image that is not dead, and was not taken over from another host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+import mounts
+import rbdcli
+from dockerdb import DockerDatabase
+from layers import BASE, OWNER_KEY, TAKEN_KEY, Layers
+
+MIN_AGE_SECONDS = 3600.0
+# Younger than that is the driver's work in progress: it empties the trash and unmaps behind the caller's back.
+BEHIND_SECONDS = 600.0
+# A driver's own steps follow each other faster.
+SETTLE_SECONDS = 1.0
+# Layers of Docker's layer store, its init layers, and BuildKit's (moby: pkg/stringid; buildkit: identity).
+_DOCKER_ID = re.compile(r"[0-9a-f]{64}(-init)?|[0-9a-z]{25}")
+_AT_ONCE = 8
+
+ORPHAN, HALF_MADE, TRASH = "orphan-image", "half-made", "trash"
+STALE_MAPPING, STALE_MOUNT, STALE_DIRECTORY = "stale-mapping", "stale-mount", "stale-directory"
+MISSING, SNAPSHOT = "missing-image", "idle-snapshot"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that belongs to nobody.
+
+    `place` is what to act upon: image, trash id, device or path. `age` in seconds and `size` in bytes, None
+    where nobody knows. `dead`: proven so. `idle`: this is how things look that are in order.
+    """
+
+    kind: str
+    id: str
+    why: str
+    place: str
+    age: float | None = None
+    size: int | None = None
+    dead: bool = False
+    idle: bool = False
+    record: str = ""
+
+
+@dataclass
+class _Seen:
+    """What there is, read once."""
+
+    images: Mapping[str, rbdcli.Listed]
+    devices: Mapping[str, str]
+    mounted: Mapping[str, Sequence[str]]
+    directories: Mapping[str, float]
+    named: Mapping[str, str]
+    forgotten: Mapping[str, str]
+    parents: set[str] = field(default_factory=set)
+
+
+class Inspection:
+    """One look at one driver's pool, host and home."""
+
+    def __init__(
+        self, layers: Layers, prefix: str, home: str, docker: DockerDatabase, *, min_age: float = MIN_AGE_SECONDS
+    ) -> None:
+        self._layers = layers
+        self._pool = layers.pool
+        self._prefix = prefix + "_"
+        self._home = home
+        self._root = os.path.join(home, "mnt")
+        self._docker = docker
+        self._min_age = min_age
+
+    def findings(self) -> list[Finding]:
+        """Look, and return what was found, images in an order in which they can be removed.
+
+        Raises rbdcli.RbdError and the like, dockerdb.DatabaseMissing, OSError: nothing can be said then.
+        """
+        seen = self._look()
+        found = [*self._orphans(seen), *self._scratch(seen), *self._missing(seen), *self._snapshots(seen)]
+        found += [*self._mappings(seen), *self._directories(seen), *self._trash()]
+        return found
+
+    def still_dead(self, finding: Finding) -> bool:
+        """Look once more at one finding, just before it is removed. Raises what `findings` does."""
+        if not finding.dead:
+            return False
+        if finding.kind == ORPHAN:
+            layer = finding.id
+            unknown = layer not in self._docker.named() and not self._docker.mentioned([layer])
+            return unknown and not self._in_use(finding.place) and not os.path.lexists(self._directory(layer))
+        if finding.kind == HALF_MADE:
+            return not self._in_use(finding.place)
+        if finding.kind == STALE_MAPPING:
+            still = finding.place in [
+                item.device for item in self._pool.mappings() if self._id(item.image) == finding.id
+            ]
+            return still and not os.path.lexists(self._directory(finding.id)) and not mounts.in_use(finding.place)
+        return True
+
+    # -- what is there -----------------------------------------------------------------------
+
+    def _look(self) -> _Seen:
+        # Docker's word before and after: a layer that is being made, or being removed, is in one of them.
+        before = self._docker.named()
+        directories = self._read_directories()
+        images = {item.name: item for item in self._pool.details() if item.name.startswith(self._prefix)}
+        devices = {item.image: item.device for item in self._pool.mappings() if item.image.startswith(self._prefix)}
+        points: dict[str, list[str]] = {}
+        for item in mounts.table():
+            if item.point.startswith(self._root + "/"):
+                points.setdefault(item.point[len(self._root) + 1 :].partition("/")[0], []).append(item.point)
+        parents = {item.parent for item in images.values() if item.parent}
+        named = {**before, **self._docker.named()}
+        return _Seen(images, devices, points, directories, named, self._docker.forgotten(), parents)
+
+    def _read_directories(self) -> dict[str, float]:
+        """Return the directories of layers, each with when something was made or removed in it."""
+        found: dict[str, float] = {}
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(self._root):
+                with contextlib.suppress(FileNotFoundError):
+                    found[name] = os.stat(self._directory(name)).st_mtime
+        return found
+
+    def _id(self, image: str) -> str:
+        return image[len(self._prefix) :]
+
+    def _directory(self, layer: str) -> str:
+        return os.path.join(self._root, layer)
+
+    def _in_use(self, image: str) -> bool:
+        """Tell whether anybody has an image open; one that is gone is in use by whoever removed it."""
+        try:
+            return bool(self._pool.watchers(image)) or image in [item.image for item in self._pool.mappings()]
+        except rbdcli.ImageMissing:
+            return True
+
+    # -- images ------------------------------------------------------------------------------
+
+    def _orphans(self, seen: _Seen) -> list[Finding]:
+        base = self._layers.image(BASE)
+        strangers = [name for name in seen.images if not name.startswith(base) and self._id(name) not in seen.named]
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            found = [finding for finding in threads.map(lambda name: self._orphan(name, seen), strangers) if finding]
+        mentioned = self._docker.mentioned([finding.id for finding in found])
+        for at, finding in enumerate(found):
+            if finding.id in mentioned:
+                found[at] = replace(finding, why="BuildKit knows it, or did until lately", dead=False, idle=True)
+        return _children_first(_without_ancestors(found, seen.images), seen.images)
+
+    def _orphan(self, image: str, seen: _Seen) -> Finding | None:
+        """Describe an image that Docker does not name; None if it is another's, or gone by now."""
+        layer = self._id(image)
+        try:
+            said = self._pool.metadata(image)
+            if said.get(OWNER_KEY) != self._layers.owner():
+                return None
+            age = time.time() - self._pool.created(image)
+            size = self._pool.usage(image).size
+            watchers = self._pool.watchers(image)
+        except rbdcli.ImageMissing:
+            return None
+        reasons = {
+            "it was taken over from another host; Docker here does not know it": said.get(TAKEN_KEY) == image,
+            "its name is not an id of Docker's": not _DOCKER_ID.fullmatch(layer),
+            "it is mounted here, until dockerd starts anew": layer in seen.mounted,
+            f"it is open at {', '.join(watchers)}": bool(watchers),
+            f"it is mapped as {seen.devices.get(image)}": image in seen.devices,
+            f"{self._directory(layer)} exists": layer in seen.directories,
+            "Docker may be about to write it down": age < self._min_age,
+        }
+        why = next((reason for reason, holds in reasons.items() if holds), "")
+        dead = not why
+        young, record = age < self._min_age, seen.forgotten.get(layer, "")
+        why = why or ("its container is gone" if record else "Docker knows no such layer")
+        return Finding(ORPHAN, layer, why, image, age, size, dead=dead, idle=young, record=record)
+
+    def _scratch(self, seen: _Seen) -> Iterator[Finding]:
+        """Base images that never got their name."""
+        ours = self._layers.scratch()
+        for image in seen.images:
+            if not image.startswith(self._layers.image(BASE) + "."):
+                continue
+            with contextlib.suppress(rbdcli.ImageMissing):
+                age = time.time() - self._pool.created(image)
+                if age < self._min_age:
+                    continue
+                size = self._pool.usage(image).size
+                if image != ours:
+                    why = "a base image that another host or home left half made; its own driver removes it"
+                    yield Finding(HALF_MADE, self._id(image), why, image, age, size)
+                    continue
+                busy = self._in_use(image) or os.path.lexists(os.path.join(self._home, BASE))
+                why = "a base image that was never made to its end"
+                yield Finding(HALF_MADE, self._id(image), why, image, age, size, dead=not busy)
+
+    def _missing(self, seen: _Seen) -> Iterator[Finding]:
+        """Layers that Docker names and the pool does not have."""
+        gone = [layer for layer in seen.named if self._layers.image(layer) not in seen.images]
+        # Removed, or made, while we looked.
+        now = self._docker.named() if gone else {}
+        for layer in gone:
+            if layer in now and not self._layers.exists(layer):
+                why = f"Docker names it ({now[layer]}), but the pool has no such image"
+                yield Finding(MISSING, layer, why, self._layers.image(layer))
+
+    def _snapshots(self, seen: _Seen) -> Iterator[Finding]:
+        """Snapshots that nothing was cloned from; a layer's own one serves its next container."""
+        for image in seen.images.values():
+            if image.snapshots and image.name not in seen.parents and image.name != self._layers.image(BASE):
+                for name in image.snapshots:
+                    why = "no layer is cloned from it now"
+                    yield Finding(SNAPSHOT, f"{self._id(image.name)}@{name}", why, image.name, idle=True)
+
+    def _trash(self) -> Iterator[Finding]:
+        for item in self._pool.trashed_with_dates():
+            age = time.time() - item.deleted_at
+            if item.name.startswith(self._prefix) and age >= min(self._min_age, BEHIND_SECONDS):
+                why = "in the trash still: it has clones, or somebody has it open"
+                yield Finding(TRASH, self._id(item.name), why, item.image_id, age, dead=True)
+
+    # -- this host ---------------------------------------------------------------------------
+
+    def _mappings(self, seen: _Seen) -> Iterator[Finding]:
+        """Devices that no driver will unmap: it finds its own by the directory."""
+        devices = self._without_directory(seen.devices)
+        if devices:
+            # A driver that has just unmapped one removes its directory next; or maps it anew, with a directory first.
+            time.sleep(SETTLE_SECONDS)
+            now = self._without_directory({item.image: item.device for item in self._pool.mappings()})
+            devices = {image: device for image, device in devices.items() if now.get(image) == device}
+        for image, device in devices.items():
+            try:
+                if self._pool.metadata(image).get(OWNER_KEY) != self._layers.owner():
+                    continue
+            except rbdcli.ImageMissing:
+                continue
+            used = mounts.in_use(device)
+            why = f"mapped as {device} without a directory in {self._root}" + (", and in use" if used else "")
+            yield Finding(STALE_MAPPING, self._id(image), why, device, dead=not used)
+
+    def _without_directory(self, devices: Mapping[str, str]) -> dict[str, str]:
+        layers = {image: self._id(image) for image in devices if image.startswith(self._prefix)}
+        return {
+            image: devices[image]
+            for image, layer in layers.items()
+            if not layer.startswith(BASE) and not os.path.lexists(self._directory(layer))
+        }
+
+    def _directories(self, seen: _Seen) -> Iterator[Finding]:
+        """Directories of layers without what they stand for, and mounts without an image."""
+        for layer, changed in seen.directories.items():
+            image, place, age = self._layers.image(layer), self._directory(layer), time.time() - changed
+            if age < min(self._min_age, BEHIND_SECONDS):
+                continue
+            if layer in seen.mounted:
+                if not self._layers.exists(layer):
+                    why = f"mounted at {seen.mounted[layer][0]}, but the pool has no such image"
+                    yield Finding(STALE_MOUNT, layer, why, seen.mounted[layer][0], age)
+            elif image not in seen.devices:
+                why = "a directory for a layer that is neither mapped nor mounted"
+                yield Finding(STALE_DIRECTORY, layer, why, place, age, dead=age >= self._min_age)
+            elif not mounts.in_use(seen.devices[image]):
+                why = f"mapped as {seen.devices[image]} for nobody; the driver's next start unmaps it"
+                yield Finding(STALE_MAPPING, layer, why, seen.devices[image], age)
+
+
+def _without_ancestors(found: Sequence[Finding], images: Mapping[str, rbdcli.Listed]) -> list[Finding]:
+    """Take what has living descendants from the dead."""
+    dead = {finding.place for finding in found if finding.dead}
+    needed: set[str] = set()
+    for name in images:
+        if name not in dead:
+            needed.update(_ancestors(name, images))
+    why = "a layer that is not dead is a clone of it"
+    return [replace(item, why=why, dead=False) if item.dead and item.place in needed else item for item in found]
+
+
+def _children_first(found: Iterable[Finding], images: Mapping[str, rbdcli.Listed]) -> list[Finding]:
+    return sorted(found, key=lambda item: -len(_ancestors(item.place, images)))
+
+
+def _ancestors(name: str, images: Mapping[str, rbdcli.Listed]) -> list[str]:
+    """The images that one is a clone of, as far as they are in the pool under their names."""
+    found: list[str] = []
+    while (image := images.get(name)) and image.parent and image.parent not in found:
+        name = image.parent
+        found.append(name)
+    return found

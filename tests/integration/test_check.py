@@ -1,0 +1,294 @@
+"""What belongs to nobody is found, and only what is proven dead is removed, while the driver serves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import pytest
+from lab import Cluster, StartPlugin, mounts_below
+from plugin_client import PYTHON, REPO, PluginProcess, make_tar, wait_until
+
+NewId = Callable[[], str]
+BEFORE = 3 * 3600
+
+
+class Said(NamedTuple):
+    """What a command ended with, and printed."""
+
+    status: int
+    text: str
+    errors: str
+
+    def found(self) -> set[tuple[str, str]]:
+        """Kind and id of each line."""
+        words = [line.split(": ")[1 if line.startswith(("rem", "would")) else 0].split() for line in self.lines()]
+        return {(word[0], word[1]) for word in words}
+
+    def lines(self) -> list[str]:
+        """The lines of the text."""
+        return self.text.splitlines()
+
+    def json(self) -> dict[str, Any]:
+        """The object that --json prints."""
+        said = json.loads(self.text)
+        assert isinstance(said, dict)
+        return said
+
+
+class Docker:
+    """Docker's layer database beside a plugin's home, as dockerd writes it, and the operator's commands."""
+
+    def __init__(self, plugin: PluginProcess) -> None:
+        self.plugin = plugin
+        self.root = os.path.join(os.path.dirname(plugin.home), "image", os.path.basename(plugin.home), "layerdb")
+        self.buildkit = os.path.join(os.path.dirname(plugin.home), "buildkit")
+        for directory in (self.root, self.buildkit):
+            os.makedirs(directory)
+
+    def knows(self, place: str, layer: str) -> None:
+        """Write a layer down, such as at sha256/CHAIN/cache-id."""
+        path = os.path.join(self.root, place)
+        os.makedirs(os.path.dirname(path))
+        with open(path, "w", encoding="ascii") as target:
+            target.write(layer)
+
+    def run(self, *words: str, **environment: str) -> Said:
+        """Run `docker_graph_driver.py WORDS` for this plugin."""
+        done = subprocess.run(
+            [PYTHON, os.path.join(REPO, "docker_graph_driver.py"), *words, "--socket", self.plugin.socket],
+            env={**self.plugin.environment, **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        return Said(done.returncode, done.stdout, done.stderr)
+
+    def check(self, *words: str) -> Said:
+        """What is found when nothing is too young."""
+        return self.run("check", "--min-age", "0", *words)
+
+    def gc(self, *words: str) -> Said:
+        """Removed when nothing is too young."""
+        return self.run("gc", "--min-age", "0", *words)
+
+
+@pytest.fixture
+def docker(plugin: PluginProcess, cluster: Cluster) -> Iterator[Docker]:
+    """A Docker that knows nothing yet. What `knows` names is removed with the test's layers."""
+    wait_until(lambda: cluster.trash() == [], "earlier tests' trash is emptied")
+    return Docker(plugin)
+
+
+def unmapped(cluster: Cluster) -> None:
+    """Wait for what is unmapped behind the caller's back."""
+    wait_until(lambda: cluster.mapped() == [], "nothing is mapped")
+
+
+def test_nothing_is_found_where_docker_knows_all(docker: Docker, cluster: Cluster, new_id: NewId) -> None:
+    client = docker.plugin.client
+    image, container, cached = client.create(new_id()), new_id(), "zmw1v9qrl54fjcblllwc7fp9f"
+    client.apply_diff(image, make_tar({"f": "x"}))
+    client.create(container + "-init", image, writable=True)
+    client.create(container, container + "-init", writable=True)
+    client.create(cached, image)
+    docker.knows("sha256/aaaa/cache-id", image)
+    docker.knows("mounts/cccc/mount-id", container)
+    with open(os.path.join(docker.root, "mounts/cccc/init-id"), "w", encoding="ascii") as target:
+        target.write(container + "-init")
+    with open(os.path.join(docker.buildkit, "snapshots.db"), "wb") as target:
+        target.write(b"\xed\x0c\xda\xed" * 1000 + cached.encode() + b"\0" * 1000)
+    client.get(container)
+    unmapped_but = [f"docker_image_{container}"]
+    wait_until(lambda: cluster.mapped() == unmapped_but, "only the container is mapped")
+    assert docker.check() == Said(0, "", "")
+    assert docker.gc("--yes") == Said(0, "", "")
+    # Removed on purpose by an operator: Docker will fail on it.
+    client.put(container)
+    unmapped(cluster)
+    cluster.rbd("rm", f"docker_image_{container}", "--no-progress")
+    client.created.remove(container)
+    said = docker.check()
+    assert said.status == 1
+    assert said.lines() == [
+        f"missing-image {container} age - size -: Docker names it (of container cccc), but the pool has no such image"
+    ]
+
+
+def test_orphans_go_and_nothing_else(
+    docker: Docker, cluster: Cluster, start_plugin: StartPlugin, new_id: NewId
+) -> None:
+    """A chain that nobody names, one whose leaf is named, one of another home; one in use; a young one."""
+    client = docker.plugin.client
+    dead = client.create(new_id())
+    client.apply_diff(dead, make_tar({"big": b"x" * (7 << 20)}))
+    dead_child, named_child = client.create(new_id(), dead), client.create(new_id())
+    client.apply_diff(named_child, make_tar({"big": b"x" * (7 << 20)}))
+    docker.knows("sha256/bbbb/cache-id", leaf := client.create(new_id(), named_child))
+    mounted = client.create(new_id())
+    client.get(mounted)
+    other = start_plugin()
+    foreign = other.client.create(new_id())
+    wait_until(lambda: len(cluster.mapped()) == 1, "the rest is unmapped")
+
+    assert docker.run("check") == Said(0, "", ""), "nothing is an hour old"
+    assert docker.run("gc", "--yes") == Said(0, "", "")
+    found = {item["id"]: item for item in docker.check("--json").json()["findings"]}
+    assert {layer for layer, item in found.items() if item["dead"]} == {dead, dead_child}
+    assert set(found) == {dead, dead_child, named_child, mounted}
+    assert "is a clone of it" in found[named_child]["why"]
+    assert found[dead]["size"] > 7 << 20
+    assert 0 <= found[dead]["age"] < 120
+
+    before = cluster.images()
+    said = docker.gc()
+    assert said.status == 1
+    assert said.found() == {("orphan-image", dead), ("orphan-image", dead_child)}
+    assert all(line.startswith("would remove: ") for line in said.lines())
+    assert cluster.images() == before
+    assert docker.gc("--yes").status == 0
+    left = {f"docker_image_{layer}" for layer in (leaf, named_child, mounted, foreign)}
+    assert set(cluster.images("docker_image_")) == left
+    assert cluster.trash() == []
+    for layer in (dead, dead_child):
+        client.created.remove(layer)
+    assert client.read(leaf, "big") == b"x" * (7 << 20)
+    assert other.client.listing(foreign) == []
+
+
+def test_a_layer_that_docker_writes_down_meanwhile_is_kept(docker: Docker, cluster: Cluster, new_id: NewId) -> None:
+    """Between the look and the removal: the second look is just before it."""
+    layer = docker.plugin.client.create(new_id())
+    unmapped(cluster)
+    # The look ends with a list of the trash: then Docker writes the layer down.
+    directory = os.path.join(os.path.dirname(docker.plugin.home), "fake")
+    os.makedirs(directory)
+    with open(os.path.join(directory, "rbd"), "w", encoding="ascii") as target:
+        path = os.path.join(docker.root, "sha256", "dddd")
+        target.write(
+            "#!/bin/sh\n"
+            f'if [ "$1 $2" = "trash ls" ]; then mkdir -p {path}; printf %s {layer} >{path}/cache-id; fi\n'
+            f'PATH=${{PATH#*:}} exec rbd "$@"\n'
+        )
+    os.chmod(os.path.join(directory, "rbd"), 0o755)
+    path = f"{directory}:{docker.plugin.environment['PATH']}"
+    said = docker.run("gc", "--min-age", "0", "--yes", PATH=path)
+    assert said.status == 1
+    assert f"kept: orphan-image {layer}: somebody has come to know or use it since" in said.lines()
+    assert docker.plugin.client.listing(layer) == []
+
+
+def test_layers_made_while_gc_runs_are_never_taken(docker: Docker, cluster: Cluster, new_id: NewId) -> None:
+    """A pull beside gc, at its usual age limit: every layer is unnamed for a while, and then named."""
+    client = docker.plugin.client
+    gc = subprocess.Popen(
+        [
+            "sh",
+            "-c",
+            f'while {PYTHON} {REPO}/docker_graph_driver.py gc --yes --socket "$1"; do echo; done',
+            "-",
+            docker.plugin.socket,
+        ],
+        env=docker.plugin.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    parent = ""
+    try:
+        for number in range(8):
+            layer = client.create(new_id(), parent)
+            client.apply_diff(layer, make_tar({f"f{number}": "x"}), parent)
+            time.sleep(0.2)
+            docker.knows(f"sha256/{number}/cache-id", layer)
+            parent = layer
+    finally:
+        os.killpg(gc.pid, 15)
+    said, _ = gc.communicate(timeout=30)
+    assert len(said) >= 2, "gc ran through at least twice"
+    assert said.strip() == "", "and took nothing"
+    assert client.listing(parent) == [f"f{number}" for number in range(8)]
+
+
+def test_stale_things_of_the_host(docker: Docker, cluster: Cluster, new_id: NewId) -> None:
+    """A mapping without a directory, a directory without a mapping."""
+    client, home = docker.plugin.client, docker.plugin.home
+    mapped, empty = client.create(new_id()), new_id()
+    docker.knows("sha256/eeee/cache-id", mapped)
+    unmapped(cluster)
+    device = cluster.rbd("device", "map", "--options", "noudev", f"rbd/docker_image_{mapped}").strip()
+    directory = os.path.join(home, "mnt", empty)
+    os.makedirs(os.path.join(directory, "docker"))
+    os.utime(directory, (time.time() - BEFORE,) * 2)
+    said = docker.run("check")
+    assert said.status == 1
+    assert said.found() == {("stale-mapping", mapped), ("stale-directory", empty)}
+    assert f"mapped as {device} without a directory" in said.text
+
+    point = os.path.join(os.path.dirname(home), "somebody")
+    os.makedirs(point)
+    cluster.run(["mount", "-o", "nouuid", device, point])
+    assert docker.run("gc").found() == {("stale-directory", empty)}, "a mounted device is in use"
+    cluster.run(["umount", point])
+    assert docker.run("gc", "--yes").status == 0
+    assert cluster.mapped() == []
+    assert os.listdir(os.path.join(home, "mnt")) == []
+    assert docker.run("check") == Said(0, "", "")
+    assert client.listing(mapped) == []
+
+
+def test_half_made_base_image_snapshots_and_trash(docker: Docker, cluster: Cluster, new_id: NewId) -> None:
+    """The base image of a first start that was killed, an idle snapshot, and what stays in the trash."""
+    client = docker.plugin.client
+    layer = client.create(new_id())
+    docker.knows("sha256/ffff/cache-id", layer)
+    unmapped(cluster)
+    cluster.rbd("snap", "create", f"docker_image_{layer}@depth1", "--no-progress")
+    cluster.rbd("create", "--size", "1G", "docker_image_base_image.0123456789ab")
+    cluster.rbd("create", "--size", "1G", "docker_image_kept")
+    cluster.rbd("trash", "mv", "--expires-at", "tomorrow", "docker_image_kept")
+    found = {item["kind"]: item for item in docker.check("--all", "--json").json()["findings"]}
+    assert set(found) == {"half-made", "idle-snapshot", "trash"}
+    assert found["idle-snapshot"]["idle"]
+    assert not found["half-made"]["dead"], "another home's"
+    assert {kind for kind, _ in docker.check().found()} == {"half-made", "trash"}
+    said = docker.gc("--yes")
+    assert said.status == 1
+    assert "kept: trash kept: it has clones, or somebody has it open" in said.text
+    cluster.rbd("rm", "docker_image_base_image.0123456789ab", "--no-progress")
+    cluster.rbd("trash", "rm", "--force", "--no-progress", cluster.rbd("trash", "ls").split()[0])
+
+
+def test_what_cannot_be_looked_at(docker: Docker, cluster: Cluster, new_id: NewId, session_directory: str) -> None:
+    """Exit 2 and one line, never a removal: no layer database, no state, no cluster. No key is ever shown."""
+    layer = docker.plugin.client.create(new_id())
+    unmapped(cluster)
+    os.rename(docker.root, docker.root + ".away")
+    said = docker.gc("--yes")
+    assert (said.status, said.text) == (2, "")
+    assert "layerdb does not exist" in said.errors
+    os.rename(docker.root + ".away", docker.root)
+    assert docker.run("check", "--state", "/nonexistent").status == 2
+    assert f"docker_image_{layer}" in cluster.images()
+
+    with open(cluster.conf, encoding="ascii") as source:
+        conf = source.read()
+    keyring = next(line.split("=")[1].strip() for line in conf.splitlines() if line.strip().startswith("keyring"))
+    with open(keyring.replace("$name", "client.admin").replace("$cluster", "ceph"), encoding="ascii") as source:
+        key = next(line.split("=", 1)[1].strip() for line in source if "key =" in line)
+    bad = os.path.join(session_directory, "no-such-key.conf")
+    with open(bad, "w", encoding="ascii") as target:
+        target.write(conf.replace("[global]", "[global]\nkey = " + key[:-8] + "AAAAAA==", 1))
+    words = ("--default", f"ceph.configfile={bad}", "--default", "ceph.timeout=5", "--home", docker.plugin.home)
+    said = docker.run("check", "--state", "/nonexistent", "--log-level", "debug", *words)
+    everything = said.text + said.errors + docker.check("--json", "--log-level", "debug").errors
+    assert key not in everything
+    assert key[:-8] not in everything
+    assert mounts_below(docker.plugin.home) == []

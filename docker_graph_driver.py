@@ -403,7 +403,7 @@ def main() -> int:
     """Read the command line and serve; 1 if that is impossible. A command for an operator comes first, if at all."""
     if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
         return subcommands.main(sys.argv[1:], SOCKET)
-    description, epilog = __doc__.partition("\n")[0], "Beside serving: docker_graph_driver.py check|gc --help"
+    description, epilog = __doc__.partition("\n")[0], "Beside serving: docker_graph_driver.py check|gc|takeover --help"
     parser = argparse.ArgumentParser(prog="docker_graph_driver.py", description=description, epilog=epilog)
     parser.add_argument("--version", action="version", version=f"docker-graph-driver {VERSION}")
     parser.add_argument("--socket", default=SOCKET, metavar="PATH", help="unix socket to serve (default %(default)s)")

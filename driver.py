@@ -32,6 +32,7 @@ from layers import BASE, INIT_SUFFIX, OBJECT_SIZE, ROOT_DIRECTORY, LayerError, L
 from locks import Locks
 from mounted import DIRECTORY_MODE, LayerBusy, MountedLayers, Place
 from options import Options, format_size, parse_layer_size
+from presence import Presence
 
 log = logging.getLogger("driver")
 
@@ -50,6 +51,8 @@ MAPPED_SECONDS = 3.0
 # Deleting competes with what Docker waits for: it begins when nothing was removed for so long, but not later than that.
 TRASH_SECONDS, TRASH_LATEST = 1.0, 10.0
 TRASH = "trash"
+# While the cluster sees that we live, nobody takes our layers; cut off from it, not for another 30 s (presence.py).
+OWNER_SECONDS = 20.0
 
 
 class DriverError(Exception):
@@ -67,7 +70,8 @@ class Driver:
         pool = pool_of(options)
         self._pool = pool
         self._layers = Layers(pool, options, home)
-        self._mounted = MountedLayers(pool, self._root, self._layers.image, options.fs, options.mountopt)
+        self._mounted = MountedLayers(pool, self._root, self._layers, options.fs, options.mountopt)
+        self._presence = Presence(pool, options.imageprefix, self._layers.owner())
         self._locks = Locks()
         # Layers that are finished and only read from now on; layers made by us and not finished yet;
         # layers whose archive failed. A layer in none of them is from before our start: look at its note.
@@ -120,6 +124,7 @@ class Driver:
         """Take over what an earlier life of this process mounted, and empty the trash that it left."""
         self._make_home()
         self._mounted.adopt()
+        self._presence.start()
         self._trash.later(TRASH, 0)
 
     def retire(self, timeout: float) -> None:
@@ -127,13 +132,14 @@ class Driver:
 
         Raises DriverError if something that was begun is not over within `timeout` seconds.
         """
+        self._presence.stop()
         self._unmapping.drain(timeout)
         if not (self._unmapping.stop(timeout) and self._trash.stop(timeout)):
             raise DriverError(f"the former daemon's layers are still being unmapped or deleted after {timeout:g} s")
 
     def check(self) -> None:
         """Raise DriverError unless the programs, the cluster and the pool that the options name are there."""
-        for program in ("rbd", "ceph", *mounts.tools(self._options.fs), *archive.missing_tools()):
+        for program in ("rbd", "rados", "ceph", *mounts.tools(self._options.fs), *archive.missing_tools()):
             if command.find(program) is None:
                 raise DriverError(f"{program} is not installed; {_package_hint(program)}")
         if not os.path.exists(self._options.configfile):
@@ -181,6 +187,8 @@ class Driver:
         """Remove a layer and all that is mounted of it; one that does not exist is removed already."""
         _check_id(layer)
         with self._locks.hold(layer):
+            with contextlib.suppress(rbdcli.ImageMissing):
+                self._check_owner(layer)
             self._mounted.purge(layer)
             existed = self._layers.remove(layer)
             self._forget(layer)
@@ -345,6 +353,7 @@ class Driver:
     def _acquire(self, layer: str, place: Place, *, write: bool, label: str = "") -> Place:
         """Mount a layer, a sealed one never writable; the caller holds its lock and releases what is returned."""
         try:
+            self._check_owner(layer)
             with contextlib.ExitStack() as after:
                 if not {layer} & (self._open | self._sealed | self._broken):
                     self._learn(layer, after)
@@ -354,6 +363,11 @@ class Driver:
                 return self._mounted.acquire(layer, place, write=write and not sealed, sealed=sealed, label=label)
         except (rbdcli.ImageMissing, rbdcli.ImageLocked) as error:
             raise self._unavailable(layer, error) from None
+
+    def _check_owner(self, layer: str) -> None:
+        """Raise LayerError if a layer is another host's. One that is mapped here cannot be."""
+        if self._mounted.device(layer) is None:
+            self._layers.check_owner(layer, lease=OWNER_SECONDS if self._presence.shown else 0.0)
 
     def _unavailable(self, layer: str, error: rbdcli.RbdError) -> Exception:
         """Say why a layer cannot be mapped. ENOENT alone does not tell: a kernel without rbd ends with it too."""
@@ -476,7 +490,13 @@ def _release(version: str) -> str:
 
 def _package_hint(program: str) -> str:
     """Say how to get a program."""
-    packages = {"rbd": "ceph-common", "ceph": "ceph-common", "mkfs.xfs": "xfsprogs", "xfs_growfs": "xfsprogs"}
+    packages = {
+        "rbd": "ceph-common",
+        "rados": "ceph-common",
+        "ceph": "ceph-common",
+        "mkfs.xfs": "xfsprogs",
+        "xfs_growfs": "xfsprogs",
+    }
     packages |= {
         "mkfs.ext4": "e2fsprogs",
         "resize2fs": "e2fsprogs",

@@ -131,9 +131,9 @@ class Layers:
         return f"its owner is {owner}; it is open at {addresses}, locked by {locks}, last written at {written}"
 
     def check_owner(self, layer: str, *, lease: float) -> None:
-        """Raise LayerError if a layer belongs to another host; that it does not may have been asked `lease` seconds ago.
+        """Raise LayerError if a layer belongs to another host, and rbdcli.ImageMissing if there is none.
 
-        Raises rbdcli.ImageMissing.
+        An answer that is younger than `lease` seconds will do.
         """
         asked = self._ours.get(layer)
         if asked is not None and time.monotonic() - asked < lease:
@@ -148,7 +148,7 @@ class Layers:
         self._ours[layer] = began
 
     def is_abandoned(self, layer: str) -> bool:
-        """Tell whether what this host has mapped of a layer may be taken by us: it is ours, or its home here is gone."""
+        """Tell whether what this host has mapped of a layer may be taken by us: it is ours, or its home is gone."""
         host, _, home = self.pool.metadata(self.image(layer)).get(OWNER_KEY, "").partition(" ")
         if f"{host} {home}" == self.owner():
             return True

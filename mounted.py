@@ -19,8 +19,9 @@ import enum
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import command
 import deadline
@@ -43,6 +44,16 @@ class Place(enum.Enum):
 
     DOCKER = "docker"
     DRIVER = "driver"
+
+
+class Images(Protocol):
+    """What is mapped: the images of layers."""
+
+    def image(self, layer: str) -> str:
+        """Return the image name of a layer."""
+
+    def is_abandoned(self, layer: str) -> bool:
+        """Tell whether what this host has mapped of a layer may be taken by us. Raises ImageMissing."""
 
 
 class LayerBusy(Exception):
@@ -84,13 +95,13 @@ class MountedLayers:
         self,
         pool: rbdcli.Pool,
         root: str,
-        image_of: Callable[[str], str],
+        images: Images,
         fs: str,
         mount_options: Sequence[str],
     ) -> None:
         self._pool = pool
         self._root = root
-        self._image_of = image_of
+        self._images = images
         self._fs = fs
         self._mount_options = tuple(mount_options)
         self._entries: dict[str, _Entry] = {}
@@ -326,7 +337,7 @@ class MountedLayers:
         self._remove_directories(layer)
 
     def _mappings(self, layer: str) -> Sequence[rbdcli.Mapping]:
-        return [item for item in self._pool.mappings() if item.image == self._image_of(layer)]
+        return [item for item in self._pool.mappings() if item.image == self._images.image(layer)]
 
     # -- one step each -----------------------------------------------------------------------
 
@@ -334,7 +345,7 @@ class MountedLayers:
         os.makedirs(os.path.join(self._root, layer), mode=DIRECTORY_MODE, exist_ok=True)
         undo.callback(self._remove_directories, layer)
         try:
-            device = self._map_device(self._image_of(layer), read_only=read_only)
+            device = self._map_device(self._images.image(layer), read_only=read_only)
         except command.CommandTimeout:
             # The kernel may have done it all the same. If the list does not answer either, the
             # directory stays, and the next start finds the mapping by it.
@@ -342,8 +353,9 @@ class MountedLayers:
             self._unmap_leftover(layer)
             raise
         except rbdcli.ImageLocked:
-            # Perhaps by this very host, for a home that is gone: a managed plugin was removed and made anew.
-            if not self._mappings(layer):
+            # Perhaps by this very host, for a home that is gone: a managed plugin was removed and made anew. Another
+            # driver's home is there, and so is the driver, even while it has just mapped and not mounted it yet.
+            if not self._mappings(layer) or not self._images.is_abandoned(layer):
                 raise
             try:
                 self._unmap_leftover(layer)

@@ -371,7 +371,7 @@ class Pool:
     def ceph(self, *words: str) -> Any:
         """Run a `ceph` command and return its JSON."""
         argv = ("ceph", *words, *self._client(), "--connect-timeout", self._connect_seconds())
-        return json.loads(self._run((*argv, "--format", "json")) or "null")
+        return json.loads(self._run((*argv, "--format", "json")).strip() or "null")
 
     def has_namespace(self) -> bool:
         """Tell whether the pool has our namespace.

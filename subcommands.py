@@ -1,4 +1,4 @@
-"""The commands for an operator, beside serving: check and gc.
+"""The commands for an operator, beside serving: check, gc and takeover.
 
 They find pool, namespace, client and home where the driver keeps them: in Init's state file.
 """
@@ -19,6 +19,7 @@ import dockerdb
 import garbage
 import inspection
 import options
+import takeover
 from driver import DriverError, pool_of
 from layers import LayerError, Layers
 from mounts import MountError
@@ -36,6 +37,7 @@ EXPECTED = (
     command.CommandError,
     dockerdb.DatabaseMissing,
     options.OptionError,
+    takeover.Refused,
     LookupError,
     ValueError,
 )
@@ -74,6 +76,11 @@ def _parser(socket: str) -> argparse.ArgumentParser:
     wish.add_argument("--dry-run", action="store_true", help="only say it (default)")
     wish.add_argument("--yes", action="store_true", help="do it")
     gc.set_defaults(run=_gc)
+    take = commands.add_parser("takeover", help="use the layers of a host that died here, and keep it off them")
+    take.add_argument("--host", required=True, help="its host name, as `check` and errors name it")
+    take.add_argument("--home", default="", metavar="DIR", help="only the layers of this home of it")
+    take.set_defaults(run=_takeover)
+    _add_site(take, socket, own_home="--own-home")
     for each in (check, gc):
         _add_site(each, socket)
         each.add_argument("--data-root", metavar="DIR", help="Docker's data root (default: the directory of the home)")
@@ -83,12 +90,11 @@ def _parser(socket: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _add_site(parser: argparse.ArgumentParser, socket: str) -> None:
+def _add_site(parser: argparse.ArgumentParser, socket: str, own_home: str = "--home") -> None:
     parser.add_argument("--socket", default=socket, metavar="PATH", help="the driver's socket (default %(default)s)")
     parser.add_argument("--state", metavar="FILE", help="where it keeps Init's settings (default: PATH.state)")
-    parser.add_argument(
-        "--home", metavar="DIR", help="its home, such as /var/lib/docker/ceph, if there is no such file"
-    )
+    text = "the driver's home, such as /var/lib/docker/ceph, where there is no such file"
+    parser.add_argument(own_home, dest="own_home", metavar="DIR", help=text)
     text = "storage option, where the state file has none, such as ceph.datapool=docker; repeatable"
     parser.add_argument("--default", action="append", default=[], metavar="OPTION=VALUE", help=text)
     levels = ("debug", "info", "warning", "error")
@@ -109,13 +115,13 @@ def _site(arguments: argparse.Namespace) -> Site:
     try:
         home, wanted, _ = read_state(state, defaults)
     except FileNotFoundError:
-        if not arguments.home:
+        if not arguments.own_home:
             raise DriverError(
                 f"{state} does not exist: no Docker ever used this driver; "
-                f"give --socket, --state, or --home and --default"
+                f"give --socket, --state, or the home and --default"
             ) from None
-        home, wanted = arguments.home, defaults
-    home = os.path.normpath(arguments.home or home)
+        home, wanted = arguments.own_home, defaults
+    home = os.path.normpath(arguments.own_home or home)
     return Site(home, wanted, Layers(pool_of(wanted), wanted, home))
 
 
@@ -159,6 +165,18 @@ def _gc(arguments: argparse.Namespace) -> int:
         for item in kept:
             print(f"kept: {item.finding.kind} {item.finding.id}: {item.why}")
     return FOUND if kept or (dead and not arguments.yes) else NOTHING
+
+
+def _takeover(arguments: argparse.Namespace) -> int:
+    site = _site(arguments)
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    home = os.path.normpath(arguments.home) if arguments.home else ""
+    taken = takeover.Takeover(site.layers, site.options.imageprefix, arguments.host, home, say).run()
+    say(f"{taken} layers of {arguments.host} are now of {site.layers.owner()}")
+    return NOTHING
 
 
 def _line(finding: inspection.Finding) -> str:

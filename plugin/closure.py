@@ -20,7 +20,19 @@ from collections.abc import Iterable, Iterator
 from modulefinder import ModuleFinder
 
 # `rbd trash mv` reads its own default for --expires-at, "now", by running /bin/date (Ceph, include/utime.h).
-PROGRAMS = ("rbd", "ceph", "/bin/date", "mkfs.xfs", "xfs_growfs", "mkfs.ext4", "e2fsck", "resize2fs", "mount", "umount")
+PROGRAMS = (
+    "rbd",
+    "rados",
+    "ceph",
+    "/bin/date",
+    "mkfs.xfs",
+    "xfs_growfs",
+    "mkfs.ext4",
+    "e2fsck",
+    "resize2fs",
+    "mount",
+    "umount",
+)
 OPTIONAL_PROGRAMS = ("rbd-nbd",)
 # What programs open by name while they run: Ceph's ciphers and compressors, glibc's host name services, the
 # defaults of mkfs and of the dynamic linker.

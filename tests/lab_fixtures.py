@@ -88,11 +88,13 @@ def start_plugin(cluster: Cluster, session_directory: str) -> Iterator[StartPlug
 def plugins(cluster: Cluster, directory: str) -> Iterator[StartPlugin]:
     """Start a plugin with these options (`fs="ext4"` or `mountopt=("a", "b")`); Init is called unless init=False.
 
+    `host`: it believes to be on a host of that name.
+
     What they made is removed at the end, and then nothing may be left: no image, trash, mapping or mount.
     """
     started: list[PluginProcess] = []
 
-    def start(*, init: bool = True, **options: str | Sequence[str]) -> PluginProcess:
+    def start(*, init: bool = True, host: str = "", **options: str | Sequence[str]) -> PluginProcess:
         options = {**lab_options(), "configfile": cluster.conf, **options}
         pairs = [
             f"ceph.{name}={value}"
@@ -100,6 +102,10 @@ def plugins(cluster: Cluster, directory: str) -> Iterator[StartPlugin]:
             for value in ([values] if isinstance(values, str) else values)
         ]
         plugin = PluginProcess(next(directories), cluster.environment, pairs)
+        if host:
+            plugin.host = host
+            # Mappings of its own: what a host has mapped no other one sees.
+            plugin.environment["RBD_STAND_IN_DIR"] = os.path.join(directory, f"mapped-{host}")
         started.append(plugin)
         plugin.start()
         if init:

@@ -243,6 +243,8 @@ class PluginProcess:
         self.log = os.path.join(directory, "log")
         self.environment = dict(environment)
         self.options = list(options)
+        # The name of the host that it believes to be on, "" for that of this machine.
+        self.host = ""
         self.client = Client(self.socket)
         self.python = PYTHON  # what it takes for its own interpreter, to start more of them
         self.process: subprocess.Popen[bytes] | None = None
@@ -251,6 +253,7 @@ class PluginProcess:
     def start(self, **environment: str) -> None:
         """Start it and wait until it takes calls; `environment` is for this start only."""
         argv = [
+            *self.on_host(),
             self.python,
             os.path.join(REPO, "docker_graph_driver.py"),
             "--socket",
@@ -270,6 +273,11 @@ class PluginProcess:
             )
         wait_until(lambda: self._listens() or self._ended(), "the plugin listens")
         assert not self._ended(), self.log_tail()
+
+    def on_host(self) -> list[str]:
+        """What to put before a command so that it runs on this plugin's host, as the same process."""
+        script = 'hostname "$1" && shift && exec "$@"'
+        return ["unshare", "--uts", "sh", "-c", script, "-", self.host] if self.host else []
 
     def init(self, **maps: Any) -> None:
         """dockerd's start."""

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
@@ -80,7 +80,7 @@ class Docker:
 
 
 @pytest.fixture
-def docker(plugin: PluginProcess, cluster: Cluster) -> Iterator[Docker]:
+def docker(plugin: PluginProcess, cluster: Cluster) -> Docker:
     """A Docker that knows nothing yet. What `knows` names is removed with the test's layers."""
     wait_until(lambda: cluster.trash() == [], "earlier tests' trash is emptied")
     return Docker(plugin)

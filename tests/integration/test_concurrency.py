@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 from collections.abc import Callable
@@ -119,14 +120,30 @@ def test_two_hosts_do_not_mount_one_layer(start_plugin: StartPlugin, cluster: Cl
     first, second = start_plugin(imageprefix="two"), start_plugin(imageprefix="two")
     layer = first.client.create(new_id())
     root = first.client.get(layer)
-    with pytest.raises(Refused, match=layer):
-        second.client.get(layer)
     with open(os.path.join(root, "f"), "w", encoding="ascii") as target:
         target.write("x")
+        target.flush()
+        os.fsync(target.fileno())
+    owner = (
+        f"its owner is [^ ]+ {first.home}; it is open at [^ ]+, locked by client[^ ]+ at [^ ]+, last written at .*20"
+    )
+    with pytest.raises(Refused, match=f"{layer} is in use elsewhere: {owner}"):
+        second.client.get(layer)
+    # Mapped still, for nobody: it is the first one's nevertheless, and nothing happens to it.
     first.client.put(layer)
-    cluster.wait_unmapped()
+    with pytest.raises(Refused, match=f"{layer} is in use elsewhere: {owner}"):
+        second.client.get(layer)
+    assert first.client.read(layer, "f") == b"x"
+    assert "anew" not in first.log_text()
+    # Neither put nor removed, and its driver's home is gone.
+    first.client.get(layer)
+    first.kill()
+    for point in mounts_below(first.home):
+        subprocess.run(["umount", point], check=True)
+    shutil.rmtree(first.home)
     assert second.client.read(layer, "f") == b"x"
-    cluster.wait_unmapped()
+    second.client.created.append(layer)
+    first.client.created.remove(layer)
 
 
 @pytest.mark.parametrize("program", ["mkfs.xfs", "umount"])

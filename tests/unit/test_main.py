@@ -125,7 +125,7 @@ def test_sigterm_finishes_a_running_request(process: PluginProcess, short: Path)
     """Init asks a `ceph` that takes its time; the answer must still come. No Ceph is needed for that."""
     tools = short / "tools"
     tools.mkdir()
-    for name in ("rbd", "ceph", "mount", "umount", "mkfs.xfs", "xfs_growfs"):
+    for name in ("rbd", "rados", "ceph", "mount", "umount", "mkfs.xfs", "xfs_growfs"):
         (tools / name).write_text(
             f"#!/bin/sh\necho called >{short}/{name}\nwhile [ ! -e {short}/go ]; do sleep 0.05; done\nexit 2\n",
             encoding="ascii",

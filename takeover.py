@@ -1,0 +1,135 @@
+"""Takes over the layers of a host that died, when an operator asks for it, and never from one that lives.
+
+A host answers while its driver watches its object (`presence.py`), or while anybody has one of its images
+open. The cluster drops a watch 30 s after its client died, so that a host that answers no more was silent for
+as long. Then, in this order:
+
+1. each client that still holds a lock on one of its images is put on the cluster's blocklist: should the host
+   come back, what it had not written yet is refused,
+2. the locks are broken,
+3. each image gets this host and home as its owner. Its driver asks for the owner before it maps, so a host that
+   comes back leaves the layers alone.
+
+What was done is never undone, and the owner comes last: after a failure or a crash in the middle the same call
+goes on where it ended.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import rbdcli
+from layers import BASE, OWNER_KEY, TAKEN_KEY, Layers, host_of
+from presence import object_of
+
+# As long as Rook and csi-addons fence; an address with its nonce is never used by another client.
+BLOCKLIST_SECONDS = 157_784_760
+_AT_ONCE = 8
+Answer = TypeVar("Answer")
+
+
+class Refused(Exception):
+    """Nothing was taken: one line that says why."""
+
+
+class Takeover:
+    """The taking over of one host's layers: all of them, or those of one home."""
+
+    def __init__(self, layers: Layers, prefix: str, host: str, home: str, say: Callable[[str], None]) -> None:
+        self._layers = layers
+        self._pool = layers.pool
+        self._prefix = prefix
+        self._host = host
+        self._home = home
+        self._say = say
+
+    def run(self) -> int:
+        """Take over and return the number of images. Raises Refused, rbdcli.RbdError, command.CommandError."""
+        if self._host == host_of(self._layers.owner()):
+            raise Refused(f"{self._host} is this very host")
+        owners = self._owners()
+        theirs = {image: owner for image, owner in owners.items() if self._is_theirs(owner)}
+        homes = set(theirs.values()) or ({f"{self._host} {self._home}"} if self._home else set())
+        if not theirs:
+            hosts = sorted({host_of(owner) for owner in owners.values()})
+            self._say(f"no layer of {self._host} is in this pool; there are layers of: {', '.join(hosts) or 'nobody'}")
+        self._refuse_if_alive(theirs, homes)
+        locks = _each(self._pool.locks, theirs)
+        self._fence({lock.address for held in locks.values() for lock in held})
+        for image in theirs:
+            self._take(image, locks.get(image, ()))
+        self._remove_scratch(homes)
+        return len(theirs)
+
+    def _owners(self) -> dict[str, str]:
+        base = self._layers.image(BASE)
+        names = [
+            name for name in self._pool.list() if name.startswith(self._prefix + "_") and not name.startswith(base)
+        ]
+        said = _each(self._pool.metadata, names)
+        return {image: metadata[OWNER_KEY] for image, metadata in said.items() if OWNER_KEY in metadata}
+
+    def _is_theirs(self, owner: str) -> bool:
+        return owner == f"{self._host} {self._home}" if self._home else host_of(owner) == self._host
+
+    def _refuse_if_alive(self, theirs: Iterable[str], homes: Iterable[str]) -> None:
+        hint = "end it first; a host that died is known to be dead after 30 s"
+        for owner in homes:
+            name = object_of(self._prefix, owner)
+            self._pool.sign(name, OWNER_KEY, owner)
+            if addresses := self._pool.watching(name):
+                raise Refused(f"{self._host} lives: its driver answers from {', '.join(addresses)}; {hint}")
+        for image, addresses in _each(self._pool.watchers, theirs).items():
+            if addresses:
+                raise Refused(f"{self._host} lives: {image} is open at {', '.join(addresses)}; {hint}")
+
+    def _fence(self, addresses: Iterable[str]) -> None:
+        for address in sorted(addresses):
+            try:
+                self._pool.blocklist(address, BLOCKLIST_SECONDS)
+            except rbdcli.RbdError as error:
+                if error.status not in (errno.EACCES, errno.EPERM):
+                    raise
+                client = self._pool.client
+                raise Refused(
+                    f"client.{client} may not blocklist {address}, without which its locks cannot be broken safely; "
+                    f"let it: ceph auth caps client.{client} mon 'profile rbd' ..., or give --default ceph.client=admin"
+                ) from None
+            self._say(f"fenced {address}")
+
+    def _take(self, image: str, locks: Iterable[rbdcli.Lock]) -> None:
+        """Make an image ours; one that is gone meanwhile is nobody's."""
+        try:
+            for lock in locks:
+                self._pool.break_lock(image, lock)
+                self._say(f"broke the lock of {lock.locker} ({lock.address}) on {image}")
+            self._pool.set_metadata(image, TAKEN_KEY, image)
+            self._pool.set_metadata(image, OWNER_KEY, self._layers.owner())
+            self._say(f"took {image}")
+        except rbdcli.ImageMissing:
+            self._say(f"{image} is gone")
+
+    def _remove_scratch(self, homes: Iterable[str]) -> None:
+        """Remove base images that the host never made to their end."""
+        for owner in homes:
+            try:
+                self._pool.trash(self._layers.scratch(owner))
+            except rbdcli.ImageMissing:
+                continue
+            self._say(f"removed {self._layers.scratch(owner)}")
+
+
+def _each(ask: Callable[[str], Answer], images: Iterable[str]) -> dict[str, Answer]:
+    """Ask something of many images at once; one that is gone meanwhile has no answer."""
+
+    def answer(image: str) -> list[tuple[str, Answer]]:
+        try:
+            return [(image, ask(image))]
+        except rbdcli.ImageMissing:
+            return []
+
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        return dict(pair for pairs in threads.map(answer, images) for pair in pairs)

@@ -7,6 +7,7 @@ in between: the next one finds it.
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -70,7 +71,7 @@ class Behind:
                 self._running = ""
                 self._untried.discard(name)
                 if not done and name not in self._due:
-                    self._due[name] = self._latest[name] = time.monotonic() + RETRY_SECONDS
+                    self._due[name] = self._latest[name] = time.monotonic() + _pause()
                 self._state.notify_all()
 
     def _next(self) -> str:
@@ -91,3 +92,8 @@ class Behind:
         except Exception:
             log.exception("%s of %s: a defect of the driver", self._title, name)
             return True
+
+
+def _pause() -> float:
+    """How long to wait before another try: not as long as another host that got into our way, and we into its."""
+    return RETRY_SECONDS * random.uniform(0.7, 1.0)  # noqa: S311 - no secret

@@ -19,7 +19,8 @@ import rbdcli
 log = logging.getLogger("presence")
 
 OWNER_ATTRIBUTE = "docker_graph_driver.owner"
-RETRY_SECONDS = 10.0
+# A watch that is lost is renewed soon; what cannot be had at all, later.
+RENEW_SECONDS, RETRY_SECONDS = 1.0, 10.0
 # For the watching process to take its leave from the cluster.
 LEAVE_SECONDS = 2.0
 
@@ -62,8 +63,10 @@ class Presence:
     def _work(self) -> None:
         told = ""
         while not self._stopped.is_set():
+            pause = RETRY_SECONDS
             try:
-                self._watch()
+                if self._watch():
+                    pause = RENEW_SECONDS
                 told = ""
             except (command.CommandError, OSError) as error:
                 if str(error) != told:
@@ -71,17 +74,16 @@ class Presence:
                         "other hosts cannot see that this one lives; again every %g s: %s", RETRY_SECONDS, error
                     )
                 told = str(error)
-            self._stopped.wait(RETRY_SECONDS)
+            self._stopped.wait(pause)
 
-    def _watch(self) -> None:
-        """Watch until the watch is lost or `stop` is called."""
+    def _watch(self) -> bool:
+        """Watch until the watch is lost or `stop` is called; tell whether there was a watch at all."""
         self._pool.sign(self._object, OWNER_ATTRIBUTE, self._owner)
         process = self._process = self._pool.start_watching(self._object)
         assert process.stdout
         try:
-            if self._stopped.is_set():
-                return
-            if process.stdout.readline():
+            watched = bool(process.stdout.readline())
+            if watched and not self._stopped.is_set():
                 self._watching = True
                 log.debug("watching %s", self._object)
                 process.stdout.readline()
@@ -91,6 +93,7 @@ class Presence:
             process.stdout.close()
         if not self._stopped.is_set():
             log.info("the watch that shows that this host lives was lost (rados ended with %s)", process.returncode)
+        return watched
 
     def _leave(self) -> None:
         process = self._process

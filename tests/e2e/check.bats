@@ -18,7 +18,7 @@ setup() {
 
 # operator COMMAND...: check or gc for this site, as if all had been made more than an hour ago.
 operator() {
-    "$system_python" "$repo/docker_graph_driver.py" "$1" --socket "$plugins/$GRAPH.sock" --min-age 0 "${@:2}"
+    /usr/bin/python3 "$BATS_TEST_DIRNAME/../../docker_graph_driver.py" "$1" --socket "/run/docker/plugins/$GRAPH.sock" --min-age 0 "${@:2}"
 }
 
 # finds KIND...: check finds one thing of each of these kinds, and nothing else.

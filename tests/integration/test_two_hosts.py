@@ -15,8 +15,9 @@ from lab import Cluster, StartPlugin, mounts_below
 from plugin_client import PYTHON, REPO, PluginProcess, Refused, make_tar, wait_until
 
 NewId = Callable[[], str]
-# How long the cluster takes a client for living that says nothing any more; 30 s unless set.
-WATCH_SECONDS = 5
+# How long the cluster takes a client for living that says nothing any more; 30 s unless set. Clients say something
+# every 5 s.
+WATCH_SECONDS = 8
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,0 +1,122 @@
+#!/usr/bin/env bats
+# Two hosts, each with a driver and a dockerd, on one pool; then one dies, and its containers are used on the other.
+
+load helpers
+
+setup_file() {
+    new_site
+    export LIVING=$SITE-b RBD_STAND_IN_DIR=$SITE/mapped
+    mkdir -p "$LIVING"
+    # A host that died is known to be dead after 30 s otherwise.
+    ceph config set osd osd_client_watch_timeout 8
+    on host-a start_ceph_plugin
+    b on host-b start_ceph_plugin
+    start_ceph_dockerd &
+    local other=$!
+    b start_ceph_dockerd
+    wait "$other"
+}
+
+teardown() {
+    [[ -n ${BATS_TEST_COMPLETED:-} ]] || show_logs
+}
+
+teardown_file() {
+    rbd device list # ends what the dead one had mapped
+    b end_site
+    end_site
+    ceph config rm osd osd_client_watch_timeout
+    ceph osd blocklist clear
+    search_for_leaks
+}
+
+# b COMMAND...: the command on the second host: a site of its own, a driver of its own, and mappings of its own.
+b() { SITE=$LIVING GRAPH=${GRAPH}b RBD_STAND_IN_DIR=$LIVING/mapped "$@"; }
+
+# on HOST COMMAND...: the command, whose driver believes to be on a host of that name.
+on() {
+    local host=$1 system_python=$SITE/python
+    shift
+    cat >"$system_python" <<END
+#!/bin/sh
+exec unshare --uts sh -c 'hostname $host && exec /usr/bin/python3 "\$@"' - "\$@"
+END
+    chmod +x "$system_python"
+    "$@"
+}
+
+operator() {
+    "$SITE/python" "$BATS_TEST_DIRNAME/../../docker_graph_driver.py" "$1" --socket "/run/docker/plugins/$GRAPH.sock" "${@:2}"
+}
+
+work() {
+    docker load --input "$E2E/small.tar"
+    docker run --name work small sh -c "echo $1 >/who; cat /who"
+    docker commit work "work:$1"
+    docker rm work
+    [[ $(docker run --rm "work:$1" cat /who) == "$1" ]]
+    docker rmi "work:$1"
+}
+
+@test "both work at once: one base image, and each removes only its own" {
+    work a 3>&- &
+    local other=$!
+    b work b
+    wait "$other"
+    [[ $(rbd ls rbd | grep --count ^docker_image_base_image) == 1 ]]
+    # What the one has, to the other belongs to somebody.
+    until_true 60 trash_is_empty rbd
+    run -0 operator check --min-age 0
+    run -0 b operator check --min-age 0
+    [[ $(docker run --rm small cat /last) == 2 ]]
+    docker rmi small
+    [[ $(b docker run --rm small cat /last) == 2 ]]
+    docker load --input "$E2E/small.tar"
+}
+
+@test "one dies: its containers are refused to the other, then taken over and used" {
+    docker run --detach --name precious small sh -c 'echo kept >/kept; sync; sleep 1000' >/dev/null
+    until_true 10 docker exec precious test -s /kept
+    docker exec precious sync
+    run -2 b operator takeover --host host-a
+    [[ $output == *"host-a lives"* ]]
+    die
+
+    # Its disk is put into the other one: the same data root, and a driver for it there.
+    export RBD_STAND_IN_DIR=$LIVING/mapped
+    on host-b start_ceph_plugin
+    start_ceph_dockerd
+    run docker start precious
+    echo "$output"
+    [[ $output == *"belongs to host host-a"*"takeover --host host-a"* ]]
+    until_true 30 taken || { cat "$SITE/takeover.log" && false; }
+    docker start precious
+    run -0 docker exec precious cat /kept
+    [[ $output == kept ]]
+    docker rm --force precious
+    until_true 60 trash_is_empty rbd
+    run -0 operator check --min-age 0
+    [[ $(docker run --rm small cat /last) == 2 ]]
+    docker rmi small
+    [[ $(b docker run --rm small cat /last) == 2 ]]
+    b docker rmi small
+    until_true 60 trash_is_empty rbd
+    [[ $(rbd ls rbd) == docker_image_base_image ]]
+}
+
+taken() { operator takeover --host host-a >"$SITE/takeover.log" 2>&1; }
+
+# What is left when the power of the first host fails: nothing but its disk. Its containers end first, since their
+# processes would hold what is mounted.
+die() {
+    local place
+    end docker KILL
+    containers_of_crash | xargs --max-args 1 ctr --address "$SITE/containerd.sock" --namespace moby tasks delete --force
+    end containerd KILL
+    end plugin KILL
+    cat "$SITE"/mapped/*/m-*/pid | xargs --no-run-if-empty kill -KILL
+    for place in $(mounts_below "$SITE/data" | sort --reverse); do
+        umount --lazy "$place"
+    done
+    rm -f "$SITE/containerd.sock"
+}

@@ -50,6 +50,9 @@ INIT_SUFFIX = "-init"
 # What a parent may hold to be copied. Each layer of an image stores its copy for good: 40 tiny layers on busybox store
 # 40 MB with this limit, 130 with the other. Only the first container of an image is a copy, see Driver._let_go.
 COPY_LIMIT, LEAF_COPY_LIMIT = 2 << 20, 8 << 20
+# Longer than the one command that is run while it is held, which has its own deadline.
+BASE_LOCK_SECONDS = 10.0
+LOCK_PAUSE = 0.2
 # The kernel maps no image with more ancestors (drivers/block/rbd.c, RBD_MAX_PARENT_CHAIN_LEN).
 MAX_ANCESTORS = 16
 
@@ -372,12 +375,28 @@ class Layers:
             self.pool.set_metadata(scratch, FS_KEY, self._options.fs)
             self.pool.set_metadata(scratch, FORMAT_KEY, FORMAT)
             self.pool.snapshot(scratch, "depth0")
-            try:
-                self.pool.rename(scratch, base)
-            except rbdcli.ImageExists:
-                log.info("another host made %s meanwhile", base)
+            self._name_base(scratch, base)
+
+    def _name_base(self, scratch: str, base: str) -> None:
+        """Give a whole base image its name, unless another host was faster: then delete it.
+
+        Of two `rbd rename` to one name at the same moment both succeed (librbd looks, then writes), and neither image
+        is whole afterwards; so one at a time. The lock of a host that died in between ends by itself.
+        """
+        lock, deadline = (f"{base}.lock", "rename"), time.monotonic() + 2 * (self.pool.timeout + BASE_LOCK_SECONDS)
+        while not self.pool.lock(*lock, self.pool.timeout + BASE_LOCK_SECONDS):
+            if self._has_base(base):
                 self._remove_scratch(scratch)
-                self._has_base(base)
+                return
+            if time.monotonic() > deadline:
+                raise LayerError(f"another host has been about to make {base} for too long; try again")
+            time.sleep(LOCK_PAUSE)
+        if self._has_base(base):
+            log.info("another host made %s meanwhile", base)
+            self._remove_scratch(scratch)
+        else:
+            self.pool.rename(scratch, base)
+        self.pool.unlock(*lock)
 
     def _has_base(self, base: str) -> bool:
         try:

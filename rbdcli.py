@@ -171,7 +171,7 @@ class Pool:
         self._rbd("cp", *self._image(source), *self._destination(image), *layout, "--no-progress")
 
     def rename(self, image: str, new_name: str) -> None:
-        """Give an image another name, atomically. Raises ImageExists or ImageMissing."""
+        """Give an image another name. Raises ImageExists or ImageMissing; two at once to one name both succeed."""
         self._rbd("rename", *self._image(image), *self._destination(new_name))
 
     def resize(self, image: str, size: int) -> None:
@@ -355,6 +355,27 @@ class Pool:
         """
         # Only its own way out asks the cluster for anything, and that must have an end.
         return command.start(self._rados_argv("watch", name), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
+    def lock(self, name: str, lock: str, seconds: float) -> bool:
+        """Take a lock of an object for some seconds, whoever runs the commands in them; false if another has it."""
+        words = ("lock", "get", name, lock, "--lock-type", "exclusive", "--lock-duration", str(int(seconds)))
+        try:
+            self._rados(*words)
+        except RbdError:
+            # rados exits with 1 whatever it was.
+            if self._lockers(name, lock):
+                return False
+            # Its time may have ended in between.
+            self._rados(*words)
+        return True
+
+    def unlock(self, name: str, lock: str) -> None:
+        """Give a lock back that `lock` took."""
+        for locker in self._lockers(name, lock):
+            self._rados("lock", "break", name, lock, locker)
+
+    def _lockers(self, name: str, lock: str) -> Sequence[str]:
+        return [str(item["name"]) for item in json.loads(self._rados("lock", "info", name, lock))["lockers"]]
 
     # -- cluster --------------------------------------------------------------------------
 

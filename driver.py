@@ -27,6 +27,7 @@ import diagnosis
 import mounts
 import note
 import rbdcli
+from baseimage import BaseImage
 from behind import Behind
 from layers import BASE, INIT_SUFFIX, OBJECT_SIZE, ROOT_DIRECTORY, LayerError, Layers
 from locks import Locks
@@ -116,7 +117,7 @@ class Driver:
         """
         self.check()
         self._make_home()
-        self._layers.ensure_base()
+        BaseImage(self._layers, self._options, self._home).ensure()
         self.adopt()
         self._mounted.settle()
 

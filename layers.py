@@ -1,4 +1,4 @@
-"""The images of a pool as layers: the base image, a child of a parent, removal.
+"""The images of a pool as layers: a child of a parent, removal, whose a layer is.
 
     docker_image_base_image@depth0 <- docker_image_A@depth1 <- docker_image_B ...
 
@@ -27,7 +27,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import command
-import mounts
 import rbdcli
 from options import Options, format_size
 
@@ -37,9 +36,6 @@ BASE = "base_image"
 # What a container sees as `/` is this directory of the file system: the file system's own root has
 # lost+found (ext4) and our notes.
 ROOT_DIRECTORY = "rootfs"
-FORMAT_KEY = "docker_graph_driver.format"
-FORMAT = "1"
-FS_KEY = "docker_graph_driver.fs"
 # Whose a layer is: host and home. Set where a chain begins; clones and copies inherit it.
 OWNER_KEY = "docker_graph_driver.owner"
 # An image that was taken over from another host: its own name, so that clones, which inherit it, are none.
@@ -50,9 +46,6 @@ INIT_SUFFIX = "-init"
 # What a parent may hold to be copied. Each layer of an image stores its copy for good: 40 tiny layers on busybox store
 # 40 MB with this limit, 130 with the other. Only the first container of an image is a copy, see Driver._let_go.
 COPY_LIMIT, LEAF_COPY_LIMIT = 2 << 20, 8 << 20
-# Longer than the one command that is run while it is held, which has its own deadline.
-BASE_LOCK_SECONDS = 10.0
-LOCK_PAUSE = 0.2
 # The kernel maps no image with more ancestors (drivers/block/rbd.c, RBD_MAX_PARENT_CHAIN_LEN).
 MAX_ANCESTORS = 16
 
@@ -123,6 +116,10 @@ class Layers:
     def owner(self) -> str:
         """Return this host and home, as it stands in the metadata of its layers."""
         return f"{socket.gethostname()} {self._home}"
+
+    def scratch(self, owner: str = "") -> str:
+        """Return the name of a base image that an owner is making, by default this host and home."""
+        return f"{self.image(BASE)}.{hashlib.sha256((owner or self.owner()).encode()).hexdigest()[:12]}"
 
     def holder(self, layer: str) -> str:
         """Say who has a layer that cannot be mapped here, for an error message, and since when as far as Ceph tells."""
@@ -357,104 +354,6 @@ class Layers:
         except command.CommandError as error:
             # The reason why it was being undone is worth more to the caller than this one.
             log.error("image %s is left behind: %s", image, error)
-
-    # -- the base image ----------------------------------------------------------------------
-
-    def ensure_base(self) -> None:
-        """Make the base image unless the pool has it: an empty file system and its snapshot.
-
-        It is made under a name of this host and home, and renamed when it is whole: a crash or a second
-        host in the middle never leaves a base image that is not. Raises LayerError if a base image is
-        there that does not fit the options.
-        """
-        base, scratch = self.image(BASE), self.scratch()
-        # Ours from a crash, even if another host has made a whole one since.
-        self._remove_scratch(scratch)
-        if not self._has_base(base):
-            self._make_file_system(scratch)
-            self.pool.set_metadata(scratch, FS_KEY, self._options.fs)
-            self.pool.set_metadata(scratch, FORMAT_KEY, FORMAT)
-            self.pool.snapshot(scratch, "depth0")
-            self._name_base(scratch, base)
-
-    def _name_base(self, scratch: str, base: str) -> None:
-        """Give a whole base image its name, unless another host was faster: then delete it.
-
-        Of two `rbd rename` to one name at the same moment both succeed (librbd looks, then writes), and neither image
-        is whole afterwards; so one at a time. The lock of a host that died in between ends by itself.
-        """
-        lock, deadline = (f"{base}.lock", "rename"), time.monotonic() + 2 * (self.pool.timeout + BASE_LOCK_SECONDS)
-        while not self.pool.lock(*lock, self.pool.timeout + BASE_LOCK_SECONDS):
-            if self._has_base(base):
-                self._remove_scratch(scratch)
-                return
-            if time.monotonic() > deadline:
-                raise LayerError(f"another host has been about to make {base} for too long; try again")
-            time.sleep(LOCK_PAUSE)
-        if self._has_base(base):
-            log.info("another host made %s meanwhile", base)
-            self._remove_scratch(scratch)
-        else:
-            self.pool.rename(scratch, base)
-        self.pool.unlock(*lock)
-
-    def _has_base(self, base: str) -> bool:
-        try:
-            said = self.pool.metadata(base)
-        except rbdcli.ImageMissing:
-            return False
-        if said.get(FORMAT_KEY) != FORMAT:
-            raise LayerError(
-                f"image {base} in pool {self.pool.name} was not made by this driver ({FORMAT_KEY} is "
-                f"{said.get(FORMAT_KEY, 'missing')}, expected {FORMAT}); choose another ceph.imageprefix or pool"
-            )
-        if said.get(FS_KEY) != self._options.fs:
-            raise LayerError(
-                f"ceph.fs={self._options.fs}, but {base} in pool {self.pool.name} holds {said.get(FS_KEY)}; "
-                f"use ceph.fs={said.get(FS_KEY)} or another ceph.imageprefix"
-            )
-        return True
-
-    def _make_file_system(self, image: str) -> None:
-        self.pool.create(image, self._options.basesize, self._features, OBJECT_SIZE)
-        with contextlib.ExitStack() as undo:
-            undo.callback(self._remove_scratch, image)
-            device = self.pool.map(image, read_only=False)
-            mounts.make(self._options.fs, device, self._options.mkfsarg, timeout=self.pool.timeout)
-            self._make_root(device)
-            self.pool.unmap(device)
-            undo.pop_all()
-
-    def _make_root(self, device: str) -> None:
-        point = os.path.join(self._home, BASE)
-        os.makedirs(point, exist_ok=True)
-        fs, extra, timeout = self._options.fs, self._options.mountopt, self.pool.timeout
-        mounts.mount(fs, device, point, extra, read_only=False, timeout=timeout)
-        try:
-            root = os.path.join(point, ROOT_DIRECTORY)
-            os.mkdir(root)
-            os.chmod(root, 0o755)  # noqa: S103 - it is the `/` of containers; mkdir follows the umask
-        finally:
-            mounts.unmount(point, timeout=timeout)
-            os.rmdir(point)
-
-    def _remove_scratch(self, image: str) -> None:
-        """Delete a base image that never got its name, whatever step it had reached."""
-        point = os.path.join(self._home, BASE)
-        if mounts.at(point):
-            mounts.unmount(point, timeout=self.pool.timeout)
-        with contextlib.suppress(FileNotFoundError):
-            os.rmdir(point)
-        for mapping in self.pool.mappings():
-            if mapping.image == image:
-                self.pool.unmap(mapping.device)
-        with contextlib.suppress(rbdcli.ImageMissing):
-            self.pool.trash(image)
-            self.reap()
-
-    def scratch(self, owner: str = "") -> str:
-        """Return the name of a base image that an owner is making, by default this host and home."""
-        return f"{self.image(BASE)}.{hashlib.sha256((owner or self.owner()).encode()).hexdigest()[:12]}"
 
 
 def host_of(owner: str) -> str:

@@ -14,6 +14,7 @@ import subprocess
 import threading
 
 import command
+import objects
 import rbdcli
 
 log = logging.getLogger("presence")
@@ -78,8 +79,8 @@ class Presence:
 
     def _watch(self) -> bool:
         """Watch until the watch is lost or `stop` is called; tell whether there was a watch at all."""
-        self._pool.sign(self._object, OWNER_ATTRIBUTE, self._owner)
-        process = self._process = self._pool.start_watching(self._object)
+        objects.sign(self._pool, self._object, OWNER_ATTRIBUTE, self._owner)
+        process = self._process = objects.start_watching(self._pool, self._object)
         assert process.stdout
         try:
             watched = bool(process.stdout.readline())

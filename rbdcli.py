@@ -15,8 +15,6 @@ import calendar
 import contextlib
 import errno
 import json
-import re
-import subprocess
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -338,44 +336,15 @@ class Pool:
             if item["pool"] == self.name and item.get("namespace", "") == self.namespace
         ]
 
-    # -- objects --------------------------------------------------------------------------
+    def rados(self, *words: str) -> str:
+        """Run a `rados` command on an object of the pool and namespace (`objects.py`); return what it prints."""
+        return self._run(self.rados_argv(*words))
 
-    def sign(self, name: str, key: str, value: str) -> None:
-        """Make an object unless it is there, and write an attribute of it."""
-        self._rados("setxattr", name, key, value)
-
-    def watching(self, name: str) -> Sequence[str]:
-        """Return the addresses of the clients that watch an object, which must exist."""
-        return re.findall(r"^watcher=(\S+) ", self._rados("listwatchers", name), re.MULTILINE)
-
-    def start_watching(self, name: str) -> subprocess.Popen[bytes]:
-        """Start a process that watches an object until its standard input ends; the caller reaps it.
-
-        It prints a line once it watches, and another one should it lose its watch.
-        """
-        # Only its own way out asks the cluster for anything, and that must have an end.
-        return command.start(self._rados_argv("watch", name), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
-
-    def lock(self, name: str, lock: str, seconds: float) -> bool:
-        """Take a lock of an object for some seconds, whoever runs the commands in them; false if another has it."""
-        words = ("lock", "get", name, lock, "--lock-type", "exclusive", "--lock-duration", str(int(seconds)))
-        try:
-            self._rados(*words)
-        except RbdError:
-            # rados exits with 1 whatever it was.
-            if self._lockers(name, lock):
-                return False
-            # Its time may have ended in between.
-            self._rados(*words)
-        return True
-
-    def unlock(self, name: str, lock: str) -> None:
-        """Give a lock back that `lock` took."""
-        for locker in self._lockers(name, lock):
-            self._rados("lock", "break", name, lock, locker)
-
-    def _lockers(self, name: str, lock: str) -> Sequence[str]:
-        return [str(item["name"]) for item in json.loads(self._rados("lock", "info", name, lock))["lockers"]]
+    def rados_argv(self, *words: str) -> tuple[str, ...]:
+        """Return the command line of a `rados` command."""
+        share = str(max(1, int(self.timeout * CONNECT_SHARE)))
+        limits = ("--client-mount-timeout", share, "--rados-osd-op-timeout", share)
+        return ("rados", *self._client(), *limits, *self._where(), *words)
 
     # -- cluster --------------------------------------------------------------------------
 
@@ -414,14 +383,6 @@ class Pool:
 
     def _client(self) -> tuple[str, ...]:
         return ("--conf", self.configfile, "--id", self.client)
-
-    def _rados(self, *words: str) -> str:
-        return self._run(self._rados_argv(*words))
-
-    def _rados_argv(self, *words: str) -> tuple[str, ...]:
-        share = str(max(1, int(self.timeout * CONNECT_SHARE)))
-        limits = ("--client-mount-timeout", share, "--rados-osd-op-timeout", share)
-        return ("rados", *self._client(), *limits, *self._where(), *words)
 
     def _where(self) -> tuple[str, ...]:
         return ("--pool", self.name, *(("--namespace", self.namespace) if self.namespace else ()))

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import objects
 import rbdcli
 from layers import BASE, OWNER_KEY, TAKEN_KEY, Layers, host_of
 from presence import object_of
@@ -79,8 +80,8 @@ class Takeover:
         hint = "end it first; a host that died is known to be dead after 30 s"
         for owner in homes:
             name = object_of(self._prefix, owner)
-            self._pool.sign(name, OWNER_KEY, owner)
-            if addresses := self._pool.watching(name):
+            objects.sign(self._pool, name, OWNER_KEY, owner)
+            if addresses := objects.watching(self._pool, name):
                 raise Refused(f"{self._host} lives: its driver answers from {', '.join(addresses)}; {hint}")
         for image, addresses in _each(self._pool.watchers, theirs).items():
             if addresses:

@@ -1,0 +1,129 @@
+"""The base image of a pool: an empty file system and its snapshot, which all layers begin with.
+
+It is made under a name of this host and home and renamed when it is whole, under a lock of the cluster's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+
+import mounts
+import objects
+import rbdcli
+from layers import BASE, OBJECT_SIZE, ROOT_DIRECTORY, LayerError, Layers
+from options import Options
+
+log = logging.getLogger("baseimage")
+
+FORMAT_KEY = "docker_graph_driver.format"
+FORMAT = "1"
+FS_KEY = "docker_graph_driver.fs"
+# Longer than the one command that is run while it is held, which has its own deadline.
+BASE_LOCK_SECONDS = 10.0
+LOCK_PAUSE = 0.2
+
+
+class BaseImage:
+    """The base image of one pool and prefix, as one home makes it."""
+
+    def __init__(self, layers: Layers, options: Options, home: str) -> None:
+        self._layers = layers
+        self._pool = layers.pool
+        self._options = options
+        self._home = home
+        self._name = layers.image(BASE)
+
+    def ensure(self) -> None:
+        """Make the base image unless the pool has it: an empty file system and its snapshot.
+
+        It is made under a name of this host and home, and renamed when it is whole: a crash or a second
+        host in the middle never leaves a base image that is not. Raises LayerError if a base image is
+        there that does not fit the options.
+        """
+        base, scratch = self._name, self._layers.scratch()
+        # Ours from a crash, even if another host has made a whole one since.
+        self._remove_scratch(scratch)
+        if not self._has_base(base):
+            self._make_file_system(scratch)
+            self._pool.set_metadata(scratch, FS_KEY, self._options.fs)
+            self._pool.set_metadata(scratch, FORMAT_KEY, FORMAT)
+            self._pool.snapshot(scratch, "depth0")
+            self._name_base(scratch, base)
+
+    def _name_base(self, scratch: str, base: str) -> None:
+        """Give a whole base image its name, unless another host was faster: then delete it.
+
+        Of two `rbd rename` to one name at the same moment both succeed (librbd looks, then writes), and neither image
+        is whole afterwards; so one at a time. The lock of a host that died in between ends by itself.
+        """
+        lock, deadline = (f"{base}.lock", "rename"), time.monotonic() + 2 * (self._pool.timeout + BASE_LOCK_SECONDS)
+        while not objects.lock(self._pool, *lock, self._pool.timeout + BASE_LOCK_SECONDS):
+            if self._has_base(base):
+                self._remove_scratch(scratch)
+                return
+            if time.monotonic() > deadline:
+                raise LayerError(f"another host has been about to make {base} for too long; try again")
+            time.sleep(LOCK_PAUSE)
+        if self._has_base(base):
+            log.info("another host made %s meanwhile", base)
+            self._remove_scratch(scratch)
+        else:
+            self._pool.rename(scratch, base)
+        objects.unlock(self._pool, *lock)
+
+    def _has_base(self, base: str) -> bool:
+        try:
+            said = self._pool.metadata(base)
+        except rbdcli.ImageMissing:
+            return False
+        if said.get(FORMAT_KEY) != FORMAT:
+            raise LayerError(
+                f"image {base} in pool {self._pool.name} was not made by this driver ({FORMAT_KEY} is "
+                f"{said.get(FORMAT_KEY, 'missing')}, expected {FORMAT}); choose another ceph.imageprefix or pool"
+            )
+        if said.get(FS_KEY) != self._options.fs:
+            raise LayerError(
+                f"ceph.fs={self._options.fs}, but {base} in pool {self._pool.name} holds {said.get(FS_KEY)}; "
+                f"use ceph.fs={said.get(FS_KEY)} or another ceph.imageprefix"
+            )
+        return True
+
+    def _make_file_system(self, image: str) -> None:
+        self._pool.create(image, self._options.basesize, rbdcli.features(self._options.devicetype), OBJECT_SIZE)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._remove_scratch, image)
+            device = self._pool.map(image, read_only=False)
+            mounts.make(self._options.fs, device, self._options.mkfsarg, timeout=self._pool.timeout)
+            self._make_root(device)
+            self._pool.unmap(device)
+            undo.pop_all()
+
+    def _make_root(self, device: str) -> None:
+        point = os.path.join(self._home, BASE)
+        os.makedirs(point, exist_ok=True)
+        fs, extra, timeout = self._options.fs, self._options.mountopt, self._pool.timeout
+        mounts.mount(fs, device, point, extra, read_only=False, timeout=timeout)
+        try:
+            root = os.path.join(point, ROOT_DIRECTORY)
+            os.mkdir(root)
+            os.chmod(root, 0o755)  # noqa: S103 - it is the `/` of containers; mkdir follows the umask
+        finally:
+            mounts.unmount(point, timeout=timeout)
+            os.rmdir(point)
+
+    def _remove_scratch(self, image: str) -> None:
+        """Delete a base image that never got its name, whatever step it had reached."""
+        point = os.path.join(self._home, BASE)
+        if mounts.at(point):
+            mounts.unmount(point, timeout=self._pool.timeout)
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(point)
+        for mapping in self._pool.mappings():
+            if mapping.image == image:
+                self._pool.unmap(mapping.device)
+        with contextlib.suppress(rbdcli.ImageMissing):
+            self._pool.trash(image)
+            self._layers.reap()

@@ -342,8 +342,7 @@ class Pool:
 
     def rados_argv(self, *words: str) -> tuple[str, ...]:
         """Return the command line of a `rados` command."""
-        share = str(max(1, int(self.timeout * CONNECT_SHARE)))
-        limits = ("--client-mount-timeout", share, "--rados-osd-op-timeout", share)
+        limits = ("--client-mount-timeout", self._connect_seconds(), "--rados-osd-op-timeout", self._connect_seconds())
         return ("rados", *self._client(), *limits, *self._where(), *words)
 
     # -- cluster --------------------------------------------------------------------------

@@ -197,66 +197,56 @@ def test_a_host_that_died_is_taken_over(
     assert b.client.read(child, "f") == b"precious"
 
 
-def test_a_takeover_that_is_interrupted_goes_on(
+def test_a_takeover_that_lacks_a_right_or_is_interrupted_goes_on(
     hosts: tuple[PluginProcess, PluginProcess], cluster: Cluster, new_id: NewId, session_directory: str
 ) -> None:
-    """At each of the commands that change something it is broken off once; the same call again ends it."""
-    a, b = hosts
-    layer = container(a, new_id)
-    root = a.client.get(layer)
-    write_through(os.path.join(root, "f"), "precious")
-    hand_over(a, b)
-    send(a, signal.SIGKILL)
-    wait_until(lambda: "lives" not in takeover(b, "nobody")[1], "the cluster answers")
-    directory = os.path.join(session_directory, "breaking")
-    os.makedirs(directory, exist_ok=True)
-    steps = ("osd blocklist", "lock rm", "image-meta set")
-    for program in ("rbd", "ceph"):
-        with open(os.path.join(directory, program), "w", encoding="ascii") as target:
-            target.write(
-                f'#!/bin/sh\nPATH=${{PATH#*:}}\ncase "$1 $2" in "$BREAK_AT") {program} "$@" && exit 5;; esac\n'
-                f'exec {program} "$@"\n'
-            )
-        os.chmod(os.path.join(directory, program), 0o755)
-    path = f"{directory}:{b.environment['PATH']}"
-    wait_until(lambda: "lives" not in takeover(b, "host-a", BREAK_AT=steps[0], PATH=path)[1], "it is dead", 20)
-    for step in steps:
-        status, said = takeover(b, "host-a", BREAK_AT=step, PATH=path)
-        assert (status, "(exit 5)" in said) == (2, True), f"{step}: {said}"
-    status, said = takeover(b, "host-a")
-    assert status == 0, said
-    bury(a)
-    assert b.client.read(layer, "f") == b"precious"
+    """A key that may not fence is told so, and nothing is taken; one with `profile rbd` may.
 
-
-def test_the_right_that_is_missing_is_named(
-    hosts: tuple[PluginProcess, PluginProcess], cluster: Cluster, new_id: NewId
-) -> None:
-    """A key with `profile rbd` may fence; one that may not is told so, and nothing is taken."""
+    Then it is broken off after each of the commands that change something; the same call again ends it.
+    """
     a, b = hosts
     layer = container(a, new_id)
     write_through(os.path.join(a.client.get(layer), "f"), "precious")
     hand_over(a, b)
     send(a, signal.SIGKILL)
-    keyring = os.path.join(os.path.dirname(cluster.conf), "ceph.client.{}.keyring")
-    for name, mon in (("weak", "allow r"), ("profile", "profile rbd")):
-        caps = ("mon", mon, "osd", "profile rbd pool=rbd")
-        cluster.ceph("auth", "get-or-create", f"client.{name}", *caps, "-o", keyring.format(name))
-    with open(b.socket + ".state", encoding="utf-8") as source:
-        state = source.read()
-
-    def as_client(name: str) -> tuple[int, str]:
-        with open(b.socket + "." + name, "w", encoding="utf-8") as target:
-            target.write(state.replace('"Opts": [', f'"Opts": ["ceph.client={name}", '))
-        return takeover(b, "host-a", "--state", b.socket + "." + name)
-
-    wait_until(lambda: "lives" not in as_client("weak")[1], "the cluster takes it for dead", 4 * WATCH_SECONDS)
-    status, said = as_client("weak")
-    assert status == 2
-    assert "client.weak may not blocklist 127.0.0.1:0/" in said
+    states = {name: state_as(b, cluster, name, mon) for name, mon in (("weak", "allow r"), ("profile", "profile rbd"))}
+    weak, able = ("--state", states["weak"]), ("--state", states["profile"])
+    wait_until(lambda: "lives" not in takeover(b, "host-a", *weak)[1], "it is taken for dead", 4 * WATCH_SECONDS)
+    status, said = takeover(b, "host-a", *weak)
+    assert (status, "client.weak may not blocklist 127.0.0.1:0/" in said) == (2, True), said
     with pytest.raises(Refused, match="belongs to host host-a"):
         b.client.get(layer)
-    status, said = as_client("profile")
+
+    path = f"{breaking_programs(session_directory)}:{b.environment['PATH']}"
+    for step in ("osd blocklist", "lock rm", "image-meta set"):
+        status, said = takeover(b, "host-a", *able, BREAK_AT=step, PATH=path)
+        assert (status, "(exit 5)" in said) == (2, True), f"{step}: {said}"
+    status, said = takeover(b, "host-a", *able)
     assert status == 0, said
     bury(a)
     assert b.client.read(layer, "f") == b"precious"
+
+
+def state_as(plugin: PluginProcess, cluster: Cluster, name: str, mon: str) -> str:
+    """Make a Ceph user, and a state file as if the plugin were that one; its path."""
+    keyring = os.path.join(os.path.dirname(cluster.conf), f"ceph.client.{name}.keyring")
+    caps = ("mon", mon, "osd", "profile rbd pool=rbd")
+    cluster.ceph("auth", "get-or-create", f"client.{name}", *caps, "-o", keyring)
+    path = f"{plugin.socket}.{name}"
+    with open(plugin.socket + ".state", encoding="utf-8") as source, open(path, "w", encoding="utf-8") as target:
+        target.write(source.read().replace('"Opts": [', f'"Opts": ["ceph.client={name}", '))
+    return path
+
+
+def breaking_programs(directory: str) -> str:
+    """A directory with an rbd and a ceph that fail after they did what $BREAK_AT names."""
+    place = os.path.join(directory, "breaking")
+    os.makedirs(place)
+    for program in ("rbd", "ceph"):
+        with open(os.path.join(place, program), "w", encoding="ascii") as target:
+            target.write(
+                f'#!/bin/sh\nPATH=${{PATH#*:}}\ncase "$1 $2" in "$BREAK_AT") {program} "$@" && exit 5;; esac\n'
+                f'exec {program} "$@"\n'
+            )
+        os.chmod(os.path.join(place, program), 0o755)
+    return place

@@ -81,7 +81,8 @@ class Body:
     def __init__(self, handler: BaseHTTPRequestHandler) -> None:
         self._source = handler.rfile
         self._chunked = handler.headers.get("Transfer-Encoding", "").strip().lower() == "chunked"
-        length = handler.headers.get("Content-Length", "0")
+        lengths = set(handler.headers.get_all("Content-Length", ["0"]))
+        length = " and ".join(sorted(lengths))
         # Longer ones are no sizes, and Python reads none above 4300 digits.
         if not (length.isascii() and length.isdigit() and len(length) < 20):
             raise BadRequest(f"Content-Length {length[:40]!r} is not a number of bytes")
@@ -176,6 +177,8 @@ class Handler(BaseHTTPRequestHandler):
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
         """What http.server itself refuses is told as JSON too."""
         self.close_connection = True
+        # A line that is no request is taken for one of HTTP/0.9, whose answers have no head.
+        self.request_version = self.protocol_version
         self._reply(code, {"Err": message or explain or f"HTTP error {code}"})
 
     def do_POST(self) -> None:
@@ -310,7 +313,9 @@ class Server(socketserver.ThreadingUnixStreamServer):
     # dockerd keeps idle connections open for ever: nobody may wait for their threads.
     daemon_threads = True
     block_on_close = False
-    request_queue_size = 512
+    # Who connects while the queue is full is refused at once (unix(7), EAGAIN), dockerd too; the kernel cuts this down to
+    # net.core.somaxconn.
+    request_queue_size = 4096
 
     def __init__(self, path: str, plugin: Plugin) -> None:
         self.plugin = plugin

@@ -30,7 +30,7 @@ TIMEOUT = 3.0
 # Twice that for the commands of a request, and what is undone after it; see README.
 REQUEST_SECONDS = 2 * TIMEOUT + 5 * 3.0
 STATUS_SECONDS = 5.0 + 2.0
-CONTENT = {"file": "x", "large": LARGE[: 1 << 20]}
+CONTENT: dict[str, bytes | str | None] = {"file": "x", "large": LARGE[: 1 << 20]}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -272,6 +272,8 @@ def test_reading_an_image_does_not_write_into_the_pool(
     client = start_plugin(imageprefix="reading").client
     layer = client.create(new_id())
     client.apply_diff(layer, make_tar({f"f{number}": os.urandom(10_000) for number in range(200)}))
+    # Before it is unmapped, what mounting stored is given back.
+    cluster.wait_unmapped()
     before = used(cluster, f"reading_{layer}")
     root = client.get(layer)
     for number in range(200):

@@ -356,6 +356,7 @@ def test_another_verb_is_refused_as_json(client: Client, method: str) -> None:
 
 def test_a_request_that_is_no_http(client: Client) -> None:
     answer = read_to_end(raw(client, b"\x16\x03\x01\x02\x00\x01\r\n\r\n"))
+    assert answer.startswith(b"HTTP/1.1 400 ")
     assert b'"Err"' in answer
 
 
@@ -371,7 +372,9 @@ def test_a_body_that_is_too_large(client: Client, driver: FakeDriver) -> None:
     assert driver.calls == []
 
 
-@pytest.mark.parametrize("length", ["x", "-1", "+5", "1e3", "5, 5", "0x5", "9" * 5000, "\xb2"])
+@pytest.mark.parametrize(
+    "length", ["x", "-1", "+5", "1e3", "5, 5", "0x5", "9" * 5000, "\xb2", "11\r\nContent-Length: 8"]
+)
 def test_a_length_that_is_no_number(client: Client, driver: FakeDriver, length: str) -> None:
     link = raw(client, f"POST {GET} HTTP/1.1\r\nContent-Length: {length}\r\n\r\n".encode("latin-1"), BODY)
     answer = read_to_end(link)

@@ -129,6 +129,9 @@ keyring = $dir/osd/keyring
 osd_objectstore = bluestore
 bluestore_block_size = $osd_bytes
 osd_memory_target = 1073741824
+# An OSD that stood still for longer than its lease (16 s by default) answers no read until another one renews it, and
+# there is no other (seen on 16.2.15): 30 times the 20 s of a heartbeat's grace.
+osd_pool_default_read_lease_ratio = 30
 # Nothing lives long enough here to be worth scrubbing.
 osd_scrub_min_interval = 315360000
 osd_scrub_max_interval = 315360000

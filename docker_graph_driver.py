@@ -313,8 +313,8 @@ class Server(socketserver.ThreadingUnixStreamServer):
     # dockerd keeps idle connections open for ever: nobody may wait for their threads.
     daemon_threads = True
     block_on_close = False
-    # Who connects while the queue is full is refused at once (unix(7), EAGAIN), dockerd too; the kernel cuts this down to
-    # net.core.somaxconn.
+    # Who connects while the queue is full is refused at once (unix(7), EAGAIN), dockerd too; the kernel cuts this down
+    # to net.core.somaxconn.
     request_queue_size = 4096
 
     def __init__(self, path: str, plugin: Plugin) -> None:

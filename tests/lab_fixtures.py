@@ -55,7 +55,7 @@ def cluster(session_directory: str) -> Iterator[Cluster]:
         assert lab.images("docker_image_") == []
         wait_until(lambda: lab.trash() == [], "the trash is empty")
     finally:
-        # What failed tests have left mounted: without the cluster nobody could unmount it any more. The device may hang.
+        # What failed tests have left mounted: without the cluster nobody could unmount it any more; devices may hang.
         for point in reversed(mounts_below(session_directory)):
             subprocess.run(["umount", "--lazy", point], check=False)
         lab.down()

@@ -264,7 +264,8 @@ class PluginProcess:
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 argv,
-                executable=PYTHON,
+                # `python` is only what the process takes itself for, and starts others as (tests/faults/killer.py).
+                executable=None if self.host else PYTHON,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

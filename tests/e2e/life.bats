@@ -119,9 +119,13 @@ setup_file() {
     [[ $(docker image inspect --format '{{.GraphDriver.Name}} {{.GraphDriver.Data.Pool}}' small) == "$GRAPH rbd" ]]
 }
 
+info_tells() { [[ $(docker info) == *" $1"* ]]; }
+
 @test "info: pool, options, cluster" {
     local row
     start_sleeper shown
+    # Others are unmapped some seconds after Docker has put them.
+    until_true 20 info_tells "Mapped Devices: 1"
     run -0 docker info
     for row in "Storage Driver: $GRAPH" "Pool: rbd" "Namespace: " "Image Prefix: docker_image" "Device Type: krbd" \
         "Base Size: 10G" "Backing Filesystem: xfs" "Pool Used: " "Pool Available: " "Ceph Health: HEALTH_OK" \

@@ -78,6 +78,11 @@ class Operation:
         """What must be in the layer."""
         return next(iter(self.finished.values()))
 
+    def check_finished(self) -> None:
+        """Look whether the layers that were finished before are as they were."""
+        for layer, lines in self.finished.items():
+            assert description(self.client, layer) == lines
+
     def clear(self) -> None:
         """Remove what `prepare` and `act` made."""
         self.client.remove(self.layer)
@@ -123,14 +128,14 @@ class CreateWithSnapshot(Operation):
 
     def prepare(self) -> None:
         super().prepare()
-        self.parent = self.image(files={"large": LARGE})
-        self.finished = {}
-        self.finish(self.parent)
+        self.parent = self.finish(self.image(files={"large": LARGE}))
 
     def act(self) -> None:
         self.client.create(self.layer, self.parent)
 
     def clear(self) -> None:
+        self.check_finished()
+        self.finished = {}
         super().clear()
         self.client.remove(self.parent)
 
@@ -323,7 +328,7 @@ class FirstInit(Operation):
 
     def prepare(self) -> None:
         FirstInit.count += 1
-        self.prefix = f"first{FirstInit.count}"
+        self.prefix = f"FirstInit{FirstInit.count}"
         self.home = os.path.join(os.path.dirname(self.plugin.home), self.prefix)
         # Nothing is known from an earlier start.
         self.plugin.kill()
@@ -341,6 +346,7 @@ class FirstInit(Operation):
     def clear(self) -> None:
         base = f"rbd/{self.prefix}_base_image"
         self.client.call("Cleanup")
+        assert os.listdir(os.path.join(self.home, "mnt")) == []
         self.cluster.rbd("snap", "purge", "--no-progress", base)
         self.cluster.rbd("rm", "--no-progress", base)
 

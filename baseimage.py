@@ -57,10 +57,11 @@ class BaseImage:
         """Give a whole base image its name, unless another host was faster: then delete it.
 
         Of two `rbd rename` to one name at the same moment both succeed (librbd looks, then writes), and neither image
-        is whole afterwards; so one at a time. The lock of a host that died in between ends by itself.
+        is whole afterwards; so one at a time. The lock of a host that died in between ends by itself, one of our own
+        from before a crash is broken.
         """
         lock, deadline = (f"{base}.lock", "rename"), time.monotonic() + 2 * (self._pool.timeout + BASE_LOCK_SECONDS)
-        while not objects.lock(self._pool, *lock, self._pool.timeout + BASE_LOCK_SECONDS):
+        while not objects.lock(self._pool, *lock, self._layers.owner(), self._pool.timeout + BASE_LOCK_SECONDS):
             if self._has_base(base):
                 self._remove_scratch(scratch)
                 return

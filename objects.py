@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import command
 from rbdcli import Pool, RbdError
@@ -33,14 +33,19 @@ def start_watching(pool: Pool, name: str) -> subprocess.Popen[bytes]:
     return command.start(pool.rados_argv("watch", name), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
-def lock(pool: Pool, name: str, lock: str, seconds: float) -> bool:
-    """Take a lock of an object for some seconds, whoever runs the commands in them; false if another has it."""
+def lock(pool: Pool, name: str, lock: str, holder: str, seconds: float) -> bool:
+    """Take a lock of an object for some seconds, whoever runs the commands in them; false if another has it.
+
+    A lock of the same `holder` is one of an earlier life of the caller, and broken.
+    """
     words = ("lock", "get", name, lock, "--lock-type", "exclusive", "--lock-duration", str(int(seconds)))
     try:
-        pool.rados(*words)
+        pool.rados(*words, "--lock-description", holder)
     except RbdError:
         # Another has it, or had it a moment ago. If it was anything else, this fails too.
-        _lockers(pool, name, lock)
+        for locker in _lockers(pool, name, lock):
+            if locker["description"] == holder:
+                pool.rados("lock", "break", name, lock, locker["name"])
         return False
     return True
 
@@ -48,8 +53,9 @@ def lock(pool: Pool, name: str, lock: str, seconds: float) -> bool:
 def unlock(pool: Pool, name: str, lock: str) -> None:
     """Give a lock back that `lock` took."""
     for locker in _lockers(pool, name, lock):
-        pool.rados("lock", "break", name, lock, locker)
+        pool.rados("lock", "break", name, lock, locker["name"])
 
 
-def _lockers(pool: Pool, name: str, lock: str) -> Sequence[str]:
-    return [str(item["name"]) for item in json.loads(pool.rados("lock", "info", name, lock))["lockers"]]
+def _lockers(pool: Pool, name: str, lock: str) -> Sequence[Mapping[str, str]]:
+    lockers = json.loads(pool.rados("lock", "info", name, lock))["lockers"]
+    return [{key: str(item[key]) for key in ("name", "description")} for item in lockers]

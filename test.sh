@@ -1,8 +1,10 @@
 #!/bin/bash
 # Runs the tests; as root, because they install packages, mount file systems and start daemons.
 #
-#   ./test.sh                 lint, unit, integration, faults, lab, e2e: all but kernel
-#   ./test.sh PART...         some of it: lint unit integration faults lab e2e kernel
+#   ./test.sh                 all of it, side by side
+#   ./test.sh PART...         some of it, one after the other: lint unit integration faults lab e2e soak kernel
+#   ./test.sh soak --minutes 10       options are for that part; also: soak --seed S
+#   ./test.sh kernel --all            the whole of integration and e2e, in the virtual machine; also: kernel --plugin
 #
 # lint         ruff, mypy, vermin, shellcheck, shfmt
 # unit         pytest without root and without Ceph, seconds
@@ -10,6 +12,7 @@
 # faults       pytest: the driver killed at every step, without power, on a sick cluster, and called by anybody
 # lab          bats: the throw-away cluster itself
 # e2e          bats: dockerd and docker on the driver
+# soak         random Docker operations, while everything is killed, against a model of what must be there (3 min)
 # kernel       the driver with krbd and rbd-nbd of a real kernel, in a virtual machine
 #
 # What is missing is installed first: Debian packages (tests/packages) and, into .venv, Python tools
@@ -22,7 +25,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")" || exit 1
 # shellcheck source=tests/lib.bash
 source tests/lib.bash
 
-all=(lint unit integration faults lab e2e)
+# The longest first: the end is then not one part that runs alone.
+all=(kernel faults e2e integration soak lab unit lint)
+# Most parts wait for commands half of their time.
+at_once=2
 summary=()
 failed=0
 
@@ -46,7 +52,7 @@ type_check() {
     # The benchmark of archive.py has its name: a neighbour of its own could not import the driver's.
     MYPYPATH=.:tests:tests/faults "$python" -m mypy --explicit-package-bases ./*.py tests/*.py tests/unit/*.py tests/integration/*.py \
         tests/faults/*.py tests/bench/archive.py || status=1
-    for directory in plugin tests/bench tests/bin tests/kernel; do
+    for directory in plugin tests/bench tests/bin tests/kernel tests/soak; do
         mapfile -t tools < <(find "$directory" -name '*.py' ! -path tests/bench/archive.py)
         MYPYPATH=.:tests:$directory "$python" -m mypy --explicit-package-bases "${tools[@]}" || status=1
     done
@@ -98,7 +104,7 @@ prepare() {
         lint) needs+=(test) ;;
         unit) needs+=(test driver) ;;
         integration | faults | lab) needs+=(test driver lab) ;;
-        e2e) needs+=(test driver lab docker demo) ;;
+        e2e | soak) needs+=(test driver lab docker demo) ;;
         kernel) needs+=(test driver lab docker kernel) ;;
         esac
         [[ $part == @(lint|unit) || $(id -u) == 0 ]] || {
@@ -119,29 +125,80 @@ run_part() {
     faults) without_leaks "$python" -m pytest tests/faults ;;
     lab) without_leaks bats_on tests/lab.bats ;;
     e2e) without_leaks bats_on tests/e2e ;;
-    kernel) without_leaks tests/kernel/run.sh ;;
+    soak) PYTHONPATH=tests without_leaks "$system_python" tests/soak/soak.py "${options[@]}" ;;
+    kernel) without_leaks tests/kernel/run.sh "${options[@]}" ;;
     esac || result=FAILED
     [[ $result == passed ]] || failed=1
     summary+=("$(printf '%-12s %-7s %4d s' "$part" "$result" $((SECONDS - begin)))")
 }
 
-parts=("$@")
-((${#parts[@]})) || parts=("${all[@]}")
-for part in "${parts[@]}"; do
-    [[ $part == @(lint|unit|integration|faults|lab|e2e|kernel) ]] || {
-        sed -n '2,/^# shellcheck/{/^# shellcheck/!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" >&2
-        exit 2
-    }
+# Runs a command that sees only its own mounts, processes and places below /run: alone on the machine for its search for
+# leaks, and for dockerd, which looks for plugins in one place. All processes in there end with it.
+alone() {
+    # shellcheck disable=SC2016 # it is for the inner shell
+    unshare --mount --pid --fork --kill-child --mount-proc bash -c '
+        for place in /run/docker /run/rbd-stand-in; do
+            mkdir --parents "$place" && mount -t tmpfs -o mode=0755 tmpfs "$place" || exit 1
+        done
+        exec "$@"' - "$@"
+}
+
+# side_by_side PART...: some at a time; what each says is shown when it has ended. Loop devices are the kernel's, so all
+# parts see those of all: they are looked for at the end.
+side_by_side() {
+    local queue=("$@") logs pid part result
+    local -A running=() began=()
+    logs=$(mktemp --directory)
+    tests/leaks.sh snapshot "$logs/before"
+    trap 'kill "${!running[@]}"; exit 130' INT TERM
+    while ((${#queue[@]} || ${#running[@]})); do
+        if ((${#queue[@]} && ${#running[@]} < at_once)); then
+            part=${queue[0]}
+            queue=("${queue[@]:1}")
+            LEAKS_IGNORE="^loop device: ${LEAKS_IGNORE:+|$LEAKS_IGNORE}" alone ./test.sh "$part" >"$logs/$part" 2>&1 &
+            running[$!]=$part began[$!]=$SECONDS
+            continue
+        fi
+        result=passed
+        wait -n -p pid "${!running[@]}" || result=FAILED failed=1
+        part=${running[$pid]}
+        cat "$logs/$part"
+        summary+=("$(printf '%-12s %-7s %4d s' "$part" "$result" $((SECONDS - began[$pid])))")
+        unset "running[$pid]"
+    done
+    tests/leaks.sh compare "$logs/before" || failed=1
+    rm -r "$logs"
+}
+
+usage() {
+    sed -n '2,/^# shellcheck/{/^# shellcheck/!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" >&2
+    exit 2
+}
+
+parts=()
+while (($#)) && [[ $1 != -* ]]; do
+    [[ $1 == @(lint|unit|integration|faults|lab|e2e|soak|kernel) ]] || usage
+    parts+=("$1")
+    shift
 done
+options=("$@")
+((${#options[@]} == 0)) || [[ ${parts[*]} == @(soak|kernel) ]] || usage
+wanted=("${parts[@]}")
+((${#wanted[@]})) || wanted=("${all[@]}")
 begin=$SECONDS
-prepare "${parts[@]}" || {
+prepare "${wanted[@]}" || {
     echo "test.sh: what the tests need could not be installed" >&2
     exit 1
 }
 summary+=("$(printf '%-12s %-7s %4d s' "preparing" "done" $((SECONDS - begin)))")
-for part in "${parts[@]}"; do
-    run_part "$part"
-done
+if ((${#parts[@]})); then
+    for part in "${parts[@]}"; do
+        run_part "$part"
+    done
+else
+    side_by_side "${wanted[@]}"
+    summary+=("$(printf '%-12s %-7s %4d s' "all" "" "$SECONDS")")
+fi
 printf '\n=== summary\n'
 printf '%s\n' "${summary[@]}"
 exit $failed

@@ -13,6 +13,11 @@ from plugin_client import REPO, PluginProcess, wait_until
 CLUSTER = os.path.join(REPO, "tests", "cluster.sh")
 
 
+def lib_argv(script: str, *arguments: str) -> list[str]:
+    """The command for a line of shell with the functions of tests/lib.bash; `$2` is the first argument."""
+    return ["bash", "-uc", f'source "$1/tests/lib.bash"; {script}', "bash", REPO, *arguments]
+
+
 class Cluster:
     """The throw-away Ceph and the tools to look into it, as client.admin."""
 
@@ -86,6 +91,11 @@ class Cluster:
     def wait_unmapped(self) -> None:
         """Wait until this host has nothing mapped: the driver unmaps behind what Docker has put."""
         wait_until(lambda: self.mapped() == [], "nothing is mapped")
+
+    def daemon(self, name: str) -> int:
+        """The process of one of its daemons, such as osd.0."""
+        with open(os.path.join(self.directory, "run", f"{name}.pid"), encoding="ascii") as source:
+            return int(source.read())
 
     def ancestors(self, image: str) -> int:
         """How many images stand behind one: the kernel maps it only up to 16."""

@@ -25,8 +25,11 @@ foreign_loops() {
     done | sed 's/.*/&( |$)/' | paste -sd '|' | sed 's/^$/^$/'
 }
 
+# With a cluster's configuration: those of its mappings, and those of files that lie beside it.
 loops() {
-    losetup --list --noheadings --raw --output NAME,BACK-FILE | grep -Ev "$(foreign_loops)" | sed 's/^/loop device: /' || true
+    losetup --list --noheadings --raw --output NAME,BACK-FILE |
+        awk -v all="${conf:+no}" -v own="$run/$([[ -z $conf ]] || fsid)/" -v beside="$(dirname "$(dirname "$conf")")/" \
+            'all == "" || index($2, own) == 1 || index($2, beside) == 1 { print "loop device: " $0 }'
 }
 
 mounts() {

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from engine import Engine
+from lab import lib_argv
 from plugin_client import REPO, Client
 from usage import Watch
 
@@ -177,8 +178,7 @@ class Stack:
 
     def _lib(self, script: str, *arguments: str) -> str:
         """Run a line of shell with the functions of tests/lib.bash; `$2` is the first argument."""
-        source = f'source "$1/tests/lib.bash"; {script}'
-        return self.run(["bash", "-uc", source, "bash", REPO, *arguments])
+        return self.run(lib_argv(script, *arguments))
 
 
 @contextlib.contextmanager

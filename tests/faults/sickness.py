@@ -49,22 +49,16 @@ def wait_well(cluster: Cluster) -> None:
     wait_until(lambda: not checks(cluster), "the cluster is well", 60)
 
 
-def daemon(cluster: Cluster, name: str) -> int:
-    """The process of one of its daemons."""
-    with open(os.path.join(cluster.directory, "run", f"{name}.pid"), encoding="ascii") as source:
-        return int(source.read())
-
-
 @contextlib.contextmanager
 def stopped(cluster: Cluster, *names: str) -> Iterator[None]:
     """Daemons are stopped (SIGSTOP): connections stay, nobody answers."""
     for name in names:
-        os.kill(daemon(cluster, name), signal.SIGSTOP)
+        os.kill(cluster.daemon(name), signal.SIGSTOP)
     try:
         yield
     finally:
         for name in names:
-            os.kill(daemon(cluster, name), signal.SIGCONT)
+            os.kill(cluster.daemon(name), signal.SIGCONT)
         wait_well(cluster)
 
 

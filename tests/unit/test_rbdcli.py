@@ -16,7 +16,7 @@ import pytest
 
 import command
 import rbdcli
-from rbdcli import Info, Mapping, Parent, Pool, Trashed, Usage
+from rbdcli import Info, Lock, Mapping, Parent, Pool, Trashed, Usage
 
 CLIENT = ["--conf", "/etc/c.conf", "--id", "me", "--client-mount-timeout", "5"]
 WHERE = ["--pool", "pool", "--namespace", "space"]
@@ -286,6 +286,35 @@ def test_info(fake: Fake, parent: dict[str, Any] | None) -> None:
     fake.says({**INFO, "parent": parent} if parent else INFO)
     assert pool().info("img") == Info("img", 536870912, Parent("base", "depth0") if parent else None)
     assert fake.calls() == [["rbd", "info", *CLIENT, *IMAGE, "--format", "json"]]
+
+
+# ceph src/tools/rbd/action/Status.cc: an array since Nautilus, before it an object keyed by a number.
+WATCHER = {"address": "10.0.0.1:0/123", "client": 4123, "cookie": 18446462598732840961}
+
+
+@pytest.mark.parametrize("said", [{"watchers": [WATCHER]}, {"watchers": {"watcher": WATCHER}}])
+def test_watchers(fake: Fake, said: Any) -> None:
+    fake.says(said)
+    assert pool().watchers("img") == ["10.0.0.1:0/123"]
+    assert fake.calls() == [["rbd", "status", *CLIENT, *IMAGE, "--format", "json"]]
+
+
+# ceph src/tools/rbd/action/Lock.cc: an array since Nautilus, before it an object keyed by the lock's id.
+LOCKER = {"locker": "client.4123", "address": "10.0.0.1:0/123"}
+
+
+@pytest.mark.parametrize("said", [[{"id": "auto 1", **LOCKER}], {"auto 1": LOCKER}])
+def test_locks(fake: Fake, said: Any) -> None:
+    fake.says(said)
+    assert pool().locks("img") == [Lock("auto 1", "client.4123", "10.0.0.1:0/123")]
+    fake.says("")
+    assert pool().locks("img") == []
+
+
+def test_created_is_read_as_utc(fake: Fake) -> None:
+    """As ceph prints it (src/tools/rbd/action/Info.cc), by ctime(3)."""
+    fake.says({**INFO, "create_timestamp": "Thu Jan  1 01:00:01 1970"})
+    assert pool().created("img") == 3601.0
 
 
 # ceph src/tools/rbd/action/Trash.cc: with --long there is more; an empty trash is [].

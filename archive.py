@@ -128,10 +128,7 @@ def apply(root: str, stream: Readable, ids: IdMaps = _IDENTITY, stall: float = S
         assert process.stdin is not None
         _enlarge(process.stdin)
         with contextlib.suppress(BrokenPipeError):  # it gave up; why, it says on its standard error
-            while True:
-                piece = stream.read(_PIECE)
-                if not piece:
-                    break
+            while piece := _gather(stream):
                 _write_all(process, piece, stall)
         _close((process.stdin,))
         return int(_output(process, stall))
@@ -313,6 +310,14 @@ def _check(*processes: subprocess.Popen[bytes]) -> None:
             if process.returncode < 0:
                 message = f"the archive process was ended by {signal.Signals(-process.returncode).name}"
             raise ArchiveError(message or f"the archive process ended with status {process.returncode}")
+
+
+def _gather(stream: Readable) -> bytes:
+    """Read a whole piece, less only at the end: Docker sends 32 KiB at a time, and each write takes a thread."""
+    gathered = bytearray()
+    while len(gathered) < _PIECE and (data := stream.read(_PIECE - len(gathered))):
+        gathered += data
+    return bytes(gathered)
 
 
 def _enlarge(pipe: IO[bytes]) -> None:

@@ -129,6 +129,11 @@ def start(
         raise CommandError(argv, None, f"cannot be started: {error.strerror}") from error
 
 
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Kill what `start` started, with all that it started, unless it has ended; reap it."""
+    _kill(process)
+
+
 def _environment() -> Mapping[str, str]:
     """A copy of ours with a C locale and times in UTC; sbin is added since mkfs and losetup live there."""
     path = os.environ.get("PATH", os.defpath)

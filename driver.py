@@ -48,7 +48,8 @@ STATUS_SECONDS = 5.0
 # What is still in the trash then is deleted behind, or at the next start.
 CLEANUP_SECONDS = 8.0
 # A layer that Docker has put is wanted again within moments or for long not: so long it stays mapped.
-MAPPED_SECONDS = 3.0
+# An init layer is wanted once more, for its copy, and then not before it is removed: that need not unmap it then.
+MAPPED_SECONDS, INIT_MAPPED_SECONDS = 3.0, 0.5
 # Deleting competes with what Docker waits for: it begins when nothing was removed for so long, but not later than that.
 TRASH_SECONDS, TRASH_LATEST = 1.0, 10.0
 TRASH = "trash"
@@ -208,6 +209,8 @@ class Driver:
         _check_id(layer)
         with self._locks.hold(layer):
             self._acquire(layer, Place.DOCKER, write=True, label=label)
+            if layer in self._sealed:
+                self._read_ahead(layer)
         return os.path.join(self._mounted.point(layer, Place.DOCKER), ROOT_DIRECTORY)
 
     def put(self, layer: str) -> None:
@@ -336,10 +339,16 @@ class Driver:
         finally:
             self._release(layer, place)
 
+    def _read_ahead(self, layer: str) -> None:
+        """Docker gets a finished layer to save or push it: it will read the layer's own files, one after the other."""
+        began = note.began(self._mounted.point(layer, Place.DOCKER), layer, self._options.timeout)
+        if began is not None:
+            self._mounted.read_ahead(layer, Place.DOCKER, began)
+
     def _release(self, layer: str, place: Place) -> None:
         """Undo an acquire; the caller holds the layer's lock."""
         if self._mounted.release(layer, place):
-            self._unmapping.later(layer, MAPPED_SECONDS)
+            self._unmapping.later(layer, INIT_MAPPED_SECONDS if layer.endswith(INIT_SUFFIX) else MAPPED_SECONDS)
 
     def _let_go(self, layer: str) -> bool:
         """Unmap what Docker was done with some seconds ago; take the snapshot of what containers start from."""

@@ -18,6 +18,7 @@ import contextlib
 import enum
 import logging
 import os
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -70,6 +71,7 @@ class _Entry:
 
     `doubtful`: a mount or unmount ran into its deadline, and may have been done later all the same.
     `mapped_at`: the bytes written to the device before it was mapped; None if that was not by us.
+    `reader`: reads ahead for who has it mounted, and ends with the mount.
     """
 
     device: str
@@ -77,6 +79,7 @@ class _Entry:
     mapped_at: int | None = None
     doubtful: bool = False
     label: str = ""
+    reader: subprocess.Popen[bytes] | None = None
     writable: set[Place] = field(default_factory=set)
     counts: dict[Place, int] = field(default_factory=dict)
 
@@ -208,6 +211,12 @@ class MountedLayers:
                 return False
             self._unmount(layer, entry, place)
         return not entry.counts
+
+    def read_ahead(self, layer: str, place: Place, began: int) -> None:
+        """Read what changed since `began` in a mounted layer, behind, for who reads all of it."""
+        entry = self._entries.get(layer)
+        if entry and entry.reader is None:
+            entry.reader = mounts.read_ahead(self._fs, self.point(layer, place), began)
 
     def tidy(self, layer: str, granule: int) -> None:
         """Give back what mounting stored in a layer that is mapped for nobody, in units of `granule` bytes."""
@@ -435,6 +444,9 @@ class MountedLayers:
             entry.mapped_at = mounts.written(entry.device) - before
 
     def _unmount(self, layer: str, entry: _Entry, place: Place) -> None:
+        if entry.reader:
+            command.stop(entry.reader)
+            entry.reader = None
         with _doubting(entry):
             _unmount_point(self.point(layer, place), self._pool.timeout)
         self._not_mounted(layer, entry, place)

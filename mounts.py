@@ -10,11 +10,13 @@ import contextlib
 import errno
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import command
+import readahead
 import xfslog
 
 # nouuid: every clone of an image has the UUID of its base, and XFS mounts a UUID once (xfs(5)).
@@ -112,6 +114,17 @@ def grow_ext4(device: str, *, timeout: float) -> None:
 def give_back_log(device: str, granule: int, *, timeout: float) -> None:
     """Discard what mounting an XFS that is mounted no more cleared of its log (xfslog.py). Raises CommandError."""
     command.run((sys.executable, "-I", "-S", xfslog.__file__, device, str(granule)), timeout=timeout)
+
+
+def read_ahead(fs: str, point: str, began: int) -> subprocess.Popen[bytes] | None:
+    """Read the files of a mounted file system that changed since `began` (nanoseconds), behind; see readahead.py.
+
+    The process is the caller's to end (command.stop) before he unmounts. None where that cannot be done. Raises
+    CommandError.
+    """
+    if fs != "xfs":
+        return None
+    return command.start((sys.executable, "-I", "-S", readahead.__file__, point, str(began)))
 
 
 def table() -> list[Mount]:

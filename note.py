@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+from typing import Any
 
 import deadline
 
@@ -24,6 +25,14 @@ def read(directory: str, layer: str, seconds: float) -> str:
     return deadline.call(lambda: _read(os.path.join(directory, NAME), layer), f"layer {layer}", seconds)
 
 
+def began(directory: str, layer: str, seconds: float) -> int | None:
+    """Return when a layer's archive was begun, in nanoseconds since 1970 as its file system counts; None if unknown.
+
+    Raises deadline.Overdue.
+    """
+    return deadline.call(lambda: _began(os.path.join(directory, NAME), layer), f"layer {layer}", seconds)
+
+
 def write(directory: str, layer: str, state: str, seconds: float) -> None:
     """Write a note that is whole or not there, even after a power cut, and there for good when this returns.
 
@@ -35,14 +44,24 @@ def write(directory: str, layer: str, state: str, seconds: float) -> None:
 
 
 def _read(path: str, layer: str) -> str:
-    try:
-        with open(path, encoding="utf-8") as source:
-            note = json.load(source)
-    except FileNotFoundError:
-        return ""
-    if note["layer"] != layer and note["archive"] == APPLIED:
+    note = _load(path)
+    if note is None or (note["layer"] != layer and note["archive"] == APPLIED):
         return ""
     return str(note["archive"])
+
+
+def _began(path: str, layer: str) -> int | None:
+    note = _load(path)
+    # Notes of older versions do not tell.
+    return int(note["began"]) if note and note["layer"] == layer and "began" in note else None
+
+
+def _load(path: str) -> dict[str, Any] | None:
+    try:
+        with open(path, encoding="utf-8") as source:
+            return dict(json.load(source))
+    except FileNotFoundError:
+        return None
 
 
 def _write(directory: str, layer: str, state: str) -> None:
@@ -51,7 +70,10 @@ def _write(directory: str, layer: str, state: str) -> None:
     try:
         _flush(opened)
         with open(path + ".new", "w", encoding="utf-8") as target:
-            json.dump({"layer": layer, "archive": state}, target)
+            note: dict[str, Any] = {"layer": layer, "archive": state}
+            if state == APPLIED:
+                note["began"] = os.stat(path).st_ctime_ns
+            json.dump(note, target)
             target.flush()
             os.fsync(target.fileno())
         os.replace(path + ".new", path)

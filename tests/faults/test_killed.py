@@ -27,6 +27,9 @@ WORKERS = 3
 QUIET_SECONDS = 0.3
 Tally = Callable[[str, int], None]
 
+# The first test waits for operations that are done beside its own.
+pytestmark = pytest.mark.timeout(1200)
+
 
 def under(killer: Killer, plugin: PluginProcess) -> None:
     """Let a plugin that runs be one that is killed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 from collections.abc import Iterator
@@ -78,16 +77,13 @@ class Site:
 def site(cluster: Cluster) -> Iterator[Site]:
     """The site, running; at the end both have ended, and nothing is mounted or mapped."""
     site = Site(cluster)
-    with open(os.path.join(site.directory, "lock"), "w", encoding="ascii") as lock:
-        # The other type's tests have their own process.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            site.start()
-            yield site
-        finally:
-            site.end()
-            with open(os.path.join(site.directory, "plugin.log"), encoding="utf-8") as source:
-                print("--- log of the plugin\n" + "".join(source.readlines()[-40:]))
+    try:
+        site.start()
+        yield site
+    finally:
+        site.end()
+        with open(os.path.join(site.directory, "plugin.log"), encoding="utf-8") as source:
+            print("--- log of the plugin\n" + "".join(source.readlines()[-40:]))
     assert mounts_below(os.path.join(site.directory, "data", site.graph)) == []
     assert [image for image in cluster.mapped() if image.startswith("deep_")] == []
 

@@ -152,7 +152,9 @@ class Worker:
         self._model.images[image] = dict(container.files)
 
     def _build(self) -> None:
-        parent, image = self._any_image(), self._new_image()
+        # In this order: to make room for the new image another one may go.
+        image = self._new_image()
+        parent = self._any_image()
         files, buildkit = model.new_files(self._chance, MOST_FILES), self._chance.random() < 0.5
         with tempfile.TemporaryDirectory(dir=self._host.directory) as context:
             subprocess.run(["tar", "-x", "-C", context, "-f", "-"], input=model.pack(files), check=True)

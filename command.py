@@ -92,10 +92,10 @@ def run(
     try:
         stdout, stderr = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        _kill(process)
+        stop(process)
         raise CommandTimeout(argv, None, f"no answer within {timeout:.3g} s") from None
     except BaseException:
-        _kill(process)
+        stop(process)
         raise
     result = Result(process.returncode, os.fsdecode(stdout), os.fsdecode(stderr))
     log.debug("%s -> %d in %.0f ms", " ".join(argv), result.status, 1000 * (time.monotonic() - started))
@@ -129,18 +129,14 @@ def start(
         raise CommandError(argv, None, f"cannot be started: {error.strerror}") from error
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """Kill what `start` started, with all that it started, unless it has ended; reap it."""
-    _kill(process)
-
-
 def _environment() -> Mapping[str, str]:
     """A copy of ours with a C locale and times in UTC; sbin is added since mkfs and losetup live there."""
     path = os.environ.get("PATH", os.defpath)
     return {**os.environ, "LC_ALL": "C", "TZ": "UTC", "PATH": f"{path}:/usr/local/sbin:/usr/sbin:/sbin"}
 
 
-def _kill(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Kill what `start` started, with all that it started, unless it has ended; reap it."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     try:

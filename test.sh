@@ -132,11 +132,11 @@ run_part() {
     summary+=("$(printf '%-12s %-7s %4d s' "$part" "$result" $((SECONDS - begin)))")
 }
 
-# Runs a command that sees only its own mounts, processes and places below /run: alone on the machine for its search for
-# leaks, and for dockerd, which looks for plugins in one place. All processes in there end with it.
+# Becomes a command that sees only its own mounts, processes and places below /run: alone on the machine for its search
+# for leaks, and for dockerd, which looks for plugins in one place. All processes in there end with it.
 alone() {
     # shellcheck disable=SC2016 # it is for the inner shell
-    unshare --mount --pid --fork --kill-child --mount-proc bash -c '
+    exec unshare --mount --pid --fork --kill-child --mount-proc bash -c '
         for place in /run/docker /run/rbd-stand-in; do
             mkdir --parents "$place" && mount -t tmpfs -o mode=0755 tmpfs "$place" || exit 1
         done
@@ -150,7 +150,8 @@ side_by_side() {
     local -A running=() began=()
     logs=$(mktemp --directory)
     tests/leaks.sh snapshot "$logs/before"
-    trap 'kill "${!running[@]}"; exit 130' INT TERM
+    # unshare takes no other signal while it waits.
+    trap 'kill -KILL "${!running[@]}"; exit 130' INT TERM
     while ((${#queue[@]} || ${#running[@]})); do
         if ((${#queue[@]} && ${#running[@]} < at_once)); then
             part=${queue[0]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import random
 import signal
@@ -97,6 +98,15 @@ class Host:
         return subprocess.run(
             argv, env=self.cluster.environment, capture_output=True, text=True, timeout=300, check=False
         )
+
+    def named(self) -> list[str]:
+        """The layers of images that Docker's layer store has, read from its files."""
+        paths = glob.glob(f"{self.directory}/data/image/{self.name}/layerdb/sha256/*/cache-id")
+        found = []
+        for path in paths:
+            with open(path, encoding="ascii") as source:
+                found.append(source.read().strip())
+        return found
 
     def end_dockerd(self, number: signal.Signals) -> None:
         """End dockerd by a signal; its containers' processes may go on."""

@@ -5,7 +5,7 @@ is changed here, and nothing is opened that a running driver or Docker could stu
 
 What is `dead` is proven to be so, for `garbage.py` to remove: an image that
 
-- is of this host and home, and has an id as Docker makes them,
+- is of this host and home, or of nobody, since its Create was killed; and has an id as Docker makes them,
 - is named neither by Docker's layer store nor in BuildKit's databases, read before the pool and after it,
 - was made more than an hour ago: Docker writes a layer down within moments after it was made or filled,
 - is mapped by nobody (no watcher, no mapping, no mount, no directory), so that nothing fills it now,
@@ -24,6 +24,7 @@ from dataclasses import dataclass, field, replace
 
 import mounts
 import rbdcli
+from baseimage import FORMAT_KEY
 from dockerdb import DockerDatabase
 from layers import BASE, OWNER_KEY, TAKEN_KEY, Layers
 
@@ -170,7 +171,10 @@ class Inspection:
         layer = self._id(image)
         try:
             said = self._pool.metadata(image)
-            if said.get(OWNER_KEY) != self._layers.owner():
+            # Without an owner, but a clone of a base image of ours: a Create that was killed before it named one. Soon
+            # it is as dead as anything, whosever it was.
+            unowned = FORMAT_KEY in said and OWNER_KEY not in said
+            if said.get(OWNER_KEY) != self._layers.owner() and not unowned:
                 return None
             age = time.time() - self._pool.created(image)
             size = self._pool.usage(image).size
@@ -189,6 +193,8 @@ class Inspection:
         why = next((reason for reason, holds in reasons.items() if holds), "")
         dead = not why
         young, record = age < self._min_age, seen.forgotten.get(layer, "")
+        if not why and unowned:
+            why = "it has no owner: its Create was killed"
         why = why or ("its container is gone" if record else "Docker knows no such layer")
         return Finding(ORPHAN, layer, why, image, age, size, dead=dead, idle=young, record=record)
 

@@ -162,6 +162,21 @@ def test_orphans_go_and_nothing_else(
     assert other.client.listing(foreign) == []
 
 
+def test_what_has_no_owner_is_found(docker: Docker, cluster: Cluster, new_id: NewId) -> None:
+    """As a Create leaves it that was killed between the clone and its owner's name; but nothing of other programs."""
+    layer, stranger = docker.plugin.client.create(new_id()), f"docker_image_{new_id()}"
+    cluster.rbd("image-meta", "remove", f"rbd/docker_image_{layer}", "docker_graph_driver.owner")
+    cluster.rbd("create", "--size", "1M", f"rbd/{stranger}")
+    said = docker.gc("--yes")
+    assert said.status == 0
+    assert len(said.lines()) == 1
+    assert f"{layer} age" in said.lines()[0]
+    assert "it has no owner: its Create was killed" in said.lines()[0]
+    docker.plugin.client.created.remove(layer)
+    assert cluster.images("docker_image_") == [stranger]
+    cluster.rbd("rm", f"rbd/{stranger}", "--no-progress")
+
+
 def test_a_layer_that_docker_writes_down_meanwhile_is_kept(docker: Docker, cluster: Cluster, new_id: NewId) -> None:
     """Between the look and the removal: the second look is just before it."""
     layer = docker.plugin.client.create(new_id())

@@ -341,9 +341,13 @@ class Driver:
 
     def _read_ahead(self, layer: str) -> None:
         """Docker gets a finished layer to save or push it: it will read the layer's own files, one after the other."""
-        began = note.began(self._mounted.point(layer, Place.DOCKER), layer, self._options.timeout)
-        if began is not None:
-            self._mounted.read_ahead(layer, Place.DOCKER, began)
+        try:
+            began = note.began(self._mounted.point(layer, Place.DOCKER), layer, self._options.timeout)
+            if began is not None:
+                self._mounted.read_ahead(layer, Place.DOCKER, began)
+        except (command.CommandError, deadline.Overdue, OSError) as error:
+            # The layer is mounted and counted: without reading ahead it is as good, only slower.
+            log.warning("layer %s is not read ahead: %s", layer, error)
 
     def _release(self, layer: str, place: Place) -> None:
         """Undo an acquire; the caller holds the layer's lock."""

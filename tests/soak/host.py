@@ -53,7 +53,7 @@ class Host:
         self._plugin.socket = f"{PLUGINS}/{self.name}.sock"
         os.makedirs(PLUGINS, exist_ok=True)
         self._plugin.start()
-        self._start_dockerd()
+        self.start_dockerd()
         self._ready.set()
 
     def stop(self) -> None:
@@ -118,11 +118,8 @@ class Host:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{self.directory}/docker.pid")
 
-    def start_dockerd(self) -> None:
-        """Start it again after `end_dockerd`."""
-        self._start_dockerd()
-
-    def _start_dockerd(self, *options: str) -> None:
+    def start_dockerd(self, *options: str) -> None:
+        """Start it, again after `end_dockerd`."""
         conf = ("--storage-opt", f"ceph.configfile={self.cluster.conf}")
         self.cluster.run(lib_argv('start_dockerd "${@:2}"', self.directory, self.name, *conf, *options), 150)
 
@@ -174,4 +171,4 @@ class Host:
 
     def _dockerd_again(self, number: signal.Signals, chance: random.Random) -> None:
         self.end_dockerd(number)
-        self._start_dockerd(*chance.choice(((), ("--live-restore",))))
+        self.start_dockerd(*chance.choice(((), ("--live-restore",))))

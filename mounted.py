@@ -36,6 +36,8 @@ log = logging.getLogger("mounted")
 # it, containers being started that copied the mount table (mount_namespaces(7)).
 BUSY_SECONDS = 10.0
 BUSY_PAUSE = 0.02
+# A container that ended may hold its device for moments more, before a Put tells that it still runs.
+LIVE_SECONDS = 1.0
 # Every directory on the way to a root must be searchable for a remapped container root (userns-remap).
 DIRECTORY_MODE = 0o711
 
@@ -70,6 +72,7 @@ class _Entry:
     """A mapped layer. `counts` has a key for each place where it is mounted (0: nobody's, still mounted).
 
     `doubtful`: a mount or unmount ran into its deadline, and may have been done later all the same.
+    `guessed`: its count for Docker is not known but one, since it was found mounted at a start.
     `mapped_at`: the bytes written to the device before it was mapped; None if that was not by us.
     `reader`: reads ahead for who has it mounted, and ends with the mount.
     """
@@ -78,6 +81,7 @@ class _Entry:
     read_only: bool = False
     mapped_at: int | None = None
     doubtful: bool = False
+    guessed: bool = False
     label: str = ""
     reader: subprocess.Popen[bytes] | None = None
     writable: set[Place] = field(default_factory=set)
@@ -199,7 +203,8 @@ class MountedLayers:
         """Count one user of a mount less; the last one unmounts it. Tell whether the layer is mapped for nobody now.
 
         A layer that is not mounted there is none of our business: Docker puts what it never got after
-        a crash. Raises LayerBusy: the layer then stays mounted and the next release tries again.
+        a crash. Nor does it end the mount of a running container by a Put whose answer was lost in the crash, and that
+        it sends once more. Raises LayerBusy: the layer then stays mounted and the next release tries again.
         """
         entry = self._entries.get(layer)
         if entry is None:
@@ -209,7 +214,10 @@ class MountedLayers:
             entry.counts[place] = max(0, entry.counts[place] - 1)
             if entry.counts[place]:
                 return False
+            writable = place in entry.writable
             self._unmount(layer, entry, place)
+            if entry.guessed and not entry.counts and _stays_in_use(entry.device):
+                self._mount_for_container(layer, entry, write=writable)
         return not entry.counts
 
     def read_ahead(self, layer: str, place: Place, began: int) -> None:
@@ -284,22 +292,19 @@ class MountedLayers:
             _unmount_point(found.point, self._pool.timeout)
             self._remove_directories(layer)
             return
-        writable = set() if found.read_only else {Place.DOCKER}
-        read_only = mounts.is_read_only(device)
-        self._entries[layer] = _Entry(device, read_only, label=found.label, writable=writable, counts={Place.DOCKER: 1})
+        entry = _Entry(device, mounts.is_read_only(device), guessed=True, label=found.label)
+        entry.writable, entry.counts = set() if found.read_only else {Place.DOCKER}, {Place.DOCKER: 1}
+        self._entries[layer] = entry
 
     def _mount_again(self, layer: str) -> bool:
         """Mount a layer that a container uses although our own mount is gone; tell whether there was such.
 
-        The mount namespace of a managed plugin ends with it (`docker plugin disable --force`); the containers
-        have theirs, and the kernel keeps the device.
+        The mount namespace of a managed plugin ends with it (`docker plugin disable --force`), or it was killed in a
+        Put that had to mount anew; the containers have a namespace of their own, and the kernel keeps the device.
         """
-        if not os.path.isdir(self.point(layer, Place.DOCKER)):
-            return False
         for mapping in self._mappings(layer):
             if mounts.in_use(mapping.device):
-                entry = _Entry(mapping.device, mounts.is_read_only(mapping.device))
-                self._entries[layer] = entry
+                entry = self._entries[layer] = _Entry(mapping.device, mounts.is_read_only(mapping.device))
                 self._mount_for_container(layer, entry, write=not entry.read_only)
                 return True
         return False
@@ -308,7 +313,7 @@ class MountedLayers:
         with contextlib.ExitStack() as undo:
             self._mount(layer, entry, Place.DOCKER, undo, write=write, label=entry.label)
             undo.pop_all()
-        entry.counts[Place.DOCKER] = 1
+        entry.counts[Place.DOCKER], entry.guessed = 1, True
         log.info("%s is in use by a running container, mounted at %s", layer, self.point(layer, Place.DOCKER))
 
     def settle(self) -> None:
@@ -325,7 +330,7 @@ class MountedLayers:
                 self._unmount(layer, entry, Place.DOCKER)
             except LayerBusy as error:
                 log.info("%s stays mounted: %s", layer, error)
-                entry.counts[Place.DOCKER] = 1
+                entry.counts[Place.DOCKER], entry.guessed = 1, True
                 continue
             if mounts.in_use(entry.device):
                 self._mount_for_container(layer, entry, write=writable)
@@ -516,9 +521,14 @@ def _unmount_point(point: str, timeout: float) -> None:
     raise LayerBusy(f"{point} cannot be unmounted: {error}")
 
 
-def _until_free() -> Iterator[None]:
-    """Yield at growing intervals until BUSY_SECONDS have passed."""
-    end, pause = time.monotonic() + deadline.left(BUSY_SECONDS), BUSY_PAUSE
+def _stays_in_use(device: str) -> bool:
+    """Tell whether something holds a device for more than moments."""
+    return all(mounts.in_use(device) for _ in _until_free(LIVE_SECONDS))
+
+
+def _until_free(seconds: float = BUSY_SECONDS) -> Iterator[None]:
+    """Yield at growing intervals until so many seconds have passed."""
+    end, pause = time.monotonic() + deadline.left(seconds), BUSY_PAUSE
     while True:
         yield
         if time.monotonic() > end:

@@ -7,7 +7,6 @@ imports those that its directory needs.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import shutil
 import signal
@@ -101,7 +100,7 @@ def plugins(cluster: Cluster, directory: str) -> Iterator[StartPlugin]:
             for name, values in options.items()
             for value in ([values] if isinstance(values, str) else values)
         ]
-        plugin = PluginProcess(next(directories), cluster.environment, pairs)
+        plugin = PluginProcess(os.path.join(directory, uuid.uuid4().hex[:6]), cluster.environment, pairs)
         if host:
             plugin.host = host
             # Mappings of its own: what a host has mapped no other one sees.
@@ -112,7 +111,6 @@ def plugins(cluster: Cluster, directory: str) -> Iterator[StartPlugin]:
             plugin.init()
         return plugin
 
-    directories = (os.path.join(directory, f"{uuid.uuid4().hex[:6]}") for _ in itertools.count())
     # What a failed test has left must not fail the next ones too; the end of the session finds it.
     before = cluster.mapped()
     yield start

@@ -170,6 +170,50 @@ def test_plugin_killed_9_under_a_running_container(
     client.write(other, "g", "new")
 
 
+def test_a_put_that_is_repeated_leaves_a_running_container_its_mount(
+    plugin: PluginProcess, cluster: Cluster, new_id: NewId, run_container: RunContainer
+) -> None:
+    """docker cp got and put; the answer of Put was lost with the plugin, and dockerd sends it once more."""
+    client = plugin.client
+    layer = new_container(plugin, new_id())
+    root = client.get(layer)
+    container = run_container(root)
+    client.get(layer)
+    client.put(layer)
+    plugin.kill()
+    plugin.start()
+    client.put(layer)
+    assert mounts_below(plugin.home) == [os.path.dirname(root)]
+    container.write("f", "1")
+    assert client.read(layer, "f") == b"1"
+    assert client.changes(layer, layer + "-init") == {"/f": 1}
+    container.end()
+    client.put(layer)
+    assert mounts_below(plugin.home) == []
+    cluster.wait_unmapped()
+
+
+def test_a_container_of_which_nothing_but_the_device_is_left(
+    plugin: PluginProcess, cluster: Cluster, new_id: NewId, run_container: RunContainer
+) -> None:
+    """The plugin was killed in that very Put: no mount of ours, no mount point, and yet the container runs."""
+    client = plugin.client
+    layer = new_container(plugin, new_id())
+    root = client.get(layer)
+    container = run_container(root)
+    plugin.kill()
+    point = os.path.dirname(root)
+    cluster.run(["umount", point])
+    os.rmdir(point)
+    plugin.start()
+    container.write("f", "1")
+    assert client.read(layer, "f") == b"1"
+    assert mounts_below(plugin.home) == [point]
+    container.end()
+    client.put(layer)
+    cluster.wait_unmapped()
+
+
 def test_plugin_killed_9_then_remove_of_what_was_mounted(
     plugin: PluginProcess, cluster: Cluster, new_id: NewId
 ) -> None:

@@ -518,7 +518,24 @@ def _unmount_point(point: str, timeout: float) -> None:
             error = failed
             if mounts.at(point) is None:
                 return None
+            _unmount_below(point, timeout)
     raise LayerBusy(f"{point} cannot be unmounted: {error}")
+
+
+def _unmount_below(point: str, timeout: float) -> None:
+    """End what dockerd has mounted inside of a layer (moby, daemon/archive.go: volumes, resolv.conf), and left there.
+
+    It does so for each `docker cp` and puts the layer after it; killed in between it never comes back for them.
+    """
+    for inner in mounts.below(point):
+        log.warning("unmounting %s, left behind in a layer", inner)
+        try:
+            mounts.unmount(inner, timeout=timeout)
+        except command.CommandTimeout:
+            raise
+        except command.CommandError as error:
+            # Then the layer stays mounted too, and that is what the caller is told.
+            log.warning("%s", error)
 
 
 def _stays_in_use(device: str) -> bool:

@@ -137,6 +137,11 @@ def at(point: str) -> Mount | None:
     return next((item for item in reversed(table()) if item.point == point), None)
 
 
+def below(point: str) -> list[str]:
+    """Return what is mounted inside of the tree at `point`, in the order in which it can be unmounted."""
+    return [item.point for item in reversed(table()) if item.point.startswith(f"{point}/")]
+
+
 def device_number(device: str) -> str:
     """Return "major:minor" of a block device, as the mount table writes it. Raises OSError."""
     number = os.stat(device).st_rdev

@@ -214,6 +214,26 @@ def test_a_container_of_which_nothing_but_the_device_is_left(
     cluster.wait_unmapped()
 
 
+@pytest.mark.parametrize("verb", ["Init", "Put", "Remove"])
+def test_what_docker_cp_has_mounted_in_a_layer_goes_with_it(
+    plugin: PluginProcess, cluster: Cluster, new_id: NewId, session_directory: str, verb: str
+) -> None:
+    """dockerd mounts resolv.conf, volumes and so on over the files of a layer while it copies; it was killed then."""
+    client = plugin.client
+    layer = new_container(plugin, new_id())
+    root = client.get(layer)
+    volume = os.path.join(session_directory, layer)
+    os.makedirs(os.path.join(volume, "inner"))
+    os.mkdir(os.path.join(root, "volume"))
+    cluster.run(["mount", "--bind", volume, os.path.join(root, "volume")])
+    cluster.run(["mount", "--bind", volume, os.path.join(root, "volume", "inner")])
+    assert len(mounts_below(plugin.home)) == 3
+    {"Init": plugin.init, "Put": lambda: client.put(layer), "Remove": lambda: client.remove(layer)}[verb]()
+    assert mounts_below(plugin.home) == []
+    cluster.wait_unmapped()
+    assert os.listdir(volume) == ["inner"]
+
+
 def test_plugin_killed_9_then_remove_of_what_was_mounted(
     plugin: PluginProcess, cluster: Cluster, new_id: NewId
 ) -> None:

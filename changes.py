@@ -13,6 +13,8 @@ import errno
 import os
 import stat
 
+import inodes
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -39,8 +41,9 @@ def walk(root: int, parent: int | None, *, look: bool = False) -> Iterator[Found
     """
     if parent is None:
         return _added(root, b"", look)
-    found: list[Found] = []
-    _compare(root, parent, b"", found)
+    comparison = _Comparison(root, parent)
+    comparison.run()
+    found = comparison.found
     found.sort()
     return iter(found)
 
@@ -153,50 +156,134 @@ def _list(directory: int) -> dict[bytes, os.stat_result]:
     return listing
 
 
-def _compare(new: int, old: int, prefix: bytes, found: list[Found]) -> None:
-    """Append to `found` what changed below a directory that both trees have."""
-    before, now = _list(old), _list(new)
-    changed, doubtful = {}, []
-    for name, status in now.items():
-        was = before.get(name)
-        if was is None:
-            changed[name] = ADDED
-        elif _differs(status, was):
-            changed[name] = MODIFIED
-        elif status.st_ctime_ns != was.st_ctime_ns or status.st_ino != was.st_ino:
-            doubtful.append(name)  # else the clone shares the inode: whoever changes an attribute moves the ctime
-    if doubtful:
-        mine, theirs = _capabilities(new, doubtful), _capabilities(old, doubtful)
-        changed.update((name, MODIFIED) for name in doubtful if mine[name] != theirs[name])
-    for name, kind in changed.items():
-        found.append((prefix + b"/" + name, kind, FILE if stat.S_ISREG(now[name].st_mode) else OTHER))
-    found.extend((prefix + b"/" + name, DELETED, OTHER) for name in before if name not in now)
-    for name, status in now.items():
-        if stat.S_ISDIR(status.st_mode):
-            count = len(found)
-            was = before.get(name)
-            shared = old if was is not None and stat.S_ISDIR(was.st_mode) else None
-            _compare_below(new, shared, name, prefix + b"/" + name, found)
-            if name not in changed and len(found) > count:
-                found.append((prefix + b"/" + name, MODIFIED, OTHER))
+class _Comparison:
+    """Two trees; what changed from `old` to `new` is appended to `found`.
 
+    Where they are XFS, one a clone of the other, the inodes that are the same in both are known beforehand (inodes.py).
+    A directory that is one of them has the names that it had, with the inodes that they had: of its entries only those
+    are looked at whose inodes are not the same, and their namesakes. It takes a third of the time.
+    """
 
-def _compare_below(new: int, old: int | None, name: bytes, path: bytes, found: list[Found]) -> None:
-    """Compare a directory's content with that of its namesake in the parent (`old`), or take it as added."""
-    below = _open(name, new)
-    if below is None:
-        return
-    counterpart = None
-    try:
-        counterpart = _open(name, old) if old is not None else None
-        if counterpart is None:
-            found.extend(_added(below, path, False))
+    def __init__(self, new: int, old: int) -> None:
+        self._new, self._old = new, old
+        self._device = os.fstat(new).st_dev
+        self._changed = inodes.changed(new, old)
+        self.found: list[Found] = []
+
+    def run(self) -> None:
+        """Compare all of it."""
+        if self._is_same(os.fstat(self._new), os.fstat(self._old)):
+            self._look_through(self._new, b"")
         else:
-            _compare(below, counterpart, path, found)
-    finally:
-        os.close(below)
-        if counterpart is not None:
-            os.close(counterpart)
+            self._compare(self._new, self._old, b"")
+
+    def _is_same(self, now: os.stat_result, was: os.stat_result) -> bool:
+        """Whether a directory has the names and inodes that it had."""
+        if self._changed is None or now.st_dev != self._device:
+            return False
+        return now.st_ino == was.st_ino and now.st_ino not in self._changed
+
+    def _look_through(self, new: int, prefix: bytes) -> None:
+        """What changed below a directory that is itself the same."""
+        assert self._changed is not None
+        below = []
+        os.fchdir(new)
+        with os.scandir(b".") as entries:
+            for entry in entries:
+                if entry.inode() in self._changed:
+                    break
+                if entry.is_dir(follow_symlinks=False):
+                    below.append(entry.name)
+            else:
+                for name in below:
+                    self._look_below(new, name, prefix + b"/" + name)
+                return
+        old = _open_path(self._old, prefix)
+        if old is None:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), prefix)
+        try:
+            self._compare(new, old, prefix)
+        finally:
+            os.close(old)
+
+    def _look_below(self, new: int, name: bytes, path: bytes) -> None:
+        below = _open(name, new)
+        if below is None:
+            return
+        count = len(self.found)
+        try:
+            if os.fstat(below).st_dev == self._device:
+                self._look_through(below, path)
+            else:  # something is mounted there
+                self._compare_with(below, _open_path(self._old, path), path)
+        finally:
+            os.close(below)
+        if len(self.found) > count:
+            self.found.append((path, MODIFIED, OTHER))
+
+    def _compare(self, new: int, old: int, prefix: bytes) -> None:
+        """What changed below a directory that both trees have."""
+        found = self.found
+        before, now = _list(old), _list(new)
+        changed, doubtful = {}, []
+        for name, status in now.items():
+            was = before.get(name)
+            if was is None:
+                changed[name] = ADDED
+            elif _differs(status, was):
+                changed[name] = MODIFIED
+            elif status.st_ctime_ns != was.st_ctime_ns or status.st_ino != was.st_ino:
+                doubtful.append(name)  # else the clone shares the inode: whoever changes an attribute moves the ctime
+        if doubtful:
+            mine, theirs = _capabilities(new, doubtful), _capabilities(old, doubtful)
+            changed.update((name, MODIFIED) for name in doubtful if mine[name] != theirs[name])
+        for name, kind in changed.items():
+            found.append((prefix + b"/" + name, kind, FILE if stat.S_ISREG(now[name].st_mode) else OTHER))
+        found.extend((prefix + b"/" + name, DELETED, OTHER) for name in before if name not in now)
+        for name, status in now.items():
+            if stat.S_ISDIR(status.st_mode):
+                count = len(found)
+                self._compare_below(new, old, prefix + b"/" + name, before.get(name))
+                if name not in changed and len(found) > count:
+                    found.append((prefix + b"/" + name, MODIFIED, OTHER))
+
+    def _compare_below(self, new: int, old: int, path: bytes, was: os.stat_result | None) -> None:
+        """Compare a directory within `new` with its namesake within `old`, or take what is in it as added."""
+        name = path.rpartition(b"/")[2]
+        below = _open(name, new)
+        if below is None:
+            return
+        try:
+            if was is None or not stat.S_ISDIR(was.st_mode):
+                self.found.extend(_added(below, path, False))
+            elif self._is_same(os.fstat(below), was):
+                self._look_through(below, path)
+            else:
+                self._compare_with(below, _open(name, old), path)
+        finally:
+            os.close(below)
+
+    def _compare_with(self, new: int, old: int | None, path: bytes) -> None:
+        """Compare with an open directory, which is closed then."""
+        if old is None:
+            self.found.extend(_added(new, path, False))
+            return
+        try:
+            self._compare(new, old, path)
+        finally:
+            os.close(old)
+
+
+def _open_path(directory: int, path: bytes) -> int | None:
+    """A directory further below one, which is not followed through symlinks; None if there is none."""
+    here: int | None = os.dup(directory)
+    for name in path.split(b"/")[1:]:
+        above, here = here, _open(name, here)
+        if above is not None:
+            os.close(above)
+        if here is None:
+            return None
+    return here
 
 
 def _differs(now: os.stat_result, was: os.stat_result) -> bool:

@@ -10,7 +10,7 @@ A process of its own, since nothing else puts an end to a read from a device who
 
 DIRECTORY is the root of a layer's mounted XFS; its own files are those that changed since its archive was begun, at
 BEGAN (nanoseconds since 1970, by that file system's times). Large ones are left to the kernel's own read-ahead. They
-are found without looking at any directory, by the numbers of their inodes (xfsctl(3): XFS_IOC_FSBULKSTAT,
+are found without looking at any directory, by the numbers of their inodes (inodes.py; xfsctl(3),
 XFS_IOC_OPEN_BY_HANDLE). Prints how many bytes were asked for. Exit status 1 and one line if that cannot be done.
 """
 
@@ -23,6 +23,11 @@ import stat
 import struct
 import sys
 
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+import inodes
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,17 +35,11 @@ if TYPE_CHECKING:
 LARGE = 1 << 20
 # What is read ahead must not drive out what others need.
 MEMORY_SHARE = 4
-# fs/xfs/libxfs/xfs_fs.h: _IOWR('X', 101, 104 and 107, the structures below).
-_BULKSTAT, _PATH_TO_FSHANDLE, _OPEN_BY_HANDLE = 0xC0205865, 0xC0385868, 0xC038586B
-_BULK_REQUEST = struct.Struct("QixxxxQQ")  # xfs_fsop_bulkreq: lastip, icount, ubuffer, ocount
-_HANDLE_REQUEST = struct.Struct(
-    "I4xQI4xQI4xQQ"
-)  # xfs_fsop_handlereq: fd, path, oflags, ihandle, its size, ohandle, size
+# fs/xfs/libxfs/xfs_fs.h: _IOWR('X', 104 and 107, struct xfs_fsop_handlereq).
+_PATH_TO_FSHANDLE, _OPEN_BY_HANDLE = 0xC0385868, 0xC038586B
+# fd, path, oflags, ihandle, its size, ohandle, its size
+_HANDLE_REQUEST = struct.Struct("I4xQI4xQI4xQQ")
 _HANDLE = struct.Struct("8sHHIQ")  # xfs_handle: file system, 14 bytes follow, padding, generation, inode
-_BSTAT = struct.Struct(
-    "QH22xq32xqi24xI24x"
-)  # xfs_bstat: inode, mode, size, ctime in seconds and nanoseconds, generation
-_AT_ONCE = 1024
 
 
 def read_ahead(directory: str, began: int, most: int) -> int:
@@ -63,18 +62,9 @@ def read_ahead(directory: str, began: int, most: int) -> int:
 
 def _files(top: int, began: int) -> Iterator[tuple[int, int, int]]:
     """Yield inode, generation and size of the regular files that changed since then and are not large."""
-    last, found = array.array("Q", [0]), array.array("i", [0])
-    entries = array.array("B", bytes(_AT_ONCE * _BSTAT.size))
-    addresses = [item.buffer_info()[0] for item in (last, entries, found)]
-    while True:
-        fcntl.ioctl(top, _BULKSTAT, _BULK_REQUEST.pack(addresses[0], _AT_ONCE, *addresses[1:]))
-        if not found[0]:
-            return
-        for inode, mode, size, seconds, nanoseconds, generation in _BSTAT.iter_unpack(
-            memoryview(entries)[: found[0] * _BSTAT.size]
-        ):
-            if stat.S_ISREG(mode) and 0 < size <= LARGE and seconds * 10**9 + nanoseconds >= began:
-                yield inode, generation, size
+    for inode, mode, _, _, _, _, size, _, _, seconds, nanoseconds, generation in inodes.every(top):
+        if stat.S_ISREG(mode) and 0 < size <= LARGE and seconds * 10**9 + nanoseconds >= began:
+            yield inode, generation, size
 
 
 def _file_system(top: int, directory: str) -> bytes:

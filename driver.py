@@ -52,6 +52,8 @@ CLEANUP_SECONDS = 8.0
 MAPPED_SECONDS, INIT_MAPPED_SECONDS = 3.0, 0.5
 # Deleting competes with what Docker waits for: it begins when nothing was removed for so long, but not later than that.
 TRASH_SECONDS, TRASH_LATEST = 1.0, 10.0
+# So does unmapping and removing images: Docker removes the layers of a container, or of an image, one after the other.
+REMOVE_SECONDS = 0.3
 TRASH = "trash"
 # While the cluster sees that we live, nobody takes our layers; cut off from it, not for another 30 s (presence.py).
 OWNER_SECONDS = 20.0
@@ -86,6 +88,7 @@ class Driver:
         expected = (command.CommandError, LayerBusy, LayerError, LookupError, ValueError)
         self._trash = Behind("the trash", lambda _: not self._layers.reap(), expected)
         self._unmapping = Behind("unmapping", self._let_go, expected)
+        self._removing = Behind("removing", self._remove, expected)
 
     @contextlib.contextmanager
     def request(self) -> Iterator[None]:
@@ -127,6 +130,8 @@ class Driver:
         self._make_home()
         self._mounted.adopt()
         self._presence.start()
+        for layer in self._mounted.removed():
+            self._removing.later(layer, 0)
         self._trash.later(TRASH, 0)
 
     def retire(self, timeout: float) -> None:
@@ -136,7 +141,8 @@ class Driver:
         """
         self._presence.stop()
         self._unmapping.drain(timeout)
-        if not (self._unmapping.stop(timeout) and self._trash.stop(timeout)):
+        # What is still to be removed is known to who takes over, too.
+        if not all(behind.stop(timeout) for behind in (self._removing, self._unmapping, self._trash)):
             raise DriverError(f"the former daemon's layers are still being unmapped or deleted after {timeout:g} s")
 
     def check(self) -> None:
@@ -155,13 +161,14 @@ class Driver:
         self.finish(CLEANUP_SECONDS)
 
     def finish(self, timeout: float) -> bool:
-        """Unmap what is mapped for nobody and empty the trash as far as that can be done in `timeout` seconds.
+        """Unmap what is mapped for nobody, remove what is removed, empty the trash, as far as `timeout` seconds allow.
 
         Tell whether all of it was tried.
         """
         deadline = time.monotonic() + timeout
-        unmapped = self._unmapping.drain(timeout)
-        return self._trash.drain(max(0.0, deadline - time.monotonic())) and unmapped
+        works = (self._unmapping, self._removing, self._trash)
+        tried = [behind.drain(max(0.0, deadline - time.monotonic())) for behind in works]
+        return all(tried)
 
     # -- create and remove -------------------------------------------------------------------
 
@@ -174,6 +181,8 @@ class Driver:
         # The only layer on an init layer is its container's, a copy of it: neither makes the chain longer.
         leaf = leaf or layer.endswith(INIT_SUFFIX)
         with self._locks.hold(layer), contextlib.ExitStack() as undo:
+            if self._mounted.is_removed(layer):
+                self._finish_removal(layer)
             before = self._make(layer, parent, size, leaf=leaf)
             undo.callback(self._layers.remove, layer)
             self._open.add(layer)
@@ -186,21 +195,28 @@ class Driver:
             undo.pop_all()
 
     def remove(self, layer: str) -> None:
-        """Remove a layer and all that is mounted of it; one that does not exist is removed already."""
+        """Remove a layer and all that is mounted of it; one that does not exist is removed already.
+
+        It is gone for Docker at once, and noted on this host as removed; its image goes behind. Raises LayerBusy.
+        """
         _check_id(layer)
         with self._locks.hold(layer):
-            with contextlib.suppress(rbdcli.ImageMissing):
-                self._check_owner(layer)
-            self._mounted.purge(layer)
-            existed = self._layers.remove(layer)
+            if self._mounted.is_removed(layer):
+                return
+            try:
+                # Whose it was once it still is, or its image stays: that is asked again before it goes.
+                if self._mounted.device(layer) is None:
+                    self._layers.check_owner(layer, lease=float("inf"))
+            except rbdcli.ImageMissing:
+                return
+            self._mounted.discard(layer)
             self._forget(layer)
-        if existed:
-            self._trash.later(TRASH, TRASH_SECONDS, TRASH_LATEST)
+        self._removing.later(layer, REMOVE_SECONDS)
 
     def exists(self, layer: str) -> bool:
         """Tell whether a layer is there."""
         _check_id(layer)
-        return self._layers.exists(layer)
+        return not self._mounted.is_removed(layer) and self._layers.exists(layer)
 
     # -- mount -------------------------------------------------------------------------------
 
@@ -291,6 +307,7 @@ class Driver:
     def metadata(self, layer: str) -> dict[str, str]:
         """Return the rows of `docker inspect`'s GraphDriver.Data."""
         _check_id(layer)
+        self._check_not_removed(layer)
         known = self._layers.describe(layer)
         mounted = self._mounted.is_mounted(layer, Place.DOCKER)
         return {
@@ -312,6 +329,7 @@ class Driver:
             self._layers.create(layer, None, size, leaf=leaf)
             return self._layers.describe(BASE).size
         with self._locks.hold(parent):
+            self._check_not_removed(parent)
             if parent in self._broken:
                 raise DriverError(f"layer {layer}: its parent {parent} is broken; remove it")
             if self._mounted.is_writable(parent):
@@ -354,9 +372,37 @@ class Driver:
         if self._mounted.release(layer, place):
             self._unmapping.later(layer, INIT_MAPPED_SECONDS if layer.endswith(INIT_SUFFIX) else MAPPED_SECONDS)
 
+    def _remove(self, layer: str) -> bool:
+        with self._locks.hold(layer):
+            if self._mounted.is_removed(layer):
+                self._finish_removal(layer)
+        return True
+
+    def _finish_removal(self, layer: str) -> None:
+        """Let the image of a layer that is noted as removed go; the caller holds its lock."""
+        self._mounted.let_go(layer)
+        existed = True
+        try:
+            self._check_owner(layer)
+            existed = self._layers.remove(layer)
+        except rbdcli.ImageMissing:
+            existed = False
+        except LayerError as error:
+            # It was taken over while this host was taken for dead.
+            log.error("its image stays: %s", error)
+        self._mounted.forget(layer)
+        if existed:
+            self._trash.later(TRASH, TRASH_SECONDS, TRASH_LATEST)
+
+    def _check_not_removed(self, layer: str) -> None:
+        if self._mounted.is_removed(layer):
+            raise DriverError(f"layer {layer} does not exist: it was removed")
+
     def _let_go(self, layer: str) -> bool:
         """Unmap what Docker was done with some seconds ago; take the snapshot of what containers start from."""
         with self._locks.hold(layer):
+            if self._mounted.is_removed(layer):
+                return True
             self._mounted.tidy(layer, OBJECT_SIZE)
             self._mounted.let_go(layer)
             if layer in self._to_prepare and self._mounted.device(layer) is None:
@@ -366,6 +412,7 @@ class Driver:
 
     def _acquire(self, layer: str, place: Place, *, write: bool, label: str = "") -> Place:
         """Mount a layer, a sealed one never writable; the caller holds its lock and releases what is returned."""
+        self._check_not_removed(layer)
         try:
             self._check_owner(layer)
             with contextlib.ExitStack() as after:

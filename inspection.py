@@ -27,6 +27,7 @@ import rbdcli
 from baseimage import FORMAT_KEY
 from dockerdb import DockerDatabase
 from layers import BASE, OWNER_KEY, TAKEN_KEY, Layers
+from mounted import REMOVED
 
 MIN_AGE_SECONDS = 3600.0
 # Younger than that is the driver's work in progress: it empties the trash and unmaps behind the caller's back.
@@ -146,6 +147,10 @@ class Inspection:
     def _directory(self, layer: str) -> str:
         return os.path.join(self._root, layer)
 
+    def _is_removed(self, layer: str) -> bool:
+        """Tell whether the driver is about to remove a layer (mounted.py)."""
+        return os.path.isdir(os.path.join(self._directory(layer), REMOVED))
+
     def _in_use(self, image: str) -> bool:
         """Tell whether anybody has an image open; one that is gone is in use by whoever removed it."""
         try:
@@ -169,6 +174,8 @@ class Inspection:
     def _orphan(self, image: str, seen: _Seen) -> Finding | None:
         """Describe an image that Docker does not name; None if it is another's, or gone by now."""
         layer = self._id(image)
+        if self._is_removed(layer):
+            return None
         try:
             said = self._pool.metadata(image)
             # Without an owner, but a clone of a base image of ours: a Create that was killed before it named one. Soon
@@ -276,7 +283,10 @@ class Inspection:
             image, place, age = self._layers.image(layer), self._directory(layer), time.time() - changed
             if age < min(self._min_age, BEHIND_SECONDS):
                 continue
-            if layer in seen.mounted:
+            if self._is_removed(layer):
+                why = "Docker removed it, but the driver has not been able to let its image go; its log says why"
+                yield Finding(STALE_DIRECTORY, layer, why, place, age)
+            elif layer in seen.mounted:
                 if not self._layers.exists(layer):
                     why = f"mounted at {seen.mounted[layer][0]}, but the pool has no such image"
                     yield Finding(STALE_MOUNT, layer, why, seen.mounted[layer][0], age)

@@ -6,6 +6,8 @@ made before the image is mapped and goes after it is unmapped. So everything can
 host alone after a crash: a mount at `docker` is Docker's and stays, one at `driver` and a mapping
 without a mount are left-overs.
 
+`ROOT/ID/removed`: Docker was told that the layer is removed, and its image has yet to go.
+
 A layer that nobody has mounted any more stays mapped until `let_go`: most are wanted again soon (`docker create`
 puts what `docker start` gets), and nobody needs to wait for the unmapping.
 
@@ -40,6 +42,8 @@ BUSY_PAUSE = 0.02
 LIVE_SECONDS = 1.0
 # Every directory on the way to a root must be searchable for a remapped container root (userns-remap).
 DIRECTORY_MODE = 0o711
+REMOVED = "removed"
+BUILDER_MOUNT = "buildkit-mount"
 
 
 class Place(enum.Enum):
@@ -112,6 +116,7 @@ class MountedLayers:
         self._fs = fs
         self._mount_options = tuple(mount_options)
         self._entries: dict[str, _Entry] = {}
+        self._removed: set[str] = set()
         # Of mappings that are gone.
         self._written: dict[str, int | None] = {}
 
@@ -251,16 +256,41 @@ class MountedLayers:
                 self._mount(layer, entry, Place.DRIVER, undo, write=True, label="")
                 mounts.grow_xfs(self.point(layer, Place.DRIVER), timeout=self._pool.timeout)
 
-    def purge(self, layer: str) -> None:
-        """Unmount and unmap a layer whatever its counts say (BuildKit removes what it never put). Raises LayerBusy."""
+    # -- removal -----------------------------------------------------------------------------
+
+    def discard(self, layer: str) -> None:
+        """Unmount a layer whatever its counts say (BuildKit removes what it never put), and note that it is removed.
+
+        The note is as good as this host's memory: a power cut may lose it, the end of this process does not. Raises
+        LayerBusy if somebody holds the layer; it is not removed then.
+        """
         entry = self._entries.get(layer)
-        if entry is None:
-            return
-        self._look_again(layer, entry)
-        for place in list(entry.counts):
-            self._unmount(layer, entry, place)
-        self._unmap(layer, entry)
+        if entry:
+            self._look_again(layer, entry)
+            for place in list(entry.counts):
+                self._unmount(layer, entry, place)
+            if not any(not mounts.in_use(entry.device) for _ in _until_free()):
+                raise self._busy(layer, entry)
+        os.makedirs(self._note(layer), mode=DIRECTORY_MODE, exist_ok=True)
+        self._removed.add(layer)
         self._written.pop(layer, None)
+
+    def is_removed(self, layer: str) -> bool:
+        """Tell whether a layer is noted as removed."""
+        return layer in self._removed
+
+    def removed(self) -> Sequence[str]:
+        """Name the layers that are noted as removed."""
+        return sorted(self._removed)
+
+    def forget(self, layer: str) -> None:
+        """Take the note away that a layer is removed, which is unmapped."""
+        self._removed.discard(layer)
+        os.rmdir(self._note(layer))
+        self._remove_directories(layer)
+
+    def _note(self, layer: str) -> str:
+        return os.path.join(self._root, layer, REMOVED)
 
     # -- after a restart ---------------------------------------------------------------------
 
@@ -271,8 +301,9 @@ class MountedLayers:
         """
         self._entries.clear()
         self._written.clear()
+        self._adopt_removed()
         mounted = {item.point: item for item in mounts.table()}
-        for layer in os.listdir(self._root):
+        for layer in set(os.listdir(self._root)) - self._removed:
             self._unmount_leftover(layer, mounted)
             found = mounted.get(self.point(layer, Place.DOCKER))
             try:
@@ -283,6 +314,14 @@ class MountedLayers:
             except LayerBusy as error:
                 # One layer is no reason to leave all others without a driver.
                 log.error("%s", error)
+
+    def _adopt_removed(self) -> None:
+        """Find the layers that are noted as removed; some may still be mapped."""
+        self._removed = {layer for layer in os.listdir(self._root) if os.path.isdir(self._note(layer))}
+        devices = {item.image: item.device for item in self._pool.mappings()} if self._removed else {}
+        for layer in self._removed:
+            if device := devices.get(self._images.image(layer)):
+                self._entries[layer] = _Entry(device)
 
     def _adopt(self, layer: str, found: mounts.Mount) -> None:
         try:
@@ -320,8 +359,9 @@ class MountedLayers:
         """Docker has started anew: keep mounted, as one user each, what a container still uses; release the rest.
 
         A running container (live-restore) holds the file system in its own mount namespace: without
-        our mount the device is then still in use.
+        our mount the device is then still in use. A builder that was killed with the former daemon holds it in ours.
         """
+        self._unmount_builders()
         for layer, entry in list(self._entries.items()):
             if Place.DOCKER not in entry.counts:
                 continue
@@ -336,6 +376,18 @@ class MountedLayers:
                 self._mount_for_container(layer, entry, write=writable)
             elif not entry.counts:
                 self._unmap(layer, entry)
+
+    def _unmount_builders(self) -> None:
+        """End what BuildKit left mounted (buildkit, snapshot/localmounter_unix.go): no build is running now.
+
+        dockerd renames the directory in which these mounts are, and tries to delete it.
+        """
+        mapped = [entry.device for entry in self._entries.values() if os.path.exists(entry.device)]
+        devices = set(map(mounts.device_number, mapped))
+        for item in reversed(mounts.table()):
+            if os.path.basename(item.point).startswith(BUILDER_MOUNT) and item.device_number in devices:
+                log.warning("unmounting %s, left behind by a builder", item.point)
+                _unmount_point(item.point, self._pool.timeout)
 
     def _unmount_leftover(self, layer: str, mounted: dict[str, mounts.Mount]) -> None:
         point = self.point(layer, Place.DRIVER)
@@ -470,11 +522,14 @@ class MountedLayers:
                 break
         else:
             self._entries[layer] = entry
-            holders = mounts.holders(mounts.device_number(entry.device))
-            raise LayerBusy(f"layer {layer}: {entry.device} cannot be unmapped: {holders}")
+            raise self._busy(layer, entry)
         self._written[layer] = _sum(self._written.get(layer, 0), written)
         self._entries.pop(layer, None)
         self._remove_directories(layer)
+
+    def _busy(self, layer: str, entry: _Entry) -> LayerBusy:
+        holders = mounts.holders(mounts.device_number(entry.device))
+        return LayerBusy(f"layer {layer}: {entry.device} cannot be unmapped: {holders}")
 
     def _unmap_device(self, layer: str, device: str) -> bool:
         """Unmap a device, false while somebody holds it; one that vanished by itself is unmapped."""
@@ -489,7 +544,8 @@ class MountedLayers:
         return True
 
     def _remove_directories(self, layer: str) -> None:
-        for path in (*(self.point(layer, place) for place in Place), os.path.join(self._root, layer)):
+        top = () if layer in self._removed else (os.path.join(self._root, layer),)
+        for path in (*(self.point(layer, place) for place in Place), *top):
             with contextlib.suppress(FileNotFoundError):
                 os.rmdir(path)
 

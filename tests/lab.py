@@ -72,6 +72,10 @@ class Cluster:
         names = json.loads(self.rbd("ls", spec, "--format", "json"))
         return sorted(name for name in names if name.startswith(prefix) and not name.endswith("_base_image"))
 
+    def wait_images(self, expected: Sequence[str], prefix: str = "docker_image_") -> None:
+        """Wait until these are the images: the driver removes them behind what Docker has removed."""
+        wait_until(lambda: self.images(prefix) == list(expected), f"the pool holds {expected}")
+
     def trash(self, prefix: str = "", spec: str = "rbd") -> list[str]:
         """The names in the trash."""
         said = json.loads(self.rbd("trash", "ls", spec, "--format", "json"))

@@ -51,7 +51,7 @@ def cluster(session_directory: str) -> Iterator[Cluster]:
         yield lab
         assert lab.mapped() == []
         assert mounts_below(session_directory) == []
-        assert lab.images("docker_image_") == []
+        lab.wait_images([])
         wait_until(lambda: lab.trash() == [], "the trash is empty")
     finally:
         # What failed tests have left mounted: without the cluster nobody could unmount it any more; devices may hang.

@@ -8,6 +8,7 @@ tests/lib.bash, as in demo.sh and the end-to-end tests; each is ended by the pid
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import shutil
@@ -119,12 +120,12 @@ class Stack:
     # -- looking at it -----------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Wait until the trash is empty and nothing is mapped for nobody.
+        """Wait until the trash is empty, what was removed is gone, and nothing is mapped for nobody.
 
         What is done behind the caller's back must not slow the next row down, and is part of what is stored.
         """
         deadline = time.monotonic() + SETTLE_SECONDS
-        while (self._trashed() or self._idle()) and time.monotonic() < deadline:
+        while (self._removed() or self._trashed() or self._idle()) and time.monotonic() < deadline:
             time.sleep(0.2)
 
     def stored(self) -> int:
@@ -152,6 +153,9 @@ class Stack:
         devices = {str(item["device"]) for item in self.json("rbd", "device", "list", "--format", "json")}
         with open("/proc/self/mountinfo", encoding="utf-8") as table:
             return bool(devices - {line.split(" - ", 1)[1].split()[1] for line in table})
+
+    def _removed(self) -> bool:
+        return any(glob.glob(f"{self.directory}/{home}/mnt/*/removed") for home in ("*", "*/*"))
 
     def _trashed(self) -> bool:
         items = self.json("rbd", "trash", "ls", "rbd", "--format", "json")

@@ -99,8 +99,10 @@ END
     (($(rbd ls rbd | wc -l) > before))
     docker builder prune --all --force
     docker image prune --force
-    (($(rbd ls rbd | wc -l) <= before))
+    until_true 10 pool_holds_at_most "$before"
 }
+
+pool_holds_at_most() { (($(rbd ls rbd | wc -l) <= $1)); }
 
 @test "nothing is left" {
     nothing_is_left

@@ -40,6 +40,8 @@ setup_file() {
     mounted_once keeper
 }
 
+pool_lacks() { [[ $(rbd ls rbd) != *"$1"* ]]; }
+
 @test "rm: the container's images leave the pool" {
     local image
     start_sleeper goner
@@ -47,8 +49,7 @@ setup_file() {
     run -0 rbd ls rbd
     [[ $output == *"$image"* ]]
     docker rm --force goner
-    run -0 rbd ls rbd
-    [[ $output != *"$image"* ]]
+    until_true 10 pool_lacks "$image"
     nothing_is_mapped
 }
 
@@ -164,7 +165,7 @@ info_tells() { [[ $(docker info) == *" $1"* ]]; }
     [[ $output == *"'big' is not a size"* ]]
     run -125 docker run --rm --storage-opt color=red small true
     [[ $output == *"unknown storage option 'color' for a container; valid is size"* ]]
-    [[ $(rbd ls rbd) == "$before" ]]
+    until_true 10 pool_holds "$before"
 }
 
 @test "the root of a container holds nothing but its image" {
@@ -190,6 +191,8 @@ info_tells() { [[ $(docker info) == *" $1"* ]]; }
     nothing_is_mapped
 }
 
+pool_holds_images() { [[ $(rbd ls rbd | wc -l) == "$1" ]]; }
+
 @test "rmi, prune: images go once nobody needs them" {
     docker run --name pruned small touch /file
     docker commit pruned top
@@ -197,12 +200,12 @@ info_tells() { [[ $(docker info) == *" $1"* ]]; }
     [[ $output == *"must force"* ]]
     docker container prune --force
     run -0 docker rmi top
-    [[ $(rbd ls rbd | wc -l) == 4 ]]
+    until_true 10 pool_holds_images 4
     docker tag small other
     docker rmi other
     run -0 docker run --rm small cat /last
     docker system prune --all --force
-    [[ $(rbd ls rbd) == docker_image_base_image ]]
+    until_true 10 pool_holds docker_image_base_image
     docker load --input "$E2E/small.tar"
     run -0 docker run --rm small cat /last
 }

@@ -59,8 +59,6 @@ wait_for_import() {
     rm "$SITE/go-on" "$SITE/archive"
 }
 
-pool_holds() { [[ $(rbd ls rbd) == "$1" ]]; }
-
 # Everything that a user does to both still works, and at the end nothing is mounted or mapped.
 work_as_before() {
     local name

@@ -94,14 +94,15 @@ work() {
     run -0 docker exec precious cat /kept
     [[ $output == kept ]]
     docker rm --force precious
+    until_true 60 home_is_empty
     until_true 60 trash_is_empty rbd
     run -0 operator check --min-age 0
     [[ $(docker run --rm small cat /last) == 2 ]]
     docker rmi small
     [[ $(b docker run --rm small cat /last) == 2 ]]
     b docker rmi small
+    until_true 60 pool_holds docker_image_base_image
     until_true 60 trash_is_empty rbd
-    [[ $(rbd ls rbd) == docker_image_base_image ]]
 }
 
 taken() { operator takeover --host host-a >"$SITE/takeover.log" 2>&1; }

@@ -287,7 +287,7 @@ class Put(Mounting):
 
 
 class Remove(Mounting):
-    """Remove of a mounted layer."""
+    """Remove of a mounted layer, and what is done of it behind."""
 
     def prepare(self) -> None:
         super().prepare()
@@ -295,6 +295,7 @@ class Remove(Mounting):
 
     def act(self) -> None:
         self.client.remove(self.layer)
+        self.client.call("Cleanup")
 
     def check(self) -> None:
         assert self.client.call("Exists", ID=self.layer)["Exists"] is False

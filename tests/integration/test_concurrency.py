@@ -43,7 +43,7 @@ def test_many_containers_at_once(plugin: PluginProcess, cluster: Cluster, new_id
         assert list(threads.map(live, range(12))) == [["etc", "mine", "of the image"]] * 12
     assert mounts_below(plugin.home) == []
     cluster.wait_unmapped()
-    assert cluster.images("docker_image_") == [f"docker_image_{image}"]
+    cluster.wait_images([f"docker_image_{image}"])
 
 
 def test_one_layer_for_many(plugin: PluginProcess, cluster: Cluster, new_id: NewId) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 from lab import Cluster, StartPlugin, mounts_below
-from plugin_client import Client, PluginProcess, Refused, make_tar
+from plugin_client import Client, PluginProcess, Refused, make_tar, wait_until
 
 NewId = Callable[[], str]
 
@@ -31,8 +31,8 @@ def test_remove_mounted_id(plugin: PluginProcess, cluster: Cluster, new_id: NewI
     client.remove(layer)
     assert mounts_below(plugin.home) == []
     cluster.wait_unmapped()
-    assert os.listdir(os.path.join(plugin.home, "mnt")) == []
-    assert cluster.images("docker_image_") == []
+    cluster.wait_images([])
+    wait_until(lambda: os.listdir(os.path.join(plugin.home, "mnt")) == [], "its directory is gone")
     client.put(layer)
 
 

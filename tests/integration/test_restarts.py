@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 
@@ -232,6 +233,58 @@ def test_what_docker_cp_has_mounted_in_a_layer_goes_with_it(
     assert mounts_below(plugin.home) == []
     cluster.wait_unmapped()
     assert os.listdir(volume) == ["inner"]
+
+
+def test_what_a_killed_builder_has_mounted_elsewhere_is_unmounted(
+    plugin: PluginProcess, cluster: Cluster, new_id: NewId, session_directory: str
+) -> None:
+    """BuildKit mounts layers once more below Docker's data root; a new dockerd calls that directory tmp-old."""
+    layer = new_container(plugin, new_id())
+    point = os.path.join(session_directory, "tmp-old", f"buildkit-mount{layer[:8]}")
+    os.makedirs(point)
+    cluster.run(["mount", "--bind", plugin.client.get(layer), point])
+    plugin.init()
+    assert mounts_below(session_directory) == []
+    cluster.wait_unmapped()
+
+
+def test_what_was_removed_is_gone_for_docker_and_goes_from_the_pool(
+    plugin: PluginProcess, cluster: Cluster, new_id: NewId
+) -> None:
+    """Also if the plugin is killed as soon as it has answered; and whatever is asked for meanwhile."""
+    client = plugin.client
+    layer = new_container(plugin, new_id())
+    client.get(layer)
+    client.remove(layer)
+    plugin.kill()
+    assert f"docker_image_{layer}" in cluster.images()
+    osd = cluster.daemon("osd.0")
+    os.kill(osd, signal.SIGSTOP)
+    try:
+        plugin.start()
+        assert client.call("Exists", ID=layer)["Exists"] is False
+        for call in (client.get, client.metadata, lambda layer: client.create(new_id(), layer)):
+            with pytest.raises(Refused, match=f"{layer} does not exist"):
+                call(layer)
+        client.put(layer)
+        client.remove(layer)
+    finally:
+        os.kill(osd, signal.SIGCONT)
+    wait_until(lambda: f"docker_image_{layer}" not in cluster.images(), "its image is gone")
+    cluster.wait_unmapped()
+    wait_until(lambda: os.listdir(os.path.join(plugin.home, "mnt")) == [], "its directory is gone")
+
+
+def test_an_id_that_was_removed_can_be_made_again(plugin: PluginProcess, cluster: Cluster, new_id: NewId) -> None:
+    client = plugin.client
+    layer = client.create(new_id())
+    for number in range(3):
+        client.write(layer, f"f{number}", "x")
+        client.remove(layer)
+        client.create(layer)
+        assert client.listing(layer) == []
+    client.call("Cleanup")
+    assert cluster.images() == [f"docker_image_{layer}"]
 
 
 def test_plugin_killed_9_then_remove_of_what_was_mounted(

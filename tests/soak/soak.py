@@ -132,6 +132,8 @@ class Soak:
         host.start_dockerd()
         host.end_dockerd(signal.SIGTERM)
         host.cluster.wait_unmapped()
+        homes = f"{host.directory}/data/{host.name}/mnt"
+        wait_until(lambda: not os.listdir(homes), "what was removed is gone", 60)
         collected = host.operator("gc", "--yes", "--min-age", "0")
         assert collected.returncode == 0, f"gc: {collected.stdout} {collected.stderr}"
         self.orphans = collected.stdout.count("removing: orphan-image")

@@ -46,6 +46,13 @@ class Behind:
                 self._thread.start()
             self._state.notify_all()
 
+    def postpone(self, seconds: float) -> None:
+        """Let what is still to be done wait for `seconds` more, but for no longer than was allowed for it."""
+        with self._state:
+            now = time.monotonic()
+            for name, due in self._due.items():
+                self._due[name] = min(max(due, now + seconds), self._latest[name])
+
     def drain(self, timeout: float) -> bool:
         """Try all of it now, `timeout` seconds at the most; tell whether everything was tried."""
         with self._state:

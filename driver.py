@@ -48,12 +48,10 @@ STATUS_SECONDS = 5.0
 # What is still in the trash then is deleted behind, or at the next start.
 CLEANUP_SECONDS = 8.0
 # A layer that Docker has put is wanted again within moments or for long not: so long it stays mapped.
-# An init layer is wanted once more, for its copy, and then not before it is removed: that need not unmap it then.
-MAPPED_SECONDS, INIT_MAPPED_SECONDS = 3.0, 0.5
-# Deleting competes with what Docker waits for: it begins when nothing was removed for so long, but not later than that.
-TRASH_SECONDS, TRASH_LATEST = 1.0, 10.0
-# So does unmapping and removing images: Docker removes the layers of a container, or of an image, one after the other.
-REMOVE_SECONDS = 0.3
+MAPPED_SECONDS = 3.0
+# Removing and deleting compete with what Docker waits for: they begin when nothing was made or removed for so long, but
+# not later than that.
+REMOVE_SECONDS, TRASH_SECONDS, BEHIND_LATEST = 0.5, 1.0, 10.0
 TRASH = "trash"
 # While the cluster sees that we live, nobody takes our layers; cut off from it, not for another 30 s (presence.py).
 OWNER_SECONDS = 20.0
@@ -131,8 +129,8 @@ class Driver:
         self._mounted.adopt()
         self._presence.start()
         for layer in self._mounted.removed():
-            self._removing.later(layer, 0)
-        self._trash.later(TRASH, 0)
+            self._removing.later(layer, 0, 0)
+        self._trash.later(TRASH, 0, 0)
 
     def retire(self, timeout: float) -> None:
         """Do nothing more behind: another object takes over, and it can tell from the host what this one had mapped.
@@ -178,6 +176,7 @@ class Driver:
         if parent:
             _check_id(parent)
         size = parse_layer_size(storage_opt)
+        self._postpone()
         # The only layer on an init layer is its container's, a copy of it: neither makes the chain longer.
         leaf = leaf or layer.endswith(INIT_SUFFIX)
         with self._locks.hold(layer), contextlib.ExitStack() as undo:
@@ -211,7 +210,8 @@ class Driver:
                 return
             self._mounted.discard(layer)
             self._forget(layer)
-        self._removing.later(layer, REMOVE_SECONDS)
+        self._removing.later(layer, REMOVE_SECONDS, BEHIND_LATEST)
+        self._postpone()
 
     def exists(self, layer: str) -> bool:
         """Tell whether a layer is there."""
@@ -255,6 +255,11 @@ class Driver:
                 self._broken.add(layer)
                 raise
             self._sealed.add(layer)
+        if self._layers.is_large(layer, self._mounted.written(layer)):
+            # The next layer, or the first container, will be a clone: what that needs begins while Docker writes down
+            # that this one is finished.
+            self._to_prepare.add(layer)
+            self._unmapping.later(layer, 0, 0)
         return size
 
     def diff(self, layer: str, parent: str) -> Iterator[bytes]:
@@ -339,6 +344,8 @@ class Driver:
                 self._mounted.let_go(parent)
                 return self._mounted.device(parent) is not None
 
+            # Nor is what the mount stored to be copied, or kept in a snapshot.
+            self._mounted.tidy(parent, OBJECT_SIZE)
             written = self._mounted.written(parent)
             self._layers.create(layer, parent, size, leaf=leaf, written=written, let_go=let_go)
             if not parent.endswith(INIT_SUFFIX):
@@ -370,7 +377,7 @@ class Driver:
     def _release(self, layer: str, place: Place) -> None:
         """Undo an acquire; the caller holds the layer's lock."""
         if self._mounted.release(layer, place):
-            self._unmapping.later(layer, INIT_MAPPED_SECONDS if layer.endswith(INIT_SUFFIX) else MAPPED_SECONDS)
+            self._unmapping.later(layer, MAPPED_SECONDS)
 
     def _remove(self, layer: str) -> bool:
         with self._locks.hold(layer):
@@ -392,7 +399,12 @@ class Driver:
             log.error("its image stays: %s", error)
         self._mounted.forget(layer)
         if existed:
-            self._trash.later(TRASH, TRASH_SECONDS, TRASH_LATEST)
+            self._trash.later(TRASH, TRASH_SECONDS, BEHIND_LATEST)
+
+    def _postpone(self) -> None:
+        """Docker is at work: what nobody waits for can wait."""
+        self._removing.postpone(REMOVE_SECONDS)
+        self._trash.postpone(TRASH_SECONDS)
 
     def _check_not_removed(self, layer: str) -> None:
         if self._mounted.is_removed(layer):

@@ -194,6 +194,11 @@ class Layers:
         self._ours[layer] = time.monotonic()
         return self._known[layer]
 
+    def is_large(self, layer: str, written: int | None) -> bool:
+        """Tell whether children of a finished layer, to which so many bytes were written, will be clones for sure."""
+        copied = self.describe(layer).copied
+        return copied is not None and written is not None and copied + written > LEAF_COPY_LIMIT
+
     def is_prepared(self, layer: str) -> bool:
         """Tell whether a layer is known to have its snapshot."""
         return layer in self._snapshotted

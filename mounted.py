@@ -78,6 +78,7 @@ class _Entry:
     `doubtful`: a mount or unmount ran into its deadline, and may have been done later all the same.
     `guessed`: its count for Docker is not known but one, since it was found mounted at a start.
     `mapped_at`: the bytes written to the device before it was mapped; None if that was not by us.
+    `tidy`: what the last mount stored was given back, as far as that can be done.
     `reader`: reads ahead for who has it mounted, and ends with the mount.
     """
 
@@ -86,6 +87,7 @@ class _Entry:
     mapped_at: int | None = None
     doubtful: bool = False
     guessed: bool = False
+    tidy: bool = False
     label: str = ""
     reader: subprocess.Popen[bytes] | None = None
     writable: set[Place] = field(default_factory=set)
@@ -234,10 +236,11 @@ class MountedLayers:
     def tidy(self, layer: str, granule: int) -> None:
         """Give back what mounting stored in a layer that is mapped for nobody, in units of `granule` bytes."""
         entry = self._entries.get(layer)
-        if self._fs == "xfs" and entry and not entry.counts and not entry.read_only:
+        if self._fs == "xfs" and entry and not (entry.counts or entry.read_only or entry.tidy):
+            entry.tidy = True
             try:
                 mounts.give_back_log(entry.device, granule, timeout=self._pool.timeout)
-            except command.CommandError as error:
+            except (OSError, ValueError, deadline.Overdue) as error:
                 log.warning("layer %s keeps 2 MiB that it does not need: %s", layer, error)
 
     def let_go(self, layer: str) -> None:
@@ -486,6 +489,7 @@ class MountedLayers:
                 entry.writable.add(place)
         else:
             self._mount_device(entry, point, write=write, label=label)
+            entry.tidy = False
             entry.writable, entry.label = {place} if write else set(), label
         entry.counts[place] = 0
         undo.callback(self._unmount, layer, entry, place)

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import command
+import deadline
 import readahead
 import xfslog
 
@@ -112,8 +113,11 @@ def grow_ext4(device: str, *, timeout: float) -> None:
 
 
 def give_back_log(device: str, granule: int, *, timeout: float) -> None:
-    """Discard what mounting an XFS that is mounted no more cleared of its log (xfslog.py). Raises CommandError."""
-    command.run((sys.executable, "-I", "-S", xfslog.__file__, device, str(granule)), timeout=timeout)
+    """Discard what mounting an XFS that is mounted no more cleared of its log (xfslog.py).
+
+    Raises OSError, ValueError if it is no XFS, deadline.Overdue.
+    """
+    deadline.call(lambda: xfslog.give_back(device, granule), device, timeout)
 
 
 def read_ahead(fs: str, point: str, began: int) -> subprocess.Popen[bytes] | None:

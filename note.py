@@ -34,10 +34,11 @@ def began(directory: str, layer: str, seconds: float) -> int | None:
 
 
 def write(directory: str, layer: str, state: str, seconds: float) -> None:
-    """Write a note that is whole or not there, even after a power cut, and there for good when this returns.
+    """Write a note that is whole or not there, and there for good when this returns.
 
-    What else was written to the file system before is then there for good too: a layer must not be called applied
-    whose files were still in memory, as they are as long as Docker has it mounted.
+    APPLYING may be empty after a power cut, that much less is flushed. With APPLIED what was written to the file system
+    before is there for good too: a layer must not be called applied whose files were still in memory, as they are as
+    long as Docker has it mounted.
     Raises deadline.Overdue if that takes more than `seconds`.
     """
     deadline.call(lambda: _write(directory, layer, state), f"layer {layer}", seconds)
@@ -45,6 +46,8 @@ def write(directory: str, layer: str, state: str, seconds: float) -> None:
 
 def _read(path: str, layer: str) -> str:
     note = _load(path)
+    if note == {}:
+        return APPLYING
     if note is None or (note["layer"] != layer and note["archive"] == APPLIED):
         return ""
     return str(note["archive"])
@@ -57,25 +60,25 @@ def _began(path: str, layer: str) -> int | None:
 
 
 def _load(path: str) -> dict[str, Any] | None:
+    """What a note says; nothing, if it is empty: the power failed before what was in it was written out."""
     try:
         with open(path, encoding="utf-8") as source:
-            return dict(json.load(source))
+            return dict(json.loads(source.read() or "{}"))
     except FileNotFoundError:
         return None
 
 
 def _write(directory: str, layer: str, state: str) -> None:
     path = os.path.join(directory, NAME)
+    note: dict[str, Any] = {"layer": layer, "archive": state}
+    if state == APPLIED:
+        note["began"] = os.stat(path).st_ctime_ns
+    with open(path + ".new", "w", encoding="utf-8") as target:
+        json.dump(note, target)
     opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _flush(opened)
-        with open(path + ".new", "w", encoding="utf-8") as target:
-            note: dict[str, Any] = {"layer": layer, "archive": state}
-            if state == APPLIED:
-                note["began"] = os.stat(path).st_ctime_ns
-            json.dump(note, target)
-            target.flush()
-            os.fsync(target.fileno())
+        if state == APPLIED:
+            _flush(opened)
         os.replace(path + ".new", path)
         os.fsync(opened)
     finally:

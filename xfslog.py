@@ -6,13 +6,8 @@ In a clone that is 2 MiB of objects which say the same as the zeros that were th
 been written to its end, blocks of cycle 0 and zeros both mean "not written yet" (xlog_find_zeroed). For a
 container that does nothing it is most of what it stores.
 
-A process of its own, since nothing else puts an end to a read from a device whose cluster does not answer:
-
-    python3 xfslog.py DEVICE GRANULE
-
-discards, of an XFS that is not mounted, whole granules (bytes; the image's objects) that hold nothing but such
-records, and prints how many bytes that were. Everything else is left as it is: a log that was written to its end,
-or that holds something unexpected there. Exit status 1 and one line if the device cannot be read.
+Discarded are, of an XFS that is not mounted, whole granules (bytes; the image's objects) that hold nothing but such
+records. Everything else is left as it is: a log that was written to its end, or that holds something unexpected there.
 """
 
 from __future__ import annotations
@@ -20,7 +15,6 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-import sys
 from collections.abc import Callable
 
 BLOCK = 512
@@ -94,17 +88,3 @@ def give_back(device: str, granule: int) -> int:
         return end - begin
     finally:
         os.close(file)
-
-
-def main() -> int:
-    """Read the command line."""
-    try:
-        print(give_back(sys.argv[1], int(sys.argv[2])))
-    except (OSError, ValueError) as error:
-        print(f"{sys.argv[1]}: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

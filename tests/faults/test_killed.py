@@ -133,6 +133,7 @@ def kill_at_any_step(make: type[Operation], start: StartPlugin, cluster: Cluster
     under(killer, plugin)
     operation = make(plugin, stem, cluster)
     operation.before_all()
+    operation.client.call("Cleanup")
     images = cluster.images(stem)
     for moment in MOMENTS:
         for number in itertools.count(1):

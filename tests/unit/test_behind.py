@@ -53,6 +53,20 @@ def test_asked_again_the_time_begins_anew_but_not_for_ever() -> None:
     assert time.monotonic() - begin >= 1.0
 
 
+def test_what_is_pending_can_be_postponed_but_not_for_ever() -> None:
+    work = Work()
+    jobs = Behind("test", work, ())
+    begin = time.monotonic()
+    jobs.later("name", 0.1, at_most=0.8)
+    while not work.done:
+        jobs.postpone(0.3)
+        time.sleep(0.02)
+    assert time.monotonic() - begin >= 0.8
+    jobs.postpone(100)
+    jobs.later("next", 0.0)
+    work.wait(2)
+
+
 def test_what_could_not_be_done_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(behind, "RETRY_SECONDS", 0.05)
     work = Work(False, ValueError("busy"), True)

@@ -31,13 +31,15 @@ import command
 import deadline
 import rbdcli
 import subcommands
+from busy import LayerBusy
 from driver import DriverError
 from gate import Gate, GateTimeout
 from layers import LayerError
-from mounted import LayerBusy, LayerLost
+from mounted import LayerLost
 from mounts import MountError
 from options import OptionError, Options, parse
 from plugin import BadRequest, Plugin, UnknownMethod
+from readiness import NotReady
 
 VERSION = "1.0.0"
 SOCKET = "/run/docker/plugins/ceph.sock"
@@ -62,6 +64,7 @@ EXPECTED = (
     LayerError,
     LayerLost,
     MountError,
+    NotReady,
     OptionError,
     rbdcli.RbdError,
     OSError,

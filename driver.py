@@ -12,27 +12,27 @@ ApplyDiff of another.
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 
 import archive
 import command
 import deadline
 import diagnosis
-import mounts
 import note
 import rbdcli
+import readiness
+import status
 from baseimage import BaseImage
 from behind import Behind
+from busy import LayerBusy
 from layers import BASE, INIT_SUFFIX, OBJECT_SIZE, ROOT_DIRECTORY, LayerError, Layers
 from locks import Locks
-from mounted import DIRECTORY_MODE, LayerBusy, MountedLayers, Place
-from options import Options, format_size, parse_layer_size
+from mounted import DIRECTORY_MODE, MountedLayers, Place
+from options import Options, parse_layer_size
 from presence import Presence
 
 log = logging.getLogger("driver")
@@ -42,8 +42,6 @@ log = logging.getLogger("driver")
 _LAYER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 # All that an archive left in memory is written out at its end: so many times as long as one command may take.
 FLUSHES = 5
-# `docker info` and dockerd's start wait for it: then each row that the cluster did not tell says so.
-STATUS_SECONDS = 5.0
 # dockerd ends by force 15 s after it was told to end (moby cmd/dockerd), and then leaves its data root mounted.
 # What is still in the trash then is deleted behind, or at the next start.
 CLEANUP_SECONDS = 8.0
@@ -144,15 +142,8 @@ class Driver:
             raise DriverError(f"the former daemon's layers are still being unmapped or deleted after {timeout:g} s")
 
     def check(self) -> None:
-        """Raise DriverError unless the programs, the cluster and the pool that the options name are there."""
-        for program in ("rbd", "rados", "ceph", *mounts.tools(self._options.fs), *archive.missing_tools()):
-            if command.find(program) is None:
-                raise DriverError(f"{program} is not installed; {_package_hint(program)}")
-        if not os.path.exists(self._options.configfile):
-            raise DriverError(
-                f"{self._options.configfile} does not exist: give the Ceph configuration by ceph.configfile"
-            )
-        self._check_pool()
+        """Raise readiness.NotReady unless what the options name, and the programs for it, are there."""
+        readiness.check(self._pool, self._options)
 
     def cleanup(self) -> None:
         """End as Docker ends: the trash is emptied as far as there is time. Containers' mounts stay."""
@@ -281,33 +272,7 @@ class Driver:
 
     def status(self) -> list[tuple[str, str]]:
         """Return the rows of `docker info`. What the cluster does not tell is said in its row, not raised."""
-        options, pool = self._options, self._pool
-        with ThreadPoolExecutor(max_workers=5) as threads, deadline.within(STATUS_SECONDS):
-
-            def ask(question: Callable[[], str]) -> Future[str]:
-                return threads.submit(contextvars.copy_context().run, _told, question)
-
-            usage = ask(self._usage)
-            health = ask(lambda: str(pool.ceph("health")["status"]))
-            version = ask(lambda: _release(str(pool.ceph("version")["version"])))
-            client = ask(pool.client_version)
-            layers = ask(lambda: str(self._layers.count()))
-        used, _, available = usage.result().partition(" / ")
-        return [
-            ("Pool", pool.name),
-            ("Namespace", pool.namespace or "(default)"),
-            ("Image Prefix", options.imageprefix),
-            ("Device Type", options.devicetype),
-            ("Base Size", format_size(options.basesize)),
-            ("Backing Filesystem", options.fs),
-            ("Pool Used", used),
-            ("Pool Available", available or used),
-            ("Ceph Health", health.result()),
-            ("Ceph Client", client.result()),
-            ("Ceph Cluster", version.result()),
-            ("Layers", layers.result()),
-            ("Mapped Devices", str(self._mounted.count())),
-        ]
+        return status.rows(self._pool, self._options, self._layers.count, self._mounted.count)
 
     def metadata(self, layer: str) -> dict[str, str]:
         """Return the rows of `docker inspect`'s GraphDriver.Data."""
@@ -496,36 +461,9 @@ class Driver:
             root = stack.enter_context(self._mounted_root(layer))
             yield root, stack.enter_context(self._mounted_root(parent)) if parent else None
 
-    def _check_pool(self) -> None:
-        """Ask for the pool, and whether it was made ready for images (`rbd pool init` tags it)."""
-        pool, options = self._pool, self._options
-        try:
-            applications = pool.ceph("osd", "pool", "application", "get", pool.name)
-        except rbdcli.ImageMissing:
-            raise DriverError(
-                f"pool {pool.name} does not exist; make it with: ceph osd pool create {pool.name} && "
-                f"rbd pool init {pool.name}, or name another by ceph.datapool"
-            ) from None
-        except command.CommandError as error:
-            raise DriverError(
-                f"no Ceph cluster answers client.{options.client} with {options.configfile} "
-                f"(ceph.client, ceph.configfile, ceph.timeout={options.timeout:g}): {error}"
-            ) from None
-        if "rbd" not in (applications or {}):
-            raise DriverError(f"pool {pool.name} is not made for images; do: rbd pool init {pool.name}")
-        if pool.namespace and not pool.has_namespace():
-            raise DriverError(
-                f"pool {pool.name} has no namespace {pool.namespace}; "
-                f"do: rbd namespace create {pool.name}/{pool.namespace}"
-            )
-
     def _make_home(self) -> None:
         for path in (self._home, self._root):
             os.makedirs(path, mode=DIRECTORY_MODE, exist_ok=True)
-
-    def _usage(self) -> str:
-        stats = {item["name"]: item["stats"] for item in self._pool.ceph("df")["pools"]}[self._pool.name]
-        return f"{format_size(int(stats['bytes_used']))}B / {format_size(int(stats['max_avail']))}B"
 
 
 def pool_of(options: Options) -> rbdcli.Pool:
@@ -545,34 +483,3 @@ def _check_id(layer: str) -> None:
     """Raise DriverError unless `layer` is an id: it becomes part of a path and of an image's name."""
     if not _LAYER_ID.fullmatch(layer) or layer == BASE:
         raise DriverError(f"{layer[:80]!r} is not a layer id; expected up to 128 letters, digits, - and _")
-
-
-def _told(ask: Callable[[], str]) -> str:
-    """An answer of the cluster, or why there is none."""
-    try:
-        return ask()
-    except (command.CommandError, LookupError, ValueError) as error:
-        return f"unknown ({error})"
-
-
-def _release(version: str) -> str:
-    """Shorten `ceph version 16.2.15 (hash) pacific (stable)` to `16.2.15 pacific`."""
-    words = version.split()
-    return f"{words[2]} {words[4]}" if len(words) > 4 else version
-
-
-def _package_hint(program: str) -> str:
-    """Say how to get a program."""
-    packages = {
-        "rbd": "ceph-common",
-        "rados": "ceph-common",
-        "ceph": "ceph-common",
-        "mkfs.xfs": "xfsprogs",
-        "xfs_growfs": "xfsprogs",
-    }
-    packages |= {
-        "mkfs.ext4": "e2fsprogs",
-        "resize2fs": "e2fsprogs",
-        "e2fsck": "e2fsprogs",
-    }
-    return f"install the package {packages.get(program, program)} (Debian's name)"

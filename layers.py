@@ -195,9 +195,11 @@ class Layers:
         return self._known[layer]
 
     def is_large(self, layer: str, written: int | None) -> bool:
-        """Tell whether children of a finished layer, to which so many bytes were written, will be clones for sure."""
-        copied = self.describe(layer).copied
-        return copied is not None and written is not None and copied + written > LEAF_COPY_LIMIT
+        """Tell whether it is known that children of a finished layer will be clones; `written`: bytes since its making."""
+        known = self._known.get(layer)
+        if known is None or known.copied is None or written is None:
+            return False
+        return known.copied + written > LEAF_COPY_LIMIT
 
     def is_prepared(self, layer: str) -> bool:
         """Tell whether a layer is known to have its snapshot."""

@@ -21,25 +21,20 @@ import enum
 import logging
 import os
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import busy
 import command
 import deadline
 import kernel
 import mounts
 import rbdcli
+from busy import LayerBusy
 
 log = logging.getLogger("mounted")
 
-# Other processes may hold a device for moments after its last mount went: udev and blkid probing
-# it, containers being started that copied the mount table (mount_namespaces(7)).
-BUSY_SECONDS = 10.0
-BUSY_PAUSE = 0.02
-# A container that ended may hold its device for moments more, before a Put tells that it still runs.
-LIVE_SECONDS = 1.0
 # Every directory on the way to a root must be searchable for a remapped container root (userns-remap).
 DIRECTORY_MODE = 0o711
 REMOVED = "removed"
@@ -61,10 +56,6 @@ class Images(Protocol):
 
     def is_abandoned(self, layer: str) -> bool:
         """Tell whether what this host has mapped of a layer may be taken by us. Raises ImageMissing."""
-
-
-class LayerBusy(Exception):
-    """A layer cannot be unmounted or unmapped: one line that names who holds it."""
 
 
 class LayerLost(Exception):
@@ -223,7 +214,7 @@ class MountedLayers:
                 return False
             writable = place in entry.writable
             self._unmount(layer, entry, place)
-            if entry.guessed and not entry.counts and _stays_in_use(entry.device):
+            if entry.guessed and not entry.counts and busy.stays_in_use(entry.device):
                 self._mount_for_container(layer, entry, write=writable)
         return not entry.counts
 
@@ -272,7 +263,7 @@ class MountedLayers:
             self._look_again(layer, entry)
             for place in list(entry.counts):
                 self._unmount(layer, entry, place)
-            if not any(not mounts.in_use(entry.device) for _ in _until_free()):
+            if not any(not mounts.in_use(entry.device) for _ in busy.until_free()):
                 raise self._busy(layer, entry)
         os.makedirs(self._note(layer), mode=DIRECTORY_MODE, exist_ok=True)
         self._removed.add(layer)
@@ -331,7 +322,7 @@ class MountedLayers:
             device = mounts.device_path(found.device_number)
         except mounts.MountError as error:
             log.error("unmounting layer %s: %s", layer, error)
-            _unmount_point(found.point, self._pool.timeout)
+            busy.unmount(found.point, self._pool.timeout)
             self._remove_directories(layer)
             return
         entry = _Entry(device, mounts.is_read_only(device), guessed=True, label=found.label)
@@ -390,13 +381,13 @@ class MountedLayers:
         for item in reversed(mounts.table()):
             if os.path.basename(item.point).startswith(BUILDER_MOUNT) and item.device_number in devices:
                 log.warning("unmounting %s, left behind by a builder", item.point)
-                _unmount_point(item.point, self._pool.timeout)
+                busy.unmount(item.point, self._pool.timeout)
 
     def _unmount_leftover(self, layer: str, mounted: dict[str, mounts.Mount]) -> None:
         point = self.point(layer, Place.DRIVER)
         if point in mounted:
             log.warning("unmounting %s, left behind by a crash", point)
-            _unmount_point(point, self._pool.timeout)
+            busy.unmount(point, self._pool.timeout)
 
     def _unmap_leftover(self, layer: str) -> None:
         """A directory without a mount: the image may be mapped all the same."""
@@ -455,7 +446,7 @@ class MountedLayers:
         for place in Place:
             mounted = mounts.at(self.point(layer, place)) is not None
             if mounted and place not in entry.counts:
-                _unmount_point(self.point(layer, place), self._pool.timeout)
+                busy.unmount(self.point(layer, place), self._pool.timeout)
             elif not mounted and place in entry.counts:
                 self._not_mounted(layer, entry, place)
         entry.doubtful = False
@@ -509,7 +500,7 @@ class MountedLayers:
             command.stop(entry.reader)
             entry.reader = None
         with _doubting(entry):
-            _unmount_point(self.point(layer, place), self._pool.timeout)
+            busy.unmount(self.point(layer, place), self._pool.timeout)
         self._not_mounted(layer, entry, place)
 
     def _not_mounted(self, layer: str, entry: _Entry, place: Place) -> None:
@@ -521,7 +512,7 @@ class MountedLayers:
 
     def _unmap(self, layer: str, entry: _Entry) -> None:
         written = entry.written()
-        for _ in _until_free():
+        for _ in busy.until_free():
             if not mounts.in_use(entry.device) and self._unmap_device(layer, entry.device):
                 break
         else:
@@ -565,50 +556,3 @@ def _doubting(entry: _Entry) -> Iterator[None]:
 
 def _sum(one: int | None, other: int | None) -> int | None:
     return None if one is None or other is None else one + other
-
-
-def _unmount_point(point: str, timeout: float) -> None:
-    error: command.CommandError | None = None
-    for _ in _until_free():
-        try:
-            return mounts.unmount(point, timeout=timeout)
-        except command.CommandTimeout:
-            raise
-        except command.CommandError as failed:
-            error = failed
-            if mounts.at(point) is None:
-                return None
-            _unmount_below(point, timeout)
-    raise LayerBusy(f"{point} cannot be unmounted: {error}")
-
-
-def _unmount_below(point: str, timeout: float) -> None:
-    """End what dockerd has mounted inside of a layer (moby, daemon/archive.go: volumes, resolv.conf), and left there.
-
-    It does so for each `docker cp` and puts the layer after it; killed in between it never comes back for them.
-    """
-    for inner in mounts.below(point):
-        log.warning("unmounting %s, left behind in a layer", inner)
-        try:
-            mounts.unmount(inner, timeout=timeout)
-        except command.CommandTimeout:
-            raise
-        except command.CommandError as error:
-            # Then the layer stays mounted too, and that is what the caller is told.
-            log.warning("%s", error)
-
-
-def _stays_in_use(device: str) -> bool:
-    """Tell whether something holds a device for more than moments."""
-    return all(mounts.in_use(device) for _ in _until_free(LIVE_SECONDS))
-
-
-def _until_free(seconds: float = BUSY_SECONDS) -> Iterator[None]:
-    """Yield at growing intervals until so many seconds have passed."""
-    end, pause = time.monotonic() + deadline.left(seconds), BUSY_PAUSE
-    while True:
-        yield
-        if time.monotonic() > end:
-            return
-        time.sleep(pause)
-        pause = min(2 * pause, 1.0)

@@ -206,7 +206,7 @@ class Plugin:
         log.info("took over the layers below %s from before", settings[0])
 
     def check(self) -> None:
-        """Raise DriverError if what the driver needs is not there; without an Init, by the defaults."""
+        """Raise readiness.NotReady if what the driver needs is not there; without an Init, by the defaults."""
         driver = self._driver or Driver("/nonexistent", self._defaults, archive.IdMaps())
         driver.check()
 

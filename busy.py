@@ -1,0 +1,72 @@
+"""Mount points and devices that somebody still holds: wait for him, or say who it is."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+
+import command
+import deadline
+import mounts
+
+log = logging.getLogger("busy")
+
+# Other processes may hold a device for moments after its last mount went: udev and blkid probing
+# it, containers being started that copied the mount table (mount_namespaces(7)).
+BUSY_SECONDS = 10.0
+BUSY_PAUSE = 0.02
+# A container that ended may hold its device for moments more, before a Put tells that it still runs.
+LIVE_SECONDS = 1.0
+
+
+class LayerBusy(Exception):
+    """A layer cannot be unmounted or unmapped: one line that names who holds it."""
+
+
+def unmount(point: str, timeout: float) -> None:
+    """Unmount `point`, and what is mounted inside of it; what is not mounted is fine. Raises LayerBusy."""
+    error: command.CommandError | None = None
+    for _ in until_free():
+        try:
+            return mounts.unmount(point, timeout=timeout)
+        except command.CommandTimeout:
+            raise
+        except command.CommandError as failed:
+            error = failed
+            if mounts.at(point) is None:
+                return None
+            _unmount_below(point, timeout)
+    raise LayerBusy(f"{point} cannot be unmounted: {error}")
+
+
+def _unmount_below(point: str, timeout: float) -> None:
+    """End what dockerd has mounted inside of a layer (moby, daemon/archive.go: volumes, resolv.conf), and left there.
+
+    It does so for each `docker cp` and puts the layer after it; killed in between it never comes back for them.
+    """
+    for inner in mounts.below(point):
+        log.warning("unmounting %s, left behind in a layer", inner)
+        try:
+            mounts.unmount(inner, timeout=timeout)
+        except command.CommandTimeout:
+            raise
+        except command.CommandError as error:
+            # Then the layer stays mounted too, and that is what the caller is told.
+            log.warning("%s", error)
+
+
+def stays_in_use(device: str) -> bool:
+    """Tell whether something holds a device for more than moments."""
+    return all(mounts.in_use(device) for _ in until_free(LIVE_SECONDS))
+
+
+def until_free(seconds: float = BUSY_SECONDS) -> Iterator[None]:
+    """Yield at growing intervals until so many seconds have passed."""
+    end, pause = time.monotonic() + deadline.left(seconds), BUSY_PAUSE
+    while True:
+        yield
+        if time.monotonic() > end:
+            return
+        time.sleep(pause)
+        pause = min(2 * pause, 1.0)

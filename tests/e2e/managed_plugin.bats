@@ -139,6 +139,9 @@ plugin_pid() {
     [[ $output == "$SITE/ceph/ceph.client.$pool.keyring" ]]
 }
 
+# holds_of_set NAMES: these images have the prefix of the settings.
+holds_of_set() { [[ $(rbd --pool "$pool" ls | grep '^set_') == "$1" ]]; }
+
 @test "images and containers: load, run, diff, commit, cp, save, rm" {
     run -0 docker run --name first small sh -c 'cat /last; mkdir /new; echo 1 >/new/file; rm /bin/wget'
     [[ $output == 2 ]]
@@ -288,18 +291,18 @@ plugin_pid() {
         "$root" "$SITE/data/plugins/storage"
     docker rm first
     docker rmi second small
-    run -0 rbd --pool $pool ls
-    [[ $(grep '^set_' <<<"$output") == set_base_image ]]
+    until_true 60 holds_of_set set_base_image
     restart_dockerd "$GRAPH"
     docker plugin disable "$name"
     docker plugin rm "$name"
 }
 
+holds_of_docker() { [[ $(rbd --pool "$pool" ls | grep --invert-match '^set_') == "$1" ]]; }
+
 @test "removal: nothing is left on the host, nor in the pool" {
     local id
     remove_everything
-    run -0 rbd --pool $pool ls
-    [[ $(grep --invert-match '^set_' <<<"$output") == docker_image_base_image ]]
+    until_true 60 holds_of_docker docker_image_base_image
     until_true 20 trash_is_empty $pool
     nothing_of_layers_is_mounted
     id=$(id_of "$GRAPH")

@@ -124,7 +124,7 @@ def test_life(plugin: PluginProcess, cluster: Cluster, image_layer: str) -> None
     assert client.listing(child) == ["new", "of the image"]
     client.remove(child)
     client.remove(layer)
-    assert not is_mapped(cluster, layer)
+    wait_until(lambda: not is_mapped(cluster, layer), "it is unmapped")
     with pytest.raises(Refused, match=f"layer {layer} does not exist"):
         client.get(layer)
 
@@ -172,7 +172,7 @@ def test_remove_waits_for_a_mount_namespace_that_holds_the_device(
         ending = subprocess.Popen(["sh", "-c", f"sleep 3; kill -KILL {container.process.pid}"])
         client.remove(layer)
         assert ending.wait(10) == 0
-    assert not is_mapped(cluster, layer)
+    wait_until(lambda: not is_mapped(cluster, layer), "it is unmapped")
 
 
 def test_remove_names_who_holds_the_device_for_ever(
@@ -185,7 +185,7 @@ def test_remove_names_who_holds_the_device_for_ever(
             client.remove(layer)
         assert is_mapped(cluster, layer)
     client.remove(layer)
-    assert not is_mapped(cluster, layer)
+    wait_until(lambda: not is_mapped(cluster, layer), "it is unmapped")
 
 
 def test_plugin_killed_9_under_a_mounted_layer(plugin: PluginProcess, cluster: Cluster, layer: str) -> None:

@@ -101,4 +101,4 @@ def test_the_deepest_image_that_docker_allows(site: Site, cluster: Cluster) -> N
     script = "stat -c %s /new; cat /last; ls /layers | wc -l"
     assert site.docker(f"run --rm --network none second sh -c '{script}'").split() == ["7000000", "123", "122"]
     site.docker("rmi second")
-    assert cluster.images("deep_") == before
+    cluster.wait_images(before, "deep_")

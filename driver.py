@@ -201,6 +201,9 @@ class Driver:
                 return
             self._mounted.discard(layer)
             self._forget(layer)
+            if self._mounted.device(layer):
+                # An end of this process that is cut short leaves rather an image than a device.
+                self._unmapping.later(layer, REMOVE_SECONDS, BEHIND_LATEST)
         self._removing.later(layer, REMOVE_SECONDS, BEHIND_LATEST)
         self._postpone()
 
@@ -356,7 +359,7 @@ class Driver:
         existed = True
         try:
             self._check_owner(layer)
-            existed = self._layers.remove(layer)
+            existed = self._remove_image(layer)
         except rbdcli.ImageMissing:
             existed = False
         except LayerError as error:
@@ -365,6 +368,14 @@ class Driver:
         self._mounted.forget(layer)
         if existed:
             self._trash.later(TRASH, TRASH_SECONDS, BEHIND_LATEST)
+
+    def _remove_image(self, layer: str) -> bool:
+        try:
+            return self._layers.remove(layer)
+        except rbdcli.ImageBusy:
+            if not self._mounted.reclaim(layer):
+                raise
+            return self._layers.remove(layer)
 
     def _postpone(self) -> None:
         """Docker is at work: what nobody waits for can wait."""
@@ -378,9 +389,8 @@ class Driver:
     def _let_go(self, layer: str) -> bool:
         """Unmap what Docker was done with some seconds ago; take the snapshot of what containers start from."""
         with self._locks.hold(layer):
-            if self._mounted.is_removed(layer):
-                return True
-            self._mounted.tidy(layer, OBJECT_SIZE)
+            if not self._mounted.is_removed(layer):
+                self._mounted.tidy(layer, OBJECT_SIZE)
             self._mounted.let_go(layer)
             if layer in self._to_prepare and self._mounted.device(layer) is None:
                 self._layers.prepare(layer)

@@ -195,7 +195,7 @@ class Layers:
         return self._known[layer]
 
     def is_large(self, layer: str, written: int | None) -> bool:
-        """Tell whether it is known that children of a finished layer will be clones; `written`: bytes since its making."""
+        """Tell whether children of a finished layer will be clones for sure; `written`: bytes since it was made."""
         known = self._known.get(layer)
         if known is None or known.copied is None or written is None:
             return False

@@ -250,6 +250,23 @@ class MountedLayers:
                 self._mount(layer, entry, Place.DRIVER, undo, write=True, label="")
                 mounts.grow_xfs(self.point(layer, Place.DRIVER), timeout=self._pool.timeout)
 
+    def reclaim(self, layer: str) -> bool:
+        """Unmap what this host has mapped of a layer for a home that is gone; tell whether there was such.
+
+        A managed plugin was removed and made anew. Another driver's home is there, and so is the driver, even while it
+        has just mapped and not mounted it yet. Raises LayerBusy.
+        """
+        if not self._mappings(layer) or not self._images.is_abandoned(layer):
+            return False
+        try:
+            self._unmap_leftover(layer)
+        except LayerBusy:
+            # Another driver of this host is at work with it. It ends that mapping, not we: remembered as ours,
+            # its device could by then be another image's.
+            self._entries.pop(layer, None)
+            raise
+        return True
+
     # -- removal -----------------------------------------------------------------------------
 
     def discard(self, layer: str) -> None:
@@ -413,16 +430,7 @@ class MountedLayers:
             self._unmap_leftover(layer)
             raise
         except rbdcli.ImageLocked:
-            # Perhaps by this very host, for a home that is gone: a managed plugin was removed and made anew. Another
-            # driver's home is there, and so is the driver, even while it has just mapped and not mounted it yet.
-            if not self._mappings(layer) or not self._images.is_abandoned(layer):
-                raise
-            try:
-                self._unmap_leftover(layer)
-            except LayerBusy:
-                # Another driver of this host is at work with it. It ends that mapping, not we: remembered as ours,
-                # its device could by then be another image's.
-                self._entries.pop(layer, None)
+            if not self.reclaim(layer):
                 raise
             return self._map(layer, undo, read_only=read_only)
         if not read_only:

@@ -191,7 +191,12 @@ def test_the_same_is_found_with_the_inodes_and_without(trees: Trees, seed: int) 
 def test_only_what_may_have_changed_is_looked_at(trees: Trees, monkeypatch: pytest.MonkeyPatch) -> None:
     looked = []
     listing = changes._list
-    monkeypatch.setattr(changes, "_list", lambda directory: looked.append(directory) or listing(directory))
+
+    def counted(directory: int) -> dict[bytes, os.stat_result]:
+        looked.append(directory)
+        return listing(directory)
+
+    monkeypatch.setattr(changes, "_list", counted)
     deepest = max((place for place, _, names in os.walk(trees.after) if names), key=lambda place: place.count("/"))
     name = next(name for name in os.listdir(deepest) if name.startswith("f"))
     with open(os.path.join(deepest, name), "a", encoding="ascii") as target:

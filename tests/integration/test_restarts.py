@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -229,7 +230,10 @@ def test_what_docker_cp_has_mounted_in_a_layer_goes_with_it(
     cluster.run(["mount", "--bind", volume, os.path.join(root, "volume")])
     cluster.run(["mount", "--bind", volume, os.path.join(root, "volume", "inner")])
     assert len(mounts_below(plugin.home)) == 3
-    {"Init": plugin.init, "Put": lambda: client.put(layer), "Remove": lambda: client.remove(layer)}[verb]()
+    if verb == "Init":
+        plugin.init()
+    else:
+        client.call(verb, ID=layer)
     assert mounts_below(plugin.home) == []
     cluster.wait_unmapped()
     assert os.listdir(volume) == ["inner"]
@@ -273,6 +277,23 @@ def test_what_was_removed_is_gone_for_docker_and_goes_from_the_pool(
     wait_until(lambda: f"docker_image_{layer}" not in cluster.images(), "its image is gone")
     cluster.wait_unmapped()
     wait_until(lambda: os.listdir(os.path.join(plugin.home, "mnt")) == [], "its directory is gone")
+
+
+def test_what_a_home_that_is_gone_has_mapped_can_be_removed(
+    plugin: PluginProcess, cluster: Cluster, new_id: NewId
+) -> None:
+    """A managed plugin was killed and removed, and its home with it; one of that name was made anew."""
+    layer = new_container(plugin, new_id())
+    point = os.path.dirname(plugin.client.get(layer))
+    plugin.kill()
+    cluster.run(["umount", point])
+    shutil.rmtree(os.path.dirname(point))
+    plugin.start()
+    assert holds_device(cluster, layer)
+    plugin.client.remove(layer)
+    plugin.client.call("Cleanup")
+    assert f"docker_image_{layer}" not in cluster.images()
+    cluster.wait_unmapped()
 
 
 def test_an_id_that_was_removed_can_be_made_again(plugin: PluginProcess, cluster: Cluster, new_id: NewId) -> None:

@@ -99,7 +99,7 @@ END
     (($(rbd ls rbd | wc -l) > before))
     docker builder prune --all --force
     docker image prune --force
-    until_true 10 pool_holds_at_most "$before"
+    until_true 60 pool_holds_at_most "$before"
 }
 
 pool_holds_at_most() { (($(rbd ls rbd | wc -l) <= $1)); }

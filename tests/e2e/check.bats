@@ -26,8 +26,8 @@ nothing_is_to_be_removed() { ! compgen -G "$SITE/data/$GRAPH/mnt/*/removed"; }
 
 # finds KIND...: check finds one thing of each of these kinds, and nothing else.
 finds() {
-    until_true 20 nothing_is_to_be_removed
-    until_true 20 trash_is_empty rbd
+    until_true 60 nothing_is_to_be_removed
+    until_true 60 trash_is_empty rbd
     run operator check
     echo "check: $status: $output"
     [[ $status == $(($# > 0)) ]]

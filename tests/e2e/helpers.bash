@@ -135,14 +135,14 @@ remove_everything() {
 nothing_is_left() {
     local prefix=${1:-docker_image} pool=rbd${2:+/$2}
     # BuildKit lets go of what it used a moment after the build.
-    until_true 20 only_base_is_left "$pool" "${prefix}_base_image" || {
+    until_true 60 only_base_is_left "$pool" "${prefix}_base_image" || {
         rbd ls "$pool"
         docker system df --verbose
         return 1
     }
-    until_true 20 trash_is_empty "$pool" || { rbd trash ls --all "$pool" && false; }
+    until_true 60 trash_is_empty "$pool" || { rbd trash ls --all "$pool" && false; }
     nothing_is_mapped
-    until_true 10 home_is_empty
+    until_true 60 home_is_empty
     run -1 grep --extended-regexp 'Traceback|a defect of the driver|is left behind' "$SITE/plugin.log"
 }
 

@@ -56,9 +56,9 @@ def _unmount_below(point: str, timeout: float) -> None:
             log.warning("%s", error)
 
 
-def stays_in_use(device: str) -> bool:
-    """Tell whether something holds a device for more than moments."""
-    return all(mounts.in_use(device) for _ in until_free(LIVE_SECONDS))
+def stays_in_use(device: str, seconds: float = BUSY_SECONDS) -> bool:
+    """Tell whether something holds a device for all of that time."""
+    return all(mounts.in_use(device) for _ in until_free(seconds))
 
 
 def until_free(seconds: float = BUSY_SECONDS) -> Iterator[None]:

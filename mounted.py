@@ -214,7 +214,7 @@ class MountedLayers:
                 return False
             writable = place in entry.writable
             self._unmount(layer, entry, place)
-            if entry.guessed and not entry.counts and busy.stays_in_use(entry.device):
+            if entry.guessed and not entry.counts and busy.stays_in_use(entry.device, busy.LIVE_SECONDS):
                 self._mount_for_container(layer, entry, write=writable)
         return not entry.counts
 
@@ -280,7 +280,7 @@ class MountedLayers:
             self._look_again(layer, entry)
             for place in list(entry.counts):
                 self._unmount(layer, entry, place)
-            if not any(not mounts.in_use(entry.device) for _ in busy.until_free()):
+            if busy.stays_in_use(entry.device):
                 raise self._busy(layer, entry)
         os.makedirs(self._note(layer), mode=DIRECTORY_MODE, exist_ok=True)
         self._removed.add(layer)

@@ -21,12 +21,10 @@ operator() {
     /usr/bin/python3 "$BATS_TEST_DIRNAME/../../docker_graph_driver.py" "$1" --socket "/run/docker/plugins/$GRAPH.sock" --min-age 0 "${@:2}"
 }
 
-# Told to look at what is no second old, check would find what the driver is about to remove.
-nothing_is_to_be_removed() { ! compgen -G "$SITE/data/$GRAPH/mnt/*/removed"; }
-
 # finds KIND...: check finds one thing of each of these kinds, and nothing else.
 finds() {
-    until_true 60 nothing_is_to_be_removed
+    # Told to look at what is no second old, check would find what the driver is about to remove.
+    until_true 60 nothing_is_to_be_removed "$SITE/data/$GRAPH"
     until_true 60 trash_is_empty rbd
     run operator check
     echo "check: $status: $output"

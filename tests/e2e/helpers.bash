@@ -146,6 +146,9 @@ nothing_is_left() {
     run -1 grep --extended-regexp 'Traceback|a defect of the driver|is left behind' "$SITE/plugin.log"
 }
 
+# nothing_is_to_be_removed HOME: the driver has no note of a layer whose image has yet to go.
+nothing_is_to_be_removed() { ! compgen -G "$1/mnt/*/removed"; }
+
 home_is_empty() { [[ -z $(ls -A "$SITE/data/$GRAPH/mnt") ]]; }
 
 only_base_is_left() {

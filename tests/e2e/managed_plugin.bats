@@ -249,13 +249,11 @@ holds_of_set() { [[ $(rbd --pool "$pool" ls | grep '^set_') == "$1" ]]; }
     [[ $output == 2 ]]
 }
 
-nothing_is_to_be_removed() { ! compgen -G "$(directory_of "$GRAPH")/propagated-mount/$GRAPH/mnt/*/removed"; }
-
 @test "upgrade without a registry: removed, made anew, dockerd restarted; containers are kept" {
     start_keeper keeper
     docker stop keeper
     # Docker kills a plugin that does not end within 10 s, and its notes of what is still to be removed go with it.
-    until_true 60 nothing_is_to_be_removed
+    until_true 60 nothing_is_to_be_removed "$(directory_of "$GRAPH")/propagated-mount/$GRAPH"
     docker plugin disable --force "$GRAPH"
     docker plugin rm --force "$GRAPH"
     make_plugin "$GRAPH" "ceph.source=$SITE/ceph"

@@ -135,14 +135,21 @@ def _environment() -> Mapping[str, str]:
     return {**os.environ, "LC_ALL": "C", "TZ": "UTC", "PATH": f"{path}:/usr/local/sbin:/usr/sbin:/sbin"}
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """Kill what `start` started, with all that it started, unless it has ended; reap it."""
+def stop(process: subprocess.Popen[bytes]) -> str:
+    """Kill what `start` started, with all that it started, unless it has ended; reap it.
+
+    Returns why it had failed before, in one line, or "".
+    """
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     try:
-        process.communicate(timeout=REAP_SECONDS)
+        stdout, stderr = process.communicate(timeout=REAP_SECONDS)
     except subprocess.TimeoutExpired:
         log.error("process %d (%s) does not die: it hangs in the kernel", process.pid, process.args)
+        return ""
+    if process.returncode <= 0:
+        return ""
+    return _reason(Result(process.returncode, os.fsdecode(stdout), os.fsdecode(stderr or b"")))
 
 
 def _subject(argv: Sequence[str]) -> str:

@@ -505,8 +505,10 @@ class MountedLayers:
 
     def _unmount(self, layer: str, entry: _Entry, place: Place) -> None:
         if entry.reader:
-            command.stop(entry.reader)
+            failure = command.stop(entry.reader)
             entry.reader = None
+            if failure:
+                log.warning("layer %s was not read ahead: %s", layer, failure)
         with _doubting(entry):
             busy.unmount(self.point(layer, place), self._pool.timeout)
         self._not_mounted(layer, entry, place)

@@ -12,6 +12,8 @@ from plugin_client import Client, PluginProcess, make_tar, wait_until
 NewId = Callable[[], str]
 FILES = 200
 SIZE = 30_000
+# To read ahead is a favour: on a machine that is short of memory the kernel leaves some of it.
+ENOUGH = FILES * 9 // 10
 
 
 def tree(name: str) -> bytes:
@@ -44,7 +46,7 @@ def test_what_a_layer_brought_is_read_ahead(plugin: PluginProcess, cluster: Clus
     plugin.start()
     cluster.wait_unmapped()
     root = client.get(layer)
-    wait_until(lambda: in_memory(f"{root}/own") == FILES, "the layer's files are read")
+    wait_until(lambda: in_memory(f"{root}/own") >= ENOUGH, "the layer's files are read")
     assert in_memory(f"{root}/below") == 0
     client.put(layer)
 

@@ -133,3 +133,13 @@ def test_a_child_that_outlives_its_parent_does_not_outlive_the_deadline(tmp_path
     with pytest.raises(command.CommandTimeout):
         command.run(["sh", "-c", f"sleep 600 & echo $! >{pid}"], timeout=1)
     wait_until(lambda: process_state(int(pid.read_text(encoding="ascii"))) in ("", "Z"), "the child is gone")
+
+
+def test_what_is_stopped_tells_that_it_had_failed_before() -> None:
+    failed = command.start(["sh", "-c", "echo 'no such thing' >&2; exit 2"])
+    failed.wait(20)
+    assert command.stop(failed) == "no such thing (exit 2)"
+
+
+def test_what_is_stopped_while_it_works_has_not_failed() -> None:
+    assert command.stop(command.start(["sleep", "60"])) == ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import threading
+import time
 from typing import TypeVar
 
 import command
@@ -13,8 +15,15 @@ import rbdcli
 # says itself why.
 SICK = {errno.EPERM, errno.EACCES, errno.ETIMEDOUT, errno.ENOTCONN, errno.ESHUTDOWN}
 MESSAGES_LIMIT = 300
+# Of a sick cluster many requests despair at once. If each asked, a process of Python's for each would keep a small host
+# so busy that no answer came in time, and the monitors were blamed.
+FRESH_SECONDS = 2.0
 
 Failed = TypeVar("Failed", bound=command.CommandError)
+
+_asking = threading.Lock()
+# When the last answer came, and what it was.
+_answers: dict[rbdcli.Pool, tuple[float, str]] = {}
 
 
 def explain(pool: rbdcli.Pool, error: Failed) -> Failed:
@@ -27,7 +36,19 @@ def explain(pool: rbdcli.Pool, error: Failed) -> Failed:
 
 
 def why(pool: rbdcli.Pool) -> str:
-    """Say what is wrong with the cluster and what to do; it takes GRACE_SECONDS at the most."""
+    """Say what is wrong with the cluster and what to do; it takes twice GRACE_SECONDS at the most.
+
+    One answer serves all who ask while it is awaited, or soon after it.
+    """
+    with _asking:
+        came, answer = _answers.get(pool, (float("-inf"), ""))
+        if time.monotonic() - came > FRESH_SECONDS:
+            answer = _ask(pool)
+            _answers[pool] = (time.monotonic(), answer)
+        return answer
+
+
+def _ask(pool: rbdcli.Pool) -> str:
     try:
         with deadline.within(deadline.GRACE_SECONDS):
             said = pool.ceph("health", "detail")

@@ -1,0 +1,46 @@
+"""diagnosis.py: one question to a sick cluster, whoever fails.
+
+A fake `ceph` that is first on PATH counts its calls; what real clusters say is tested in tests/faults/test_sick.py.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import diagnosis
+from rbdcli import Pool
+
+
+def health(directory: Path, status: str) -> Path:
+    """Let `ceph` say this, slowly; return the file that has a line for each call."""
+    calls, program = directory / "calls", directory / "ceph"
+    said = f'{{"status": "{status}", "checks": {{}}}}'
+    program.write_text(f"#!/bin/sh\necho called >>{calls}\nsleep 0.5\necho '{said}'\n", encoding="utf-8")
+    program.chmod(0o755)
+    return calls
+
+
+@pytest.fixture
+def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pool:
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return Pool("pool", "", tmp_path.name, "/etc/c.conf", 10.0, "krbd", ())
+
+
+def test_many_who_fail_at_once_share_one_answer(pool: Pool, tmp_path: Path) -> None:
+    calls = health(tmp_path, "HEALTH_WARN")
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(diagnosis.why, [pool] * 8))
+    assert all("HEALTH_WARN" in answer for answer in answers)
+    assert calls.read_text(encoding="utf-8") == "called\n"
+
+
+def test_who_fails_later_gets_a_new_answer(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagnosis, "FRESH_SECONDS", 0)
+    health(tmp_path, "HEALTH_WARN")
+    assert "HEALTH_WARN" in diagnosis.why(pool)
+    health(tmp_path, "HEALTH_ERR")
+    assert "HEALTH_ERR" in diagnosis.why(pool)

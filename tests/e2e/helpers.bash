@@ -156,8 +156,18 @@ only_base_is_left() {
     [[ $(rbd ls "$1") == "$2" ]]
 }
 
-# pool_holds NAMES: these images and no others. The driver removes them behind what Docker has removed.
-pool_holds() { [[ $(rbd ls rbd) == "$1" ]]; }
+# new_in_pool NAMES: the images of the pool which are none of these.
+new_in_pool() {
+    local now
+    now=$(rbd ls rbd) && comm -13 <(sort <<<"$1") <(sort <<<"$now")
+}
+
+# pool_holds_no_more NAMES: no other images than these. The driver removes images behind what Docker has removed, so that
+# some of those that were there before a test may go while it runs.
+pool_holds_no_more() {
+    local names
+    names=$(new_in_pool "$1") && [[ -z $names ]]
+}
 
 trash_is_empty() { [[ -z $(rbd trash ls --all "$1") ]]; }
 

@@ -165,7 +165,7 @@ info_tells() { [[ $(docker info) == *" $1"* ]]; }
     [[ $output == *"'big' is not a size"* ]]
     run -125 docker run --rm --storage-opt color=red small true
     [[ $output == *"unknown storage option 'color' for a container; valid is size"* ]]
-    until_true 60 pool_holds "$before"
+    until_true 60 pool_holds_no_more "$before"
 }
 
 @test "the root of a container holds nothing but its image" {
@@ -205,7 +205,7 @@ pool_holds_images() { [[ $(rbd ls rbd | wc -l) == "$1" ]]; }
     docker rmi other
     run -0 docker run --rm small cat /last
     docker system prune --all --force
-    until_true 60 pool_holds docker_image_base_image
+    until_true 60 pool_holds_no_more docker_image_base_image
     docker load --input "$E2E/small.tar"
     run -0 docker run --rm small cat /last
 }

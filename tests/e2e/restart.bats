@@ -109,7 +109,7 @@ work_as_before() {
     wait_for_import
     start_ceph_dockerd
     nothing_is_mapped
-    until_true 60 pool_holds "$before"
+    until_true 60 pool_holds_no_more "$before"
     run -0 docker import "$E2E/busybox.tar" whole
     docker rmi whole
 }
@@ -182,7 +182,7 @@ work_as_before() {
     start_ceph_plugin
     wait_for_import
     nothing_is_mapped
-    until_true 60 pool_holds "$before"
+    until_true 60 pool_holds_no_more "$before"
     run -0 docker import "$E2E/busybox.tar" whole
     docker rmi whole
 }

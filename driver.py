@@ -413,9 +413,13 @@ class Driver:
             raise self._unavailable(layer, error) from None
 
     def _check_owner(self, layer: str) -> None:
-        """Raise LayerError if a layer is another host's. One that is mapped here cannot be."""
+        """Raise LayerError if a layer is another host's. One that is mapped here cannot be.
+
+        One that is only looked at may have become another's since it was ours: whoever has it, it stays as it is.
+        """
         if self._mounted.device(layer) is None:
-            self._layers.check_owner(layer, lease=OWNER_SECONDS if self._presence.shown else 0.0)
+            lease = OWNER_SECONDS if self._presence.shown else 0.0
+            self._layers.check_owner(layer, lease=float("inf") if layer in self._sealed else lease)
 
     def _unavailable(self, layer: str, error: rbdcli.RbdError) -> Exception:
         """Say why a layer cannot be mapped. ENOENT alone does not tell: a kernel without rbd ends with it too."""

@@ -31,6 +31,7 @@ from behind import Behind
 from busy import LayerBusy
 from layers import BASE, INIT_SUFFIX, OBJECT_SIZE, ROOT_DIRECTORY, LayerError, Layers
 from locks import Locks
+from lookahead import LookAhead
 from mounted import DIRECTORY_MODE, MountedLayers, Place
 from options import Options, parse_layer_size
 from presence import Presence
@@ -85,6 +86,7 @@ class Driver:
         self._trash = Behind("the trash", lambda _: not self._layers.reap(), expected)
         self._unmapping = Behind("unmapping", self._let_go, expected)
         self._removing = Behind("removing", self._remove, expected)
+        self._ahead = LookAhead(self._layers, self._locks, self._mount_ahead, self._leave_ahead, expected)
 
     @contextlib.contextmanager
     def request(self) -> Iterator[None]:
@@ -136,6 +138,7 @@ class Driver:
         Raises DriverError if something that was begun is not over within `timeout` seconds.
         """
         self._presence.stop()
+        self._ahead.finish(timeout)
         self._unmapping.drain(timeout)
         # What is still to be removed is known to who takes over, too.
         if not all(behind.stop(timeout) for behind in (self._removing, self._unmapping, self._trash)):
@@ -155,8 +158,8 @@ class Driver:
         Tell whether all of it was tried.
         """
         deadline = time.monotonic() + timeout
-        works = (self._unmapping, self._removing, self._trash)
-        tried = [behind.drain(max(0.0, deadline - time.monotonic())) for behind in works]
+        works = (self._ahead.finish, self._unmapping.drain, self._removing.drain, self._trash.drain)
+        tried = [work(max(0.0, deadline - time.monotonic())) for work in works]
         return all(tried)
 
     # -- create and remove -------------------------------------------------------------------
@@ -199,6 +202,7 @@ class Driver:
                     self._layers.check_owner(layer, lease=float("inf"))
             except rbdcli.ImageMissing:
                 return
+            self._ahead.end(layer)
             self._mounted.discard(layer)
             self._forget(layer)
             if self._mounted.device(layer):
@@ -221,6 +225,7 @@ class Driver:
             self._acquire(layer, Place.DOCKER, write=True, label=label)
             if layer in self._sealed:
                 self._read_ahead(layer)
+                self._ahead.got(layer)
         return os.path.join(self._mounted.point(layer, Place.DOCKER), ROOT_DIRECTORY)
 
     def put(self, layer: str) -> None:
@@ -228,6 +233,7 @@ class Driver:
         _check_id(layer)
         with self._locks.hold(layer):
             self._release(layer, Place.DOCKER)
+            self._ahead.end(layer)
 
     # -- archives ----------------------------------------------------------------------------
 
@@ -341,6 +347,26 @@ class Driver:
         except (command.CommandError, deadline.Overdue, OSError) as error:
             # The layer is mounted and counted: without reading ahead it is as good, only slower.
             log.warning("layer %s is not read ahead: %s", layer, error)
+
+    def _mount_ahead(self, layer: str) -> bool:
+        """Mount a layer before Docker gets it, and read it ahead, if it is finished and nobody has it mapped."""
+        if self._mounted.device(layer) or self._mounted.is_removed(layer) or layer in self._open | self._broken:
+            return False
+        self._check_owner(layer)
+        with contextlib.ExitStack() as undo:
+            # Also one from before our start, which may turn out to be none: that is told without writing to it.
+            place = self._mounted.acquire(layer, Place.DRIVER, write=False, sealed=True)
+            undo.callback(self._release, layer, place)
+            began = note.began(self._mounted.point(layer, place), layer, self._options.timeout)
+            if began is None:
+                return False
+            self._sealed.add(layer)
+            self._mounted.read_ahead(layer, place, began)
+            undo.pop_all()
+        return True
+
+    def _leave_ahead(self, layer: str) -> None:
+        self._release(layer, Place.DRIVER)
 
     def _release(self, layer: str, place: Place) -> None:
         """Undo an acquire; the caller holds the layer's lock."""

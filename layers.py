@@ -113,6 +113,15 @@ class Layers:
         ours = [name for name in self.pool.list() if name.startswith(self._options.imageprefix + "_")]
         return len([name for name in ours if not name.startswith(self.image(BASE))])
 
+    def children(self, layer: str) -> list[str]:
+        """Name the clones of a layer, none if it has no snapshot; a copy of it is no child that Ceph knows."""
+        prefix = self.image("")
+        try:
+            names = self.pool.children(rbdcli.Parent(self.image(layer), f"depth{self.describe(layer).depth}"))
+        except rbdcli.ImageMissing:
+            return []
+        return [name[len(prefix) :] for name in names if name.startswith(prefix)]
+
     def owner(self) -> str:
         """Return this host and home, as it stands in the metadata of its layers."""
         return f"{socket.gethostname()} {self._home}"

@@ -261,6 +261,11 @@ class Pool:
         """Take a snapshot (0.4 to 1 s). Raises ImageMissing, ImageExists, ImageLocked."""
         self._rbd("snap", "create", *self._image(image), "--snap", snapshot, "--no-progress")
 
+    def children(self, parent: Parent) -> Sequence[str]:
+        """Name the clones of a snapshot that are not in the trash. Raises ImageMissing: the image, or the snapshot."""
+        said = self._json("children", *self._image(parent.image), "--snap", parent.snapshot)
+        return [str(item["image"]) for item in said]
+
     def remove_snapshots(self, image_id: str) -> int:
         """Delete every snapshot of an image in the trash and count them. Raises ImageMissing.
 

@@ -1,7 +1,7 @@
 """Reads the files that a layer brought, before the one asks for them who reads them one after the other.
 
 `docker save` and `docker push` get each layer of an image and read its files in turn: each waits for the cluster once,
-which for thousands of small files is most of the time that they take. Asked for all at once, the kernel joins what
+which for thousands of small files is most of the time that they take. Asked for many at once, the kernel joins what
 lies side by side and the cluster answers many at a time.
 
 A process of its own, since nothing else puts an end to a read from a device whose cluster does not answer:
@@ -17,7 +17,9 @@ XFS_IOC_OPEN_BY_HANDLE). Prints how many bytes were asked for. Exit status 1 and
 from __future__ import annotations
 
 import array
+import ctypes
 import fcntl
+import mmap
 import os
 import stat
 import struct
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 LARGE = 1 << 20
 # What is read ahead must not drive out what others need.
 MEMORY_SHARE = 4
+_MAP_FIXED = 0x10  # mman(2); not in Python's mmap
 # fs/xfs/libxfs/xfs_fs.h: _IOWR('X', 104 and 107, struct xfs_fsop_handlereq).
 _PATH_TO_FSHANDLE, _OPEN_BY_HANDLE = 0xC0385868, 0xC038586B
 # fd, path, oflags, ihandle, its size, ohandle, its size
@@ -46,7 +49,7 @@ def read_ahead(directory: str, began: int, most: int) -> int:
     """Ask for a layer's own files, up to `most` bytes of them, and return how many. Raises OSError (ENOTTY: no XFS)."""
     top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     file_system = _file_system(top, directory)
-    asked = 0
+    together, asked = _Together(), 0
     for inode, generation, size in _files(top, began):
         if asked + size > most:
             break
@@ -54,10 +57,50 @@ def read_ahead(directory: str, began: int, most: int) -> int:
             file = _open(top, _HANDLE.pack(file_system, _HANDLE.size - 10, 0, generation, inode))
         except FileNotFoundError:
             continue
-        os.posix_fadvise(file, 0, size, os.POSIX_FADV_WILLNEED)
+        together.add(file, size)
         os.close(file)
         asked += size
+    together.ask()
     return asked
+
+
+class _Together:
+    """Files that are asked for in one call: only then does the kernel join what lies side by side.
+
+    They are mapped one beside the other, since of all calls that read ahead madvise(2) alone takes more than one file
+    (mm/madvise.c, blk_start_plug). A third of the reads is left of those that posix_fadvise(2) for each file makes.
+    """
+
+    SIZE = 16 << 20
+
+    def __init__(self) -> None:
+        self._c = ctypes.CDLL(None, use_errno=True)
+        self._c.mmap.restype = ctypes.c_void_p
+        self._c.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+        self._c.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        self._begin = self._map(None, self.SIZE + LARGE, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
+        self._end = self._begin
+
+    def add(self, file: int, size: int) -> None:
+        """Map an open file, of LARGE bytes at the most, behind the others. Raises OSError."""
+        self._map(self._end, size, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, file)
+        self._end += -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        if self._end - self._begin >= self.SIZE:
+            self.ask()
+
+    def ask(self) -> None:
+        """Have what was added read ahead, and forget it. Raises OSError."""
+        size = self._end - self._begin
+        if size and self._c.madvise(self._begin, size, mmap.MADV_WILLNEED):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        # The next ones are mapped over these.
+        self._end = self._begin
+
+    def _map(self, where: int | None, size: int, access: int, flags: int, file: int) -> int:
+        found = self._c.mmap(where, size, access, flags, file, 0)
+        if found in (None, ctypes.c_void_p(-1).value):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        return int(found)
 
 
 def _files(top: int, began: int) -> Iterator[tuple[int, int, int]]:

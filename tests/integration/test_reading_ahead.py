@@ -1,9 +1,10 @@
-"""Who gets a finished layer reads all that it brought: it is read ahead, and only that."""
+"""Who gets a finished layer reads all that it brought: it is read ahead, and only that, and so is the next one."""
 
 from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Callable
 
 from lab import Cluster
@@ -29,13 +30,99 @@ def in_memory(directory: str) -> int:
     return sum(int(line) >= SIZE for line in said.split())
 
 
+def chain(client: Client, new_id: NewId, *names: str) -> list[str]:
+    """Layers, each on the one before, with a directory of files of that name."""
+    made: list[str] = []
+    for name in names:
+        layer = client.create(new_id(), *made[-1:])
+        client.apply_diff(layer, tree(name))
+        made.append(layer)
+    return made
+
+
 def two_layers(client: Client, new_id: NewId) -> str:
     """A layer with files, on one with others."""
-    below = client.create(new_id())
-    client.apply_diff(below, tree("below"))
-    layer = client.create(new_id(), below)
-    client.apply_diff(layer, tree("own"))
-    return layer
+    return chain(client, new_id, "below", "own")[-1]
+
+
+def three_layers(plugin: PluginProcess, cluster: Cluster, new_id: NewId) -> list[str]:
+    """Three layers, of which a driver that was started later knows nothing yet."""
+    layers = chain(plugin.client, new_id, "below", "own", "top")
+    assert plugin.terminate() == 0
+    plugin.start()
+    cluster.wait_unmapped()
+    return layers
+
+
+def mounted_ahead(plugin: PluginProcess, layer: str) -> str:
+    """Where a layer is mounted that Docker has not got."""
+    return f"{plugin.home}/mnt/{layer}/driver"
+
+
+def walk(plugin: PluginProcess, lowest: str, below: str, top: str) -> None:
+    """Get a layer and the one on it, and wait until the next is mounted."""
+    plugin.client.get(lowest)
+    plugin.client.put(lowest)
+    plugin.client.get(below)
+    wait_until(lambda: os.path.ismount(mounted_ahead(plugin, top)), "the next layer is mounted")
+
+
+def test_the_next_layer_is_read_ahead_too(plugin: PluginProcess, cluster: Cluster, new_id: NewId) -> None:
+    client = plugin.client
+    lowest, below, top = three_layers(plugin, cluster, new_id)
+    walk(plugin, lowest, below, top)
+    wait_until(
+        lambda: in_memory(f"{mounted_ahead(plugin, top)}/rootfs/top") >= ENOUGH, "the next layer's files are read"
+    )
+    root = client.get(top)
+    client.put(below)
+    assert in_memory(f"{root}/top") >= ENOUGH, "what was read stays"
+    assert client.listing(top) == ["below", "own", "top"]
+    client.put(top)
+    cluster.wait_unmapped()
+
+
+def test_a_next_layer_that_nobody_gets_is_let_go(plugin: PluginProcess, cluster: Cluster, new_id: NewId) -> None:
+    lowest, below, top = three_layers(plugin, cluster, new_id)
+    walk(plugin, lowest, below, top)
+    plugin.client.put(below)
+    cluster.wait_unmapped()
+
+
+def test_a_next_layer_is_removed(plugin: PluginProcess, cluster: Cluster, new_id: NewId) -> None:
+    lowest, below, top = three_layers(plugin, cluster, new_id)
+    image = plugin.client.metadata(top)["Image"]
+    walk(plugin, lowest, below, top)
+    plugin.client.remove(top)
+    assert not os.path.ismount(mounted_ahead(plugin, top))
+    wait_until(lambda: image not in cluster.images(), "its image is gone")
+    plugin.client.put(below)
+
+
+def test_the_driver_ends_with_a_next_layer_mounted(plugin: PluginProcess, cluster: Cluster, new_id: NewId) -> None:
+    lowest, below, top = three_layers(plugin, cluster, new_id)
+    walk(plugin, lowest, below, top)
+    plugin.client.put(below)
+    assert plugin.terminate() == 0
+    assert cluster.mapped() == []
+    plugin.start()
+
+
+def test_a_container_s_layer_is_no_next_one(plugin: PluginProcess, cluster: Cluster, new_id: NewId) -> None:
+    """Nor does one layer alone make a walk."""
+    client = plugin.client
+    _, below, top = three_layers(plugin, cluster, new_id)
+    container = new_id()
+    client.create(f"{container}-init", top, writable=True)
+    client.create(container, f"{container}-init", writable=True)
+    cluster.wait_unmapped()
+    for layer in (below, top):
+        client.get(layer)
+    wait_until(lambda: "rbd children" in plugin.log_text(), "the driver has looked for the next layer")
+    time.sleep(1)
+    assert sorted(cluster.mapped()) == sorted(client.metadata(layer)["Image"] for layer in (below, top))
+    for layer in (below, top):
+        client.put(layer)
 
 
 def test_what_a_layer_brought_is_read_ahead(plugin: PluginProcess, cluster: Cluster, new_id: NewId) -> None:

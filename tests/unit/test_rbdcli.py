@@ -335,6 +335,13 @@ def test_trash_ls(fake: Fake, said: Any, expected: list[Trashed]) -> None:
     assert fake.calls() == [["rbd", "trash", "ls", *CLIENT, *WHERE, "--format", "json"]]
 
 
+# ceph src/tools/rbd/action/Children.cc: with --all also those in the trash. Seen on 16.2.15.
+def test_children(fake: Fake) -> None:
+    fake.says([{"pool": "pool", "pool_namespace": "space", "image": "one"}])
+    assert pool().children(Parent("img", "depth3")) == ["one"]
+    assert fake.calls() == [["rbd", "children", *CLIENT, *IMAGE, "--snap", "depth3", "--format", "json"]]
+
+
 # ceph src/tools/rbd/action/DiskUsage.cc: one entry for each snapshot and one for the image. Seen on 16.2.15.
 def test_usage(fake: Fake) -> None:
     entry = {"name": "img", "id": "5e2d", "provisioned_size": 1 << 30, "used_size": 4 << 20}

@@ -80,7 +80,9 @@ class Watch:
         try:
             words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
             status = Path(f"/proc/{pid}/status").read_text().splitlines()
-            files = [os.stat(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
+            # Not what is open for reading only, as a library while it is loaded.
+            opened = [f"/proc/{pid}/fd/{name}" for name in os.listdir(f"/proc/{pid}/fd")]
+            files = [os.stat(path) for path in opened if os.lstat(path).st_mode & stat.S_IWUSR]
         except OSError:  # it has ended, or has closed one
             return
         # What it does: `driver`, the command of confined.py, or a program.

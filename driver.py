@@ -350,7 +350,9 @@ class Driver:
 
     def _mount_ahead(self, layer: str) -> bool:
         """Mount a layer before Docker gets it, and read it ahead, if it is finished and nobody has it mapped."""
-        if self._mounted.device(layer) or self._mounted.is_removed(layer) or layer in self._open | self._broken:
+        if self._mounted.device(layer) or self._mounted.is_removed(layer):
+            return False
+        if layer in self._broken | (self._open - self._sealed):
             return False
         self._check_owner(layer)
         with contextlib.ExitStack() as undo:

@@ -114,10 +114,13 @@ class Layers:
         return len([name for name in ours if not name.startswith(self.image(BASE))])
 
     def children(self, layer: str) -> list[str]:
-        """Name the clones of a layer, none if it has no snapshot; a copy of it is no child that Ceph knows."""
-        prefix = self.image("")
+        """Name clones of a layer: those that this process has met, or else all that Ceph knows. Copies are not told."""
+        image, prefix = self.image(layer), self.image("")
+        met = [child for child, known in list(self._known.items()) if known.parent and known.parent.image == image]
+        if met:
+            return met
         try:
-            names = self.pool.children(rbdcli.Parent(self.image(layer), f"depth{self.describe(layer).depth}"))
+            names = self.pool.children(rbdcli.Parent(image, f"depth{self.describe(layer).depth}"))
         except rbdcli.ImageMissing:
             return []
         return [name[len(prefix) :] for name in names if name.startswith(prefix)]

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable
 
+import pytest
 from lab import Cluster
 from plugin_client import Client, PluginProcess, make_tar, wait_until
 
@@ -45,11 +46,12 @@ def two_layers(client: Client, new_id: NewId) -> str:
     return chain(client, new_id, "below", "own")[-1]
 
 
-def three_layers(plugin: PluginProcess, cluster: Cluster, new_id: NewId) -> list[str]:
-    """Three layers, of which a driver that was started later knows nothing yet."""
+def three_layers(plugin: PluginProcess, cluster: Cluster, new_id: NewId, *, anew: bool = True) -> list[str]:
+    """Three layers; `anew`: of which the driver, since it was started later, knows nothing yet."""
     layers = chain(plugin.client, new_id, "below", "own", "top")
-    assert plugin.terminate() == 0
-    plugin.start()
+    if anew:
+        assert plugin.terminate() == 0
+        plugin.start()
     cluster.wait_unmapped()
     return layers
 
@@ -67,9 +69,10 @@ def walk(plugin: PluginProcess, lowest: str, below: str, top: str) -> None:
     wait_until(lambda: os.path.ismount(mounted_ahead(plugin, top)), "the next layer is mounted")
 
 
-def test_the_next_layer_is_read_ahead_too(plugin: PluginProcess, cluster: Cluster, new_id: NewId) -> None:
+@pytest.mark.parametrize("anew", [True, False])
+def test_the_next_layer_is_read_ahead_too(plugin: PluginProcess, cluster: Cluster, new_id: NewId, anew: bool) -> None:
     client = plugin.client
-    lowest, below, top = three_layers(plugin, cluster, new_id)
+    lowest, below, top = three_layers(plugin, cluster, new_id, anew=anew)
     walk(plugin, lowest, below, top)
     wait_until(
         lambda: in_memory(f"{mounted_ahead(plugin, top)}/rootfs/top") >= ENOUGH, "the next layer's files are read"
@@ -111,11 +114,12 @@ def test_the_driver_ends_with_a_next_layer_mounted(plugin: PluginProcess, cluste
 def test_a_container_s_layer_is_no_next_one(plugin: PluginProcess, cluster: Cluster, new_id: NewId) -> None:
     """Nor does one layer alone make a walk."""
     client = plugin.client
-    _, below, top = three_layers(plugin, cluster, new_id)
+    _, below, top = three_layers(plugin, cluster, new_id, anew=False)
     container = new_id()
     client.create(f"{container}-init", top, writable=True)
     client.create(container, f"{container}-init", writable=True)
-    cluster.wait_unmapped()
+    assert plugin.terminate() == 0
+    plugin.start()
     for layer in (below, top):
         client.get(layer)
     wait_until(lambda: "rbd children" in plugin.log_text(), "the driver has looked for the next layer")

@@ -341,9 +341,7 @@ class Driver:
     def _read_ahead(self, layer: str) -> None:
         """Docker gets a finished layer to save or push it: it will read the layer's own files, one after the other."""
         try:
-            began = note.began(self._mounted.point(layer, Place.DOCKER), layer, self._options.timeout)
-            if began is not None:
-                self._mounted.read_ahead(layer, Place.DOCKER, began)
+            self._read_own(layer, Place.DOCKER)
         except (command.CommandError, deadline.Overdue, OSError) as error:
             # The layer is mounted and counted: without reading ahead it is as good, only slower.
             log.warning("layer %s is not read ahead: %s", layer, error)
@@ -352,20 +350,25 @@ class Driver:
         """Mount a layer before Docker gets it, and read it ahead, if it is finished and nobody has it mapped."""
         if self._mounted.device(layer) or self._mounted.is_removed(layer):
             return False
-        if layer in self._broken | (self._open - self._sealed):
+        if layer in self._broken or (layer in self._open and layer not in self._sealed):
             return False
         self._check_owner(layer)
         with contextlib.ExitStack() as undo:
             # Also one from before our start, which may turn out to be none: that is told without writing to it.
             place = self._mounted.acquire(layer, Place.DRIVER, write=False, sealed=True)
             undo.callback(self._release, layer, place)
-            began = note.began(self._mounted.point(layer, place), layer, self._options.timeout)
-            if began is None:
+            if not self._read_own(layer, place):
                 return False
             self._sealed.add(layer)
-            self._mounted.read_ahead(layer, place, began)
             undo.pop_all()
         return True
+
+    def _read_own(self, layer: str, place: Place) -> bool:
+        """Read the own files of a mounted layer ahead; tell whether its note knows which these are."""
+        began = note.began(self._mounted.point(layer, place), layer, self._options.timeout)
+        if began is not None:
+            self._mounted.read_ahead(layer, place, began)
+        return began is not None
 
     def _leave_ahead(self, layer: str) -> None:
         self._release(layer, Place.DRIVER)

@@ -156,6 +156,9 @@ only_base_is_left() {
     [[ $(rbd ls "$1") == "$2" ]]
 }
 
+# pool_holds NAMES: these images and no others.
+pool_holds() { [[ $(rbd ls rbd) == "$1" ]]; }
+
 # new_in_pool NAMES: the images of the pool which are none of these.
 new_in_pool() {
     local now

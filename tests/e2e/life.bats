@@ -205,7 +205,7 @@ pool_holds_images() { [[ $(rbd ls rbd | wc -l) == "$1" ]]; }
     docker rmi other
     run -0 docker run --rm small cat /last
     docker system prune --all --force
-    until_true 60 pool_holds_no_more docker_image_base_image
+    until_true 60 pool_holds docker_image_base_image
     docker load --input "$E2E/small.tar"
     run -0 docker run --rm small cat /last
 }

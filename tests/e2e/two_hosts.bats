@@ -101,7 +101,7 @@ work() {
     docker rmi small
     [[ $(b docker run --rm small cat /last) == 2 ]]
     b docker rmi small
-    until_true 60 pool_holds_no_more docker_image_base_image
+    until_true 60 pool_holds docker_image_base_image
     until_true 60 trash_is_empty rbd
 }
 

@@ -1,9 +1,10 @@
 """The layer that Docker will ask for next: mounted, and read ahead, while Docker still reads the one before.
 
 `docker save` and `docker push` get the layers of an image one after the other, from the lowest up, and read each
-whole. To map, mount and read from the cluster then takes as long as what Docker does with it. Two layers in a row that
-were made of each other tell that it is such a walk; anything else that gets a finished layer, BuildKit's mounts for
-one, does not go on with the next. The next is only known where a layer has one child that is none of a container's.
+whole. To map, mount and read from the cluster then takes as long as what Docker does with it. The lowest layer of a
+chain begins such a walk, and each that was made of the one got before goes on with it; anything else that gets a
+finished layer, BuildKit's mounts for one, does not. The next is only known where a layer has one child that is none of
+a container's.
 
 A layer is mounted ahead by our own mount, so a crash leaves what other work of ours leaves, and the next start ends it.
 """
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable
 
 from behind import Behind
-from layers import INIT_SUFFIX, Layers
+from layers import BASE, INIT_SUFFIX, Layers
 from locks import Locks
 
 log = logging.getLogger("lookahead")
@@ -82,7 +83,7 @@ class LookAhead:
     def _follower(self, layer: str) -> str | None:
         """The layer that comes next in a walk from below; None if there is no walk, or it could go several ways."""
         origin = self._layers.describe(layer).parent
-        if origin is None or origin.image not in self._got:
+        if origin is None or origin.image not in {*self._got, self._layers.image(BASE)}:
             return None
         children = set(self._layers.children(layer))
         inits = {child for child in children if child.endswith(INIT_SUFFIX)}

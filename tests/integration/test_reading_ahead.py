@@ -85,6 +85,15 @@ def test_the_next_layer_is_read_ahead_too(plugin: PluginProcess, cluster: Cluste
     cluster.wait_unmapped()
 
 
+def test_the_lowest_layer_begins_a_walk(plugin: PluginProcess, cluster: Cluster, new_id: NewId) -> None:
+    lowest, below, _ = three_layers(plugin, cluster, new_id)
+    plugin.client.get(lowest)
+    directory = f"{mounted_ahead(plugin, below)}/rootfs/own"
+    wait_until(lambda: os.path.isdir(directory) and in_memory(directory) >= ENOUGH, "the next layer's files are read")
+    plugin.client.put(lowest)
+    cluster.wait_unmapped()
+
+
 def test_a_next_layer_that_nobody_gets_is_let_go(plugin: PluginProcess, cluster: Cluster, new_id: NewId) -> None:
     lowest, below, top = three_layers(plugin, cluster, new_id)
     walk(plugin, lowest, below, top)

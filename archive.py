@@ -40,6 +40,7 @@ import deadline
 from tarformat import ArchiveError
 
 __all__ = [
+    "Applied",
     "ArchiveError",
     "Change",
     "IdMaps",
@@ -98,6 +99,16 @@ class IdMaps:
     gids: tuple[IdRange, ...] = ()
 
 
+class Applied(NamedTuple):
+    """What an archive did: the sum of the sizes in its headers in bytes, and which inodes of files it removed.
+
+    Of the latter each number stands for the 64 from it on. What was removed may be used again since.
+    """
+
+    size: int
+    removed: frozenset[int]
+
+
 _IDENTITY = IdMaps()
 # Seconds that the processes of an archive may do nothing at all, before the layer's device is taken to hang.
 STALL_SECONDS = 60.0
@@ -116,13 +127,13 @@ def extractor() -> str:
     return program if program is not None else "Python alone: bsdtar is not installed"
 
 
-def apply(root: str, stream: Readable, ids: IdMaps = _IDENTITY, stall: float = STALL_SECONDS) -> int:
+def apply(root: str, stream: Readable, ids: IdMaps = _IDENTITY, stall: float = STALL_SECONDS) -> Applied:
     """Lay an uncompressed archive down in the directory `root` as moby's ApplyUncompressedLayer does.
 
-    Reads the stream to its end, what comes after the end of the archive included. Returns the sum of the sizes in the
-    headers, in bytes. `ids` maps the owners in the archive to the host's. Raises ArchiveError that names the entry,
-    and whatever `stream.read` raises; then the layer holds a part of the archive, and the rest of the stream is unread.
-    Raises deadline.Overdue, as all of these functions do, if the layer's file system does nothing for `stall` seconds.
+    Reads the stream to its end, what comes after the end of the archive included. `ids` maps the owners in the archive
+    to the host's. Raises ArchiveError that names the entry, and whatever `stream.read` raises; then the layer holds a
+    part of the archive, and the rest of the stream is unread. Raises deadline.Overdue, as all of these functions do, if
+    the layer's file system does nothing for `stall` seconds.
     """
     with _start_untar(os.path.abspath(root), ids) as process:
         assert process.stdin is not None
@@ -131,7 +142,8 @@ def apply(root: str, stream: Readable, ids: IdMaps = _IDENTITY, stall: float = S
             while piece := _gather(stream):
                 _write_all(process, piece, stall)
         _close((process.stdin,))
-        return int(_output(process, stall))
+        size, removed = _output(process, stall).splitlines()
+        return Applied(int(size), frozenset(map(int, removed.split())))
 
 
 def changes(root: str, parent: str | None, stall: float = STALL_SECONDS) -> list[Change]:

@@ -1,6 +1,7 @@
 """The process that works on the files of a layer, locked into it. Started by archive.py as a program of its own.
 
-    confined.py untar ROOT UIDS GIDS [SOCKET N]  archive on standard input; prints the size
+    confined.py untar ROOT UIDS GIDS [SOCKET N]  archive on standard input; prints the size, and in a line
+                                                 the inodes of files that it removed, 64 by one number
     confined.py changes ROOT PARENT              prints "KIND/PATH" and a NUL for each change
     confined.py size ROOT PARENT                 prints the size of what changed
     confined.py walk ROOT PARENT                 prints what changed, for `pack`
@@ -28,6 +29,7 @@ if __name__ == "__main__":
 
 import changes
 import idmaps
+import inodes
 import pack
 from handover import Handover
 from tarformat import ArchiveError
@@ -59,9 +61,12 @@ def _untar(root: str, uids: str, gids: str, *bsdtar: str) -> None:
     handover = Handover(*map(int, bsdtar)) if bsdtar else None
     _confine(root)
     source = Input(0)
-    size = Untar(TarReader(source), *owners, handover).run()
+    untar = Untar(TarReader(source), *owners, handover)
+    size = untar.run()
     source.drain()
-    os.write(1, b"%d\n" % size)
+    removed = {inode // inodes.CHUNK * inodes.CHUNK for inode in untar.removed}
+    with open(1, "wb") as out:
+        out.write(b"%d\n%s\n" % (size, " ".join(map(str, removed)).encode()))
 
 
 def _compare(command: str, root: str, parent: str) -> None:

@@ -247,10 +247,11 @@ class Driver:
         if layer in self._sealed:
             raise DriverError(f"layer {layer} is finished: it had its archive, or has children; it takes no other")
         with self._mounted_root(layer, write=True) as root:
-            self._begin(layer, os.path.dirname(root))
+            directory = os.path.dirname(root)
+            before = self._begin(layer, directory)
             try:
-                size = archive.apply(root, stream, self._ids, self._options.timeout)
-                note.write(os.path.dirname(root), layer, note.APPLIED, FLUSHES * self._options.timeout)
+                applied = archive.apply(root, stream, self._ids, self._options.timeout)
+                note.finish(directory, layer, before, applied.removed, FLUSHES * self._options.timeout)
             except BaseException:
                 self._broken.add(layer)
                 raise
@@ -260,7 +261,7 @@ class Driver:
             # that this one is finished.
             self._to_prepare.add(layer)
             self._unmapping.later(layer, 0, 0)
-        return size
+        return applied.size
 
     def diff(self, layer: str, parent: str) -> Iterator[bytes]:
         """Yield the archive of what a layer changes in its parent ("" for everything); close it to end early."""
@@ -365,10 +366,10 @@ class Driver:
 
     def _read_own(self, layer: str, place: Place) -> bool:
         """Read the own files of a mounted layer ahead; tell whether its note knows which these are."""
-        began = note.began(self._mounted.point(layer, place), layer, self._options.timeout)
-        if began is not None:
-            self._mounted.read_ahead(layer, place, began)
-        return began is not None
+        own = note.own(self._mounted.point(layer, place), layer, self._options.timeout)
+        if own is not None:
+            self._mounted.read_ahead(layer, place, own.began, own.chunks)
+        return own is not None
 
     def _leave_ahead(self, layer: str) -> None:
         self._release(layer, Place.DRIVER)
@@ -467,13 +468,13 @@ class Driver:
         state = note.read(self._mounted.point(layer, place), layer, self._options.timeout)
         {"": self._open, note.APPLIED: self._sealed, note.APPLYING: self._broken}[state].add(layer)
 
-    def _begin(self, layer: str, directory: str) -> None:
-        """Note that a layer's archive is being applied, unless one was before."""
+    def _begin(self, layer: str, directory: str) -> Mapping[int, int] | None:
+        """Note that a layer's archive is being applied, unless one was before; return what note.finish asks for."""
         with self._bounds(), self._locks.hold(layer):
             state = note.read(directory, layer, self._options.timeout)
             if state:
                 raise DriverError(f"layer {layer} takes one archive; one is {state} already")
-            note.write(directory, layer, note.APPLYING, self._options.timeout)
+            return note.begin(directory, layer, self._options.timeout)
 
     def _forget(self, layer: str) -> None:
         for known in (self._open, self._sealed, self._broken, self._to_prepare):

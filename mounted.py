@@ -218,11 +218,11 @@ class MountedLayers:
                 self._mount_for_container(layer, entry, write=writable)
         return not entry.counts
 
-    def read_ahead(self, layer: str, place: Place, began: int) -> None:
-        """Read what changed since `began` in a mounted layer, behind, for who reads all of it."""
+    def read_ahead(self, layer: str, place: Place, began: int, chunks: Sequence[int] | None) -> None:
+        """Read what changed since `began` in a mounted layer, behind, for who reads all of it (mounts.read_ahead)."""
         entry = self._entries.get(layer)
         if entry and entry.reader is None:
-            entry.reader = mounts.read_ahead(self._fs, self.point(layer, place), began)
+            entry.reader = mounts.read_ahead(self._fs, self.point(layer, place), began, chunks)
 
     def tidy(self, layer: str, granule: int) -> None:
         """Give back what mounting stored in a layer that is mapped for nobody, in units of `granule` bytes."""

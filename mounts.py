@@ -120,15 +120,16 @@ def give_back_log(device: str, granule: int, *, timeout: float) -> None:
     deadline.call(lambda: xfslog.give_back(device, granule), device, timeout)
 
 
-def read_ahead(fs: str, point: str, began: int) -> subprocess.Popen[bytes] | None:
+def read_ahead(fs: str, point: str, began: int, chunks: Sequence[int] | None) -> subprocess.Popen[bytes] | None:
     """Read the files of a mounted file system that changed since `began` (nanoseconds), behind; see readahead.py.
 
-    The process is the caller's to end (command.stop) before he unmounts. None where that cannot be done. Raises
-    CommandError.
+    `chunks` of inodes are looked at for them, all if it is None. The process is the caller's to end (command.stop)
+    before he unmounts. None where that cannot be done, or there is nothing to read. Raises CommandError.
     """
-    if fs != "xfs":
+    if fs != "xfs" or chunks == []:
         return None
-    return command.start((sys.executable, "-I", "-S", readahead.__file__, point, str(began)))
+    words = map(str, (point, began, *(chunks or ())))
+    return command.start((sys.executable, "-I", "-S", readahead.__file__, *words))
 
 
 def table() -> list[Mount]:

@@ -5,12 +5,15 @@ No container sees that directory. A clone holds its parent's note too, so a note
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import deadline
+import inodes
 
 NAME = "layer.json"
 APPLYING, APPLIED = "applying", "applied"
@@ -25,23 +28,67 @@ def read(directory: str, layer: str, seconds: float) -> str:
     return deadline.call(lambda: _read(os.path.join(directory, NAME), layer), f"layer {layer}", seconds)
 
 
-def began(directory: str, layer: str, seconds: float) -> int | None:
-    """Return when a layer's archive was begun, in nanoseconds since 1970 as its file system counts; None if unknown.
+class Own(NamedTuple):
+    """What of a finished layer's file system is not its parent's.
 
-    Raises deadline.Overdue.
+    `began`: when its archive was begun, in nanoseconds since 1970 as its file system counts. `chunks`: the chunks of
+    inodes (inodes.py) that what it brought is in; None if that is not known.
     """
-    return deadline.call(lambda: _began(os.path.join(directory, NAME), layer), f"layer {layer}", seconds)
+
+    began: int
+    chunks: Sequence[int] | None
 
 
-def write(directory: str, layer: str, state: str, seconds: float) -> None:
-    """Write a note that is whole or not there, and there for good when this returns.
+def own(directory: str, layer: str, seconds: float) -> Own | None:
+    """Return what of a finished layer is its own; None if its note does not tell. Raises deadline.Overdue."""
+    return deadline.call(lambda: _own(os.path.join(directory, NAME), layer), f"layer {layer}", seconds)
 
-    APPLYING may be empty after a power cut, that much less is flushed. With APPLIED what was written to the file system
-    before is there for good too: a layer must not be called applied whose files were still in memory, as they are as
-    long as Docker has it mounted.
-    Raises deadline.Overdue if that takes more than `seconds`.
+
+def begin(directory: str, layer: str, seconds: float) -> Mapping[int, int] | None:
+    """Write that a layer's archive is being applied, and return what `finish` will ask for.
+
+    The note is whole or not there, but may be empty after a power cut: that much less is flushed. Raises
+    deadline.Overdue if that takes more than `seconds`.
     """
-    deadline.call(lambda: _write(directory, layer, state), f"layer {layer}", seconds)
+
+    def work() -> Mapping[int, int] | None:
+        with _opened(directory) as opened:
+            _write(opened, directory, {"layer": layer, "archive": APPLYING})
+            return inodes.chunks(opened)
+
+    return deadline.call(work, f"layer {layer}", seconds)
+
+
+def finish(
+    directory: str, layer: str, before: Mapping[int, int] | None, removed: Collection[int], seconds: float
+) -> None:
+    """Write that a layer's archive is applied. The note is whole, and there for good when this returns.
+
+    So is all that was written to the file system before: a layer must not be called applied whose files were still in
+    memory, as they are as long as Docker has it mounted. `before` is from `begin`; `removed` are the inodes of files
+    removed since, 64 by their first number. Raises deadline.Overdue if that takes more than `seconds`.
+    """
+
+    def work() -> None:
+        with _opened(directory) as opened:
+            note = {"layer": layer, "archive": APPLIED, "began": os.stat(os.path.join(directory, NAME)).st_ctime_ns}
+            now = inodes.chunks(opened)
+            if before is not None and now is not None:
+                note["chunks"] = _touched(before, now, removed)
+            _write(opened, directory, note, flush=True)
+
+    deadline.call(work, f"layer {layer}", seconds)
+
+
+def _touched(before: Mapping[int, int], now: Mapping[int, int], removed: Collection[int]) -> list[int]:
+    """Return the chunks that have inodes which they had not, or in which one that was removed may be in use again."""
+    size = inodes.CHUNK
+    return [
+        first
+        for first, used in now.items()
+        if used & ~before.get(first, 0)
+        or not {first // size * size, (first + size - 1) // size * size}.isdisjoint(removed)
+    ]
 
 
 def _read(path: str, layer: str) -> str:
@@ -53,10 +100,12 @@ def _read(path: str, layer: str) -> str:
     return str(note["archive"])
 
 
-def _began(path: str, layer: str) -> int | None:
+def _own(path: str, layer: str) -> Own | None:
     note = _load(path)
-    # Notes of older versions do not tell.
-    return int(note["began"]) if note and note["layer"] == layer and "began" in note else None
+    # Notes of older versions do not tell, or less.
+    if not note or note["layer"] != layer or "began" not in note:
+        return None
+    return Own(int(note["began"]), note.get("chunks"))
 
 
 def _load(path: str) -> dict[str, Any] | None:
@@ -68,19 +117,22 @@ def _load(path: str) -> dict[str, Any] | None:
         return None
 
 
-def _write(directory: str, layer: str, state: str) -> None:
+def _write(opened: int, directory: str, note: Mapping[str, Any], *, flush: bool = False) -> None:
+    """Replace the note in a directory, which is open; `flush`: when all else in its file system is written out."""
     path = os.path.join(directory, NAME)
-    note: dict[str, Any] = {"layer": layer, "archive": state}
-    if state == APPLIED:
-        note["began"] = os.stat(path).st_ctime_ns
     with open(path + ".new", "w", encoding="utf-8") as target:
         json.dump(note, target)
+    if flush:
+        _flush(opened)
+    os.replace(path + ".new", path)
+    os.fsync(opened)
+
+
+@contextlib.contextmanager
+def _opened(directory: str) -> Iterator[int]:
     opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        if state == APPLIED:
-            _flush(opened)
-        os.replace(path + ".new", path)
-        os.fsync(opened)
+        yield opened
     finally:
         os.close(opened)
 

@@ -6,12 +6,13 @@ lies side by side and the cluster answers many at a time.
 
 A process of its own, since nothing else puts an end to a read from a device whose cluster does not answer:
 
-    python3 readahead.py DIRECTORY BEGAN
+    python3 readahead.py DIRECTORY BEGAN [CHUNK...]
 
 DIRECTORY is the root of a layer's mounted XFS; its own files are those that changed since its archive was begun, at
 BEGAN (nanoseconds since 1970, by that file system's times). Large ones are left to the kernel's own read-ahead. They
 are found without looking at any directory, by the numbers of their inodes (inodes.py; xfsctl(3),
-XFS_IOC_OPEN_BY_HANDLE). Prints how many bytes were asked for. Exit status 1 and one line if that cannot be done.
+XFS_IOC_OPEN_BY_HANDLE): those of the CHUNKs, or all, which are read from the cluster for it. Prints how many bytes were
+asked for. Exit status 1 and one line if that cannot be done.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import inodes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 LARGE = 1 << 20
 # What is read ahead must not drive out what others need.
@@ -45,12 +46,12 @@ _HANDLE_REQUEST = struct.Struct("I4xQI4xQI4xQQ")
 _HANDLE = struct.Struct("8sHHIQ")  # xfs_handle: file system, 14 bytes follow, padding, generation, inode
 
 
-def read_ahead(directory: str, began: int, most: int) -> int:
+def read_ahead(directory: str, began: int, chunks: Sequence[int], most: int) -> int:
     """Ask for a layer's own files, up to `most` bytes of them, and return how many. Raises OSError (ENOTTY: no XFS)."""
     top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     file_system = _file_system(top, directory)
     together, asked = _Together(), 0
-    for inode, generation, size in _files(top, began):
+    for inode, generation, size in _files(top, began, chunks):
         if asked + size > most:
             break
         try:
@@ -103,9 +104,10 @@ class _Together:
         return int(found)
 
 
-def _files(top: int, began: int) -> Iterator[tuple[int, int, int]]:
+def _files(top: int, began: int, chunks: Sequence[int]) -> Iterator[tuple[int, int, int]]:
     """Yield inode, generation and size of the regular files that changed since then and are not large."""
-    for inode, mode, _, _, _, _, size, _, _, seconds, nanoseconds, generation in inodes.every(top):
+    found = inodes.within(top, chunks) if chunks else inodes.every(top)
+    for inode, mode, _, _, _, _, size, _, _, seconds, nanoseconds, generation in found:
         if stat.S_ISREG(mode) and 0 < size <= LARGE and seconds * 10**9 + nanoseconds >= began:
             yield inode, generation, size
 
@@ -135,7 +137,8 @@ def _available() -> int:
 def main() -> int:
     """Read the command line."""
     try:
-        print(read_ahead(sys.argv[1], int(sys.argv[2]), _available() // MEMORY_SHARE))
+        began, *chunks = map(int, sys.argv[2:])
+        print(read_ahead(sys.argv[1], began, chunks, _available() // MEMORY_SHARE))
     except (OSError, ValueError) as error:
         print(f"{sys.argv[1]}: {error}", file=sys.stderr)
         return 1

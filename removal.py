@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 
 
-def remove_directory(path: bytes) -> None:
-    """Remove a directory of any depth and all in it. Uses the working directory, and leaves it at "/"."""
+def remove_directory(path: bytes, inodes: set[int]) -> None:
+    """Remove a directory of any depth and all in it. Uses the working directory, and leaves it at "/".
+
+    Adds to `inodes` those of the files that were in it, by their numbers.
+    """
     try:
         os.chdir(path)
-        pending = [_empty_working_directory()]
+        pending = [_empty_working_directory(inodes)]
         while pending:
             if pending[-1]:
                 os.chdir(pending[-1][-1])
-                pending.append(_empty_working_directory())
+                pending.append(_empty_working_directory(inodes))
                 continue
             pending.pop()
             os.chdir(b"..")
@@ -24,11 +27,12 @@ def remove_directory(path: bytes) -> None:
     os.rmdir(path)
 
 
-def _empty_working_directory() -> list[bytes]:
+def _empty_working_directory(inodes: set[int]) -> list[bytes]:
     """Remove all but the directories in the working directory, and return their names."""
     with os.scandir(b".") as entries:
-        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-    for name, is_directory in found:
+        found = [(entry.name, entry.is_dir(follow_symlinks=False), entry.inode()) for entry in entries]
+    for name, is_directory, inode in found:
         if not is_directory:
             os.unlink(name)
-    return [name for name, is_directory in found if is_directory]
+            inodes.add(inode)
+    return [name for name, is_directory, _ in found if is_directory]

@@ -59,6 +59,7 @@ class Untar:
         self._plain = False  # whether it is straight and passes nothing on to what is created in it
         self._unpacked: set[bytes] = set()  # the paths of this layer
         self._holding: set[bytes] = {b"/"}  # the directories that hold paths of this layer
+        self.removed: set[int] = set()  # the numbers of the inodes of files that were removed, or lost a name
         self._times: dict[
             bytes, tuple[int, int]
         ] = {}  # of directories: set at the end, when nothing changes them any more
@@ -203,13 +204,15 @@ class Untar:
         if path in self._pending:
             self._wait()
         try:
+            inode = os.lstat(path).st_ino
             os.unlink(path)
+            self.removed.add(inode)
         except (FileNotFoundError, NotADirectoryError):
             return
         except IsADirectoryError:
             self._wait()
             self._straight = {b"/"}
-            remove_directory(path)
+            remove_directory(path, self.removed)
 
     def _make_opaque(self, directory: bytes) -> None:
         """Remove what lower layers left in a directory, and keep what this archive brought."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import time
@@ -148,6 +149,32 @@ def test_what_a_layer_brought_is_read_ahead(plugin: PluginProcess, cluster: Clus
     root = client.get(layer)
     wait_until(lambda: in_memory(f"{root}/own") >= ENOUGH, "the layer's files are read")
     assert in_memory(f"{root}/below") == 0
+    client.put(layer)
+
+
+def test_what_replaces_files_of_the_layer_below_is_read_ahead(
+    plugin: PluginProcess, cluster: Cluster, new_id: NewId
+) -> None:
+    """The new files get the inodes of the removed ones: which inodes are in use does not tell them."""
+    layer = chain(plugin.client, new_id, "same", "same")[-1]
+    cluster.wait_unmapped()
+    root = plugin.client.get(layer)
+    wait_until(lambda: in_memory(f"{root}/same") >= ENOUGH, "the layer's files are read")
+    plugin.client.put(layer)
+
+
+def test_only_inodes_of_the_layer_itself_are_looked_at(plugin: PluginProcess, cluster: Cluster, new_id: NewId) -> None:
+    client = plugin.client
+    *_, below = chain(client, new_id, "a", "b", "c")
+    layer = client.create(new_id(), below)
+    client.apply_diff(layer, make_tar({"own/1": b"x"}))
+    cluster.wait_unmapped()
+    root = client.get(layer)
+    with open(f"{root}/../layer.json", encoding="utf-8") as note:
+        chunks = json.load(note)["chunks"]
+    inode = os.stat(f"{root}/own/1").st_ino
+    assert any(first <= inode < first + 64 for first in chunks)
+    assert len(chunks) <= 3, "of more than 600 inodes, 64 in each"
     client.put(layer)
 
 

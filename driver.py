@@ -255,7 +255,7 @@ class Driver:
             except BaseException:
                 self._broken.add(layer)
                 raise
-            self._sealed.add(layer)
+            self._seal(layer)
         if self._layers.is_large(layer, self._mounted.written(layer)):
             # The next layer, or the first container, will be a clone: what that needs begins while Docker writes down
             # that this one is finished.
@@ -324,7 +324,7 @@ class Driver:
             written = self._mounted.written(parent)
             self._layers.create(layer, parent, size, leaf=leaf, written=written, let_go=let_go)
             if not parent.endswith(INIT_SUFFIX):
-                self._sealed.add(parent)
+                self._seal(parent)
                 if leaf and not self._layers.is_prepared(parent):
                     self._to_prepare.add(parent)
                     self._unmapping.later(parent, MAPPED_SECONDS)
@@ -349,9 +349,7 @@ class Driver:
 
     def _mount_ahead(self, layer: str) -> bool:
         """Mount a layer before Docker gets it, and read it ahead, if it is finished and nobody has it mapped."""
-        if self._mounted.device(layer) or self._mounted.is_removed(layer):
-            return False
-        if layer in self._broken or (layer in self._open and layer not in self._sealed):
+        if self._mounted.device(layer) or self._mounted.is_removed(layer) or layer in self._open | self._broken:
             return False
         self._check_owner(layer)
         with contextlib.ExitStack() as undo:
@@ -360,7 +358,7 @@ class Driver:
             undo.callback(self._release, layer, place)
             if not self._read_own(layer, place):
                 return False
-            self._sealed.add(layer)
+            self._seal(layer)
             undo.pop_all()
         return True
 
@@ -475,6 +473,11 @@ class Driver:
             if state:
                 raise DriverError(f"layer {layer} takes one archive; one is {state} already")
             return note.begin(directory, layer, self._options.timeout)
+
+    def _seal(self, layer: str) -> None:
+        """A layer is finished. It is known as one or the other at any time: some ask without its lock."""
+        self._sealed.add(layer)
+        self._open.discard(layer)
 
     def _forget(self, layer: str) -> None:
         for known in (self._open, self._sealed, self._broken, self._to_prepare):

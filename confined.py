@@ -64,7 +64,7 @@ def _untar(root: str, uids: str, gids: str, *bsdtar: str) -> None:
     untar = Untar(TarReader(source), *owners, handover)
     size = untar.run()
     source.drain()
-    removed = {inode // inodes.CHUNK * inodes.CHUNK for inode in untar.removed}
+    removed = set(map(inodes.sixty_four, untar.removed))
     with open(1, "wb") as out:
         out.write(b"%d\n%s\n" % (size, " ".join(map(str, removed)).encode()))
 

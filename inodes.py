@@ -40,6 +40,11 @@ def every(directory: int) -> Iterator[Inode]:
         yield from some
 
 
+def sixty_four(number: int) -> int:
+    """Return the lowest of the 64 numbers that an inode's is one of; chunks may begin elsewhere."""
+    return number // CHUNK * CHUNK
+
+
 def within(directory: int, chunks: Iterable[int]) -> Iterator[Inode]:
     """Yield the inodes of some chunks, each given by its first number. Raises OSError."""
     for first in chunks:

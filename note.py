@@ -82,12 +82,11 @@ def finish(
 
 def _touched(before: Mapping[int, int], now: Mapping[int, int], removed: Collection[int]) -> list[int]:
     """Return the chunks that have inodes which they had not, or in which one that was removed may be in use again."""
-    size = inodes.CHUNK
     return [
         first
         for first, used in now.items()
         if used & ~before.get(first, 0)
-        or not {first // size * size, (first + size - 1) // size * size}.isdisjoint(removed)
+        or not {inodes.sixty_four(first), inodes.sixty_four(first + inodes.CHUNK - 1)}.isdisjoint(removed)
     ]
 
 

@@ -2,8 +2,10 @@
 # Runs the tests; as root, because they install packages, mount file systems and start daemons.
 #
 #   ./test.sh                 all of it, side by side
-#   ./test.sh PART...         some of it, one after the other: lint unit integration faults lab e2e soak kernel
+#   ./test.sh PART...         some of it, one after the other: lint unit integration faults lab demo e2e systemd python39
+#                             debian13 soak kernel
 #   ./test.sh soak --minutes 10       options are for that part; also: soak --seed S
+#   ./test.sh debian13 --all          all of the end-to-end tests there, and not a choice
 #   ./test.sh kernel --all            the whole of integration and e2e, in the virtual machine; also: kernel --plugin
 #
 # lint         ruff, mypy, vermin, shellcheck, shfmt
@@ -11,7 +13,11 @@
 # integration  pytest: the driver at its socket on a real Ceph cluster
 # faults       pytest: the driver killed at every step, without power, on a sick cluster, and called by anybody
 # lab          bats: the throw-away cluster itself
+# demo         bats: demo.sh, in all the ways that the README tells
 # e2e          bats: dockerd and docker on the driver
+# systemd      bats: the unit file, in a Debian that systemd has booted, with Docker
+# python39     the unit tests, and a whole life at the socket, with a Python 3.9
+# debian13     the demo and end-to-end tests in a Debian 13: newer Docker, containerd, Ceph and Python
 # soak         random Docker operations, while everything is killed, against a model of what must be there (3 min)
 # kernel       the driver with krbd and rbd-nbd of a real kernel, in a virtual machine
 #
@@ -26,7 +32,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")" || exit 1
 source tests/lib.bash
 
 # The longest first: the end is then not one part that runs alone.
-all=(kernel faults e2e integration soak lab unit lint)
+all=(kernel faults e2e integration debian13 soak systemd demo python39 lab unit lint)
 # Most parts wait for commands half of their time.
 at_once=2
 summary=()
@@ -104,7 +110,8 @@ prepare() {
         lint) needs+=(test) ;;
         unit) needs+=(test driver) ;;
         integration | faults | lab) needs+=(test driver lab) ;;
-        e2e | soak) needs+=(test driver lab docker demo) ;;
+        e2e | soak | demo) needs+=(test driver lab docker demo) ;;
+        systemd | python39 | debian13) needs+=(test driver lab docker demo) ;;
         kernel) needs+=(test driver lab docker kernel) ;;
         esac
         [[ $part == @(lint|unit) || $(id -u) == 0 ]] || {
@@ -124,7 +131,11 @@ run_part() {
     integration) without_leaks "$python" -m pytest tests/integration ;;
     faults) without_leaks "$python" -m pytest tests/faults ;;
     lab) without_leaks bats_on tests/lab.bats ;;
+    demo) without_leaks bats_on tests/demo.bats ;;
     e2e) without_leaks bats_on tests/e2e ;;
+    systemd) without_leaks bats_on tests/systemd.bats ;;
+    python39) without_leaks tests/debian/python39.sh ;;
+    debian13) without_leaks tests/debian/debian13.sh "${options[@]}" ;;
     soak) PYTHONPATH=tests without_leaks "$system_python" tests/soak/soak.py "${options[@]}" ;;
     kernel) without_leaks tests/kernel/run.sh "${options[@]}" ;;
     esac || result=FAILED
@@ -178,12 +189,12 @@ usage() {
 
 parts=()
 while (($#)) && [[ $1 != -* ]]; do
-    [[ $1 == @(lint|unit|integration|faults|lab|e2e|soak|kernel) ]] || usage
+    [[ " ${all[*]} " == *" $1 "* ]] || usage
     parts+=("$1")
     shift
 done
 options=("$@")
-((${#options[@]} == 0)) || [[ ${parts[*]} == @(soak|kernel) ]] || usage
+((${#options[@]} == 0)) || [[ ${parts[*]} == @(soak|kernel|debian13) ]] || usage
 wanted=("${parts[@]}")
 ((${#wanted[@]})) || wanted=("${all[@]}")
 begin=$SECONDS

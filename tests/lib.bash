@@ -51,6 +51,14 @@ apt_get() {
     DEBIAN_FRONTEND=noninteractive apt-get --quiet --option DPkg::Lock::Timeout=300 --option Acquire::Retries=3 "$@" </dev/null
 }
 
+# typed LINE: runs a command line that a document tells its reader to type, as it stands there, in the project's directory
+# (or in $TYPED_IN). Fails if no document has it any more. README_RAN=FILE gathers what was run.
+typed() {
+    "$system_python" "$repo/tests/readme.py" has "$1" || return 1
+    [[ -z ${README_RAN:-} ]] || printf '%s\n' "$1" >>"$README_RAN"
+    (cd "${TYPED_IN:-$repo}" && bash -c "$1")
+}
+
 # until_true SECONDS COMMAND...: repeats the command until it succeeds; fails after that many seconds, or times
 # LAB_SLOWNESS as many where everything is slower (tests/kernel).
 until_true() {

@@ -1,0 +1,92 @@
+#!/usr/bin/env python3
+"""What the documentation tells its readers to type: the lines of the blocks that are fenced as ```sh.
+
+    tests/readme.py list             every command line, one a line
+    tests/readme.py has LINE         exits 0 if a document has that command line, 1 with a word otherwise
+    tests/readme.py block NAME       prints the block that is fenced as ```json NAME (```ini NAME, ...)
+    tests/readme.py missing FILE     prints the command lines that FILE, one a line, lacks; exits 1 if there is one
+
+A line that ends with a backslash goes on in the next one; what follows a blank and a # is a comment. A suite runs such
+a line by `typed` of lib.bash, which fails when no document has the line any more; test_readme.py fails when
+no suite runs one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+
+REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+DOCUMENTS = ("README.md", "plugin/README.md", "ceph-key/README.md")
+
+_FENCE = re.compile(r"^ *```(?P<words>.*)$")
+
+
+def blocks(document: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield the fenced blocks of a document of the project: the words after the fence, and the lines."""
+    words, lines = "", None
+    with open(os.path.join(REPO, document), encoding="utf-8") as source:
+        for line in source.read().splitlines():
+            fence = _FENCE.match(line)
+            if fence and lines is None:
+                words, lines = fence["words"].strip(), []
+            elif fence:
+                yield words, lines or []
+                lines = None
+            elif lines is not None:
+                lines.append(line)
+    if lines is not None:
+        raise ValueError(f"{document} ends within a block")
+
+
+def commands(document: str) -> list[str]:
+    """Return the command lines of a document, in its order, each in one line and without its comment."""
+    found = []
+    for words, lines in blocks(document):
+        if words == "sh":
+            text = re.sub(r"\\\n\s*", "", "\n".join(lines))
+            found += [re.sub(r"\s+#.*", "", line).strip() for line in text.splitlines()]
+    return [line for line in found if line and not line.startswith("#")]
+
+
+def every_command() -> list[str]:
+    """Return the command lines of all documents, each once."""
+    return list(dict.fromkeys(line for document in DOCUMENTS for line in commands(document)))
+
+
+def block(name: str) -> str:
+    """Return the text of the one block of all documents whose fence ends with this name. Raises ValueError."""
+    found = [lines for document in DOCUMENTS for words, lines in blocks(document) if words.split()[1:] == [name]]
+    if len(found) != 1:
+        raise ValueError(f"{len(found)} blocks are named {name}; expected one")
+    return "\n".join(found[0]) + "\n"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Do what the module's docstring says."""
+    verb, *words = argv
+    if verb == "list" and not words:
+        print("\n".join(every_command()))
+        return 0
+    if verb == "block" and len(words) == 1:
+        print(block(words[0]), end="")
+        return 0
+    if verb == "has" and len(words) == 1:
+        if words[0] in every_command():
+            return 0
+        print(f"no document tells to type: {words[0]}", file=sys.stderr)
+        return 1
+    if verb == "missing" and len(words) == 1:
+        with open(words[0], encoding="utf-8") as source:
+            ran = set(source.read().splitlines())
+        missing = [line for line in every_command() if line not in ran]
+        print("".join(f"{line}\n" for line in missing), end="")
+        return 1 if missing else 0
+    print(__doc__, file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

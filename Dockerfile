@@ -7,7 +7,7 @@ ARG BASE=debian:12-slim
 FROM ${BASE} AS system
 RUN set -eu; \
     missing=; \
-    for program in python3 rbd rados ceph mkfs.xfs xfs_growfs mkfs.ext4 e2fsck resize2fs mount umount; do \
+    for program in python3 rbd rados mkfs.xfs xfs_growfs mkfs.ext4 e2fsck resize2fs mount umount; do \
         command -v "$program" >/dev/null || missing=1; \
     done; \
     if [ -z "$missing" ]; then \

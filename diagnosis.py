@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import command
 import deadline
+import objects
 import rbdcli
 
 # A command that hangs says nothing itself. These come from a cluster that refuses or does not answer; what else fails
@@ -54,13 +55,32 @@ def _ask(pool: rbdcli.Pool) -> str:
             said = pool.ceph("health", "detail")
         checks = dict(said["checks"])
         messages = [item["message"] for check in checks.values() for item in check.get("detail") or [check["summary"]]]
+    except command.CommandMissing:
+        return _ask_without_ceph(pool)
     except command.CommandError as error:
-        return (
-            f"no monitor lets client.{pool.client} in with {pool.configfile} ({error.reason}): see whether they run, "
-            f"whether this host reaches them, and for the key: ceph auth get client.{pool.client}"
-        )
+        return _no_monitor(pool, error)
     except (LookupError, ValueError, TypeError):
         return "what the cluster says of its health is not understood; see: ceph health detail"
     if not messages:
         return f"the monitors say {said['status']}; if so, an OSD hangs or this host does not reach it: ceph osd perf"
     return f"the cluster says {said['status']}: {'; '.join(messages)[:MESSAGES_LIMIT]}; see: ceph health detail"
+
+
+def _ask_without_ceph(pool: rbdcli.Pool) -> str:
+    """`ceph` is a program of Python's, which a minimal container lacks: tell at least whether the monitors answer."""
+    try:
+        with deadline.within(deadline.GRACE_SECONDS):
+            objects.pools(pool)
+    except command.CommandError as error:
+        return _no_monitor(pool, error)
+    return (
+        "the monitors answer, so an OSD hangs or this host does not reach it; ceph, which could tell more, is not "
+        "installed here; see on another host: ceph health detail"
+    )
+
+
+def _no_monitor(pool: rbdcli.Pool, error: command.CommandError) -> str:
+    return (
+        f"no monitor lets client.{pool.client} in with {pool.configfile} ({error.reason}): see whether they run, "
+        f"whether this host reaches them, and for the key: ceph auth get client.{pool.client}"
+    )

@@ -11,7 +11,39 @@ import subprocess
 from collections.abc import Mapping, Sequence
 
 import command
-from rbdcli import Pool, RbdError
+from rbdcli import Pool, PoolMissing, RbdError
+
+# Made by `rbd pool init`, or with the first image; in no namespace (Ceph, librbd/image/ValidatePoolRequest.cc).
+_MADE_FOR_IMAGES = "rbd_info"
+
+
+def pools(pool: Pool) -> Sequence[str]:
+    """Name the pools of the cluster. The monitors alone are asked: it tells, too, whether they answer."""
+    return pool.rados_of_cluster("lspools").splitlines()
+
+
+def is_made_for_images(pool: Pool) -> bool:
+    """Tell whether somebody has made the pool, which must exist, ready for images.
+
+    Raises RbdError or command.CommandTimeout if the pool cannot be used at all.
+    """
+    try:
+        pool.rados_of_pool("stat", _MADE_FOR_IMAGES)
+    except RbdError:
+        # `rbd` tells by its exit status what `rados` does not: no right to the pool, no answer.
+        try:
+            pool.list()
+        except PoolMissing:
+            # The namespace is not there, which is told in other words.
+            return True
+        return False
+    return True
+
+
+def used(pool: Pool) -> int:
+    """Return the bytes that the pool stores, all copies counted. Raises LookupError if there is no such pool."""
+    listed = json.loads(pool.rados_of_cluster("df", "--format", "json"))["pools"]
+    return {str(item["name"]): int(item["size_bytes"]) for item in listed}[pool.name]
 
 
 def sign(pool: Pool, name: str, key: str, value: str) -> None:

@@ -345,10 +345,21 @@ class Pool:
         """Run a `rados` command on an object of the pool and namespace (`objects.py`); return what it prints."""
         return self._run(self.rados_argv(*words))
 
+    def rados_of_pool(self, *words: str) -> str:
+        """Run a `rados` command on an object of the pool that is in no namespace; return what it prints."""
+        return self._run(self._rados("--pool", self.name, *words))
+
+    def rados_of_cluster(self, *words: str) -> str:
+        """Run a `rados` command that is for no pool; return what it prints."""
+        return self._run(self._rados(*words))
+
     def rados_argv(self, *words: str) -> tuple[str, ...]:
-        """Return the command line of a `rados` command."""
+        """Return the command line of a `rados` command on an object of the pool and namespace."""
+        return self._rados(*self._where(), *words)
+
+    def _rados(self, *words: str) -> tuple[str, ...]:
         limits = ("--client-mount-timeout", self._connect_seconds(), "--rados-osd-op-timeout", self._connect_seconds())
-        return ("rados", *self._client(), *limits, *self._where(), *words)
+        return ("rados", *self._client(), *limits, *words)
 
     # -- cluster --------------------------------------------------------------------------
 
@@ -363,7 +374,7 @@ class Pool:
             self.ceph("osd", "blacklist", "add", address, str(seconds))
 
     def ceph(self, *words: str) -> Any:
-        """Run a `ceph` command and return its JSON."""
+        """Run a `ceph` command and return its JSON. Raises command.CommandMissing where there is no such program."""
         argv = ("ceph", *words, *self._client(), "--connect-timeout", self._connect_seconds())
         return json.loads(self._run((*argv, "--format", "json")).strip() or "null")
 

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import command
 import deadline
+import objects
 import rbdcli
 from options import Options, format_size
 
@@ -22,17 +23,17 @@ def rows(
 
     `layers` asks the cluster how many there are, `mapped` tells how many this host has mapped.
     """
-    with ThreadPoolExecutor(max_workers=5) as threads, deadline.within(STATUS_SECONDS):
+    with ThreadPoolExecutor(max_workers=6) as threads, deadline.within(STATUS_SECONDS):
 
         def ask(question: Callable[[], str]) -> Future[str]:
             return threads.submit(contextvars.copy_context().run, _told, question)
 
-        usage = ask(lambda: _usage(pool))
+        used = ask(lambda: f"{format_size(objects.used(pool))}B")
+        available = ask(lambda: f"{format_size(_available(pool))}B")
         health = ask(lambda: str(pool.ceph("health")["status"]))
         version = ask(lambda: _release(str(pool.ceph("version")["version"])))
         client = ask(pool.client_version)
         count = ask(lambda: str(layers()))
-    used, _, available = usage.result().partition(" / ")
     return [
         ("Pool", pool.name),
         ("Namespace", pool.namespace or "(default)"),
@@ -40,8 +41,8 @@ def rows(
         ("Device Type", options.devicetype),
         ("Base Size", format_size(options.basesize)),
         ("Backing Filesystem", options.fs),
-        ("Pool Used", used),
-        ("Pool Available", available or used),
+        ("Pool Used", used.result()),
+        ("Pool Available", available.result()),
         ("Ceph Health", health.result()),
         ("Ceph Client", client.result()),
         ("Ceph Cluster", version.result()),
@@ -50,15 +51,17 @@ def rows(
     ]
 
 
-def _usage(pool: rbdcli.Pool) -> str:
+def _available(pool: rbdcli.Pool) -> int:
     stats = {item["name"]: item["stats"] for item in pool.ceph("df")["pools"]}[pool.name]
-    return f"{format_size(int(stats['bytes_used']))}B / {format_size(int(stats['max_avail']))}B"
+    return int(stats["max_avail"])
 
 
 def _told(ask: Callable[[], str]) -> str:
     """An answer of the cluster, or why there is none."""
     try:
         return ask()
+    except command.CommandMissing as error:
+        return f"unknown ({error.argv[0]} is not installed)"
     except (command.CommandError, LookupError, ValueError) as error:
         return f"unknown ({error})"
 

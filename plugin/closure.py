@@ -23,7 +23,6 @@ from modulefinder import ModuleFinder
 PROGRAMS = (
     "rbd",
     "rados",
-    "ceph",
     "/bin/date",
     "mkfs.xfs",
     "xfs_growfs",
@@ -33,7 +32,9 @@ PROGRAMS = (
     "mount",
     "umount",
 )
-OPTIONAL_PROGRAMS = ("rbd-nbd",)
+# `ceph` tells of the cluster's health; it is a program of Python's, which some bases lack.
+CEPH = "ceph"
+OPTIONAL_PROGRAMS = ("rbd-nbd", CEPH)
 # What programs open by name while they run: Ceph's ciphers and compressors, glibc's host name services, the
 # defaults of mkfs and of the dynamic linker.
 OPENED = (
@@ -120,7 +121,8 @@ def main() -> None:
     programs += filter(None, (shutil.which(name, path=SEARCH) for name in OPTIONAL_PROGRAMS))
     python = find("python3")
     opened = [path for pattern in OPENED for found in glob.glob(pattern) for path in below(found)]
-    library = [*python_library(), *packages_of(find("ceph"))]
+    ceph = shutil.which(CEPH, path=SEARCH)
+    library = [*python_library(), *(packages_of(ceph) if ceph else ())]
     binaries = [*programs, python, *(path for path in (*opened, *library) if re.search(r"\.so(\.|$)", path))]
     wanted = {*binaries, *opened, *library, *libraries(binaries)}
     print("\n".join(sorted({step[1:] for path in wanted for step in with_links(path)})))

@@ -245,6 +245,8 @@ class PluginProcess:
         self.options = list(options)
         # The name of the host that it believes to be on, "" for that of this machine.
         self.host = ""
+        # A command and its arguments that run the plugin as the same process, such as one that hides programs from it.
+        self.prefix: list[str] = []
         self.client = Client(self.socket)
         self.python = PYTHON  # what it takes for its own interpreter, to start more of them
         self.process: subprocess.Popen[bytes] | None = None
@@ -265,7 +267,7 @@ class PluginProcess:
             self.process = subprocess.Popen(
                 argv,
                 # `python` is only what the process takes itself for, and starts others as (tests/faults/killer.py).
-                executable=None if self.host else PYTHON,
+                executable=None if self.on_host() else PYTHON,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -278,7 +280,7 @@ class PluginProcess:
     def on_host(self) -> list[str]:
         """What to put before a command so that it runs on this plugin's host, as the same process."""
         script = 'hostname "$1" && shift && exec "$@"'
-        return ["unshare", "--uts", "sh", "-c", script, "-", self.host] if self.host else []
+        return [*(["unshare", "--uts", "sh", "-c", script, "-", self.host] if self.host else []), *self.prefix]
 
     def init(self, **maps: Any) -> None:
         """dockerd's start."""

@@ -21,33 +21,23 @@ from collections.abc import Iterator, Sequence
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 DOCUMENTS = ("README.md", "plugin/README.md", "ceph-key/README.md")
 
-_FENCE = re.compile(r"^ *```(?P<words>.*)$")
+_BLOCK = re.compile(r"^ *```(?P<words>.+)\n(?P<text>(?:.*\n)*?) *```$", re.MULTILINE)
 
 
-def blocks(document: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield the fenced blocks of a document of the project: the words after the fence, and the lines."""
-    words, lines = "", None
+def blocks(document: str) -> Iterator[tuple[str, str]]:
+    """Yield the fenced blocks of a document of the project: the words after the fence, and the text."""
     with open(os.path.join(REPO, document), encoding="utf-8") as source:
-        for line in source.read().splitlines():
-            fence = _FENCE.match(line)
-            if fence and lines is None:
-                words, lines = fence["words"].strip(), []
-            elif fence:
-                yield words, lines or []
-                lines = None
-            elif lines is not None:
-                lines.append(line)
-    if lines is not None:
-        raise ValueError(f"{document} ends within a block")
+        for found in _BLOCK.finditer(source.read()):
+            yield found["words"].strip(), found["text"]
 
 
 def commands(document: str) -> list[str]:
     """Return the command lines of a document, in its order, each in one line and without its comment."""
     found = []
-    for words, lines in blocks(document):
+    for words, text in blocks(document):
         if words == "sh":
-            text = re.sub(r"\\\n\s*", "", "\n".join(lines))
-            found += [re.sub(r"\s+#.*", "", line).strip() for line in text.splitlines()]
+            lines = re.sub(r"\\\n\s*", "", text).splitlines()
+            found += [re.sub(r"\s+#.*", "", line).strip() for line in lines]
     return [line for line in found if line and not line.startswith("#")]
 
 
@@ -58,10 +48,10 @@ def every_command() -> list[str]:
 
 def block(name: str) -> str:
     """Return the text of the one block of all documents whose fence ends with this name. Raises ValueError."""
-    found = [lines for document in DOCUMENTS for words, lines in blocks(document) if words.split()[1:] == [name]]
+    found = [text for document in DOCUMENTS for words, text in blocks(document) if words.split()[1:] == [name]]
     if len(found) != 1:
         raise ValueError(f"{len(found)} blocks are named {name}; expected one")
-    return "\n".join(found[0]) + "\n"
+    return found[0]
 
 
 def main(argv: Sequence[str]) -> int:

@@ -52,11 +52,14 @@ apt_get() {
 }
 
 # typed LINE: runs a command line that a document tells its reader to type, as it stands there, in the project's directory
-# (or in $TYPED_IN). Fails if no document has it any more. README_RAN=FILE gathers what was run.
+# (or in $TYPED_IN). Fails if no document has it any more; tests/unit/test_readme.py, if no suite runs one.
 typed() {
     "$system_python" "$repo/tests/readme.py" has "$1" || return 1
-    [[ -z ${README_RAN:-} ]] || printf '%s\n' "$1" >>"$README_RAN"
-    (cd "${TYPED_IN:-$repo}" && bash -c "$1")
+    if [[ $1 == export\ * ]]; then
+        eval "$1"
+    else
+        (cd "${TYPED_IN:-$repo}" && bash -c "$1")
+    fi
 }
 
 # until_true SECONDS COMMAND...: repeats the command until it succeeds; fails after that many seconds, or times

@@ -4,7 +4,6 @@
     tests/readme.py list             every command line, one a line
     tests/readme.py has LINE         exits 0 if a document has that command line, 1 with a word otherwise
     tests/readme.py block NAME       prints the block that is fenced as ```json NAME (```ini NAME, ...)
-    tests/readme.py missing FILE     prints the command lines that FILE, one a line, lacks; exits 1 if there is one
 
 A line that ends with a backslash goes on in the next one; what follows a blank and a # is a comment. A suite runs such
 a line by `typed` of lib.bash, which fails when no document has the line any more; test_readme.py fails when
@@ -68,12 +67,6 @@ def main(argv: Sequence[str]) -> int:
             return 0
         print(f"no document tells to type: {words[0]}", file=sys.stderr)
         return 1
-    if verb == "missing" and len(words) == 1:
-        with open(words[0], encoding="utf-8") as source:
-            ran = set(source.read().splitlines())
-        missing = [line for line in every_command() if line not in ran]
-        print("".join(f"{line}\n" for line in missing), end="")
-        return 1 if missing else 0
     print(__doc__, file=sys.stderr)
     return 2
 

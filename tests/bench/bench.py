@@ -54,7 +54,7 @@ def _finish(arguments: argparse.Namespace, found: results.Results) -> int:
     print(report.text(found))
     print(f"\nwritten: {arguments.json} {arguments.svg}")
     if arguments.readme:
-        report.write_readme(found)
+        report.write_documents(found)
     return _check(found) if arguments.check else 0
 
 
@@ -96,7 +96,7 @@ def of_a_run(arguments: argparse.Namespace) -> int:
     if arguments.verb == "plot":
         print(plot.svg(found), end="")
     elif arguments.verb == "readme":
-        report.write_readme(found)
+        report.write_documents(found)
     else:
         print(report.text(found))
     return _check(found) if arguments.verb == "check" else 0
@@ -139,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_outputs(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("--check", action="store_true", help="end with the rows that miss their goal; 1 if any does")
-    parser.add_argument("--readme", action="store_true", help="put the table into README.md, between its marks")
+    parser.add_argument("--readme", action="store_true", help="put the table into BENCHMARK.md and README.md")
     parser.add_argument("--json", metavar="FILE", default=f"{BUILD}/{name}.json", help="default: build/ here")
     parser.add_argument("--svg", metavar="FILE", default=f"{BUILD}/{name}.svg", help="default: build/ here")
 

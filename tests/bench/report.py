@@ -1,4 +1,4 @@
-"""The table of a run, two runs side by side, the rows that miss their goals, and the section of README."""
+"""The table of a run, two runs side by side, the rows that miss their goals, and what the documents say of it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from results import OURS, Results, quantile
 from stack import BenchError
 
 BEGIN, END = "<!-- bench -->", "<!-- /bench -->"
+# What README.md shows of the whole table in BENCHMARK.md: what people ask first.
+TELLING = ("run", "load_big", "diff", "save", "stored_big")
+TELLING_CELLS = (0, 1, 2, 4, 5, 6, 7)
 HEAD = ("", "unit", "ours p50", "p90", "overlay2", "ratio", "floor", "ratio", "runs", "goal", "")
 
 
@@ -134,28 +137,37 @@ def compare(first: Results, second: Results, names: Sequence[str]) -> str:
 
 
 def markdown(results: Results) -> str:
-    """The table for README."""
-    rows = [[cell.replace("|", "\\|") for cell in cells] for cells in table(results)]
+    """The table for BENCHMARK.md."""
+    return _markdown(results, table(results))
+
+
+def telling(results: Results) -> str:
+    """The rows and columns of it that README.md shows."""
+    rows = [_cells(results, BY_KEY[key]) for key in TELLING if key in results.rows]
+    return _markdown(results, [[row[at] for at in TELLING_CELLS] for row in (HEAD, *rows)])
+
+
+def _markdown(results: Results, cells: Sequence[Sequence[str]]) -> str:
+    """What was measured where, and these rows of cells, the head first."""
     facts = results.facts
     about = (
-        f"Measured by `./bench.sh` on {facts['date']}: {facts['machine']}, Linux {facts['kernel']}, {facts['ceph']}, "
+        f"Measured by bench.sh on {facts['date']}: {facts['machine']}, Linux {facts['kernel']}, {facts['ceph']}, "
         f"Docker {facts['docker']}; mapped by: {facts['mapped by']}; load {facts['load at the start']} at the start, "
         f"{facts.get('load at the end', 'unknown')} at the end. Seconds and megabytes, medians. Floor: the bare "
         f"commands that the row needs, plus overlay2's time where Docker has work to do."
     )
-    lines = [about, "", *("| " + " | ".join(cells) + " |" for cells in rows)]
-    lines.insert(3, "|" + "---|" * len(HEAD))
-    return "\n".join(lines)
+    head, *rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
+    return "\n".join([about, "", head, "|" + "---|" * len(cells[0]), *rows])
 
 
-def write_readme(results: Results) -> None:
-    """Replace what stands between the marks in README.md. Raises BenchError if the marks are not there."""
-    path = os.path.join(REPO, "README.md")
-    with open(path, encoding="utf-8") as source:
-        readme = source.read()
-    before, begun, rest = readme.partition(BEGIN)
-    _, ended, after = rest.partition(END)
-    if not (begun and ended):
-        raise BenchError(f"README.md has no section between {BEGIN} and {END}")
-    with open(path, "w", encoding="utf-8") as target:
-        target.write(f"{before}{BEGIN}\n{markdown(results)}\n{END}{after}")
+def write_documents(results: Results) -> None:
+    """Replace what stands between the marks in BENCHMARK.md and README.md. Raises BenchError if marks are missing."""
+    for name, section in (("BENCHMARK.md", markdown(results)), ("README.md", telling(results))):
+        path = os.path.join(REPO, name)
+        with open(path, encoding="utf-8") as source:
+            before, begun, rest = source.read().partition(BEGIN)
+        _, ended, after = rest.partition(END)
+        if not (begun and ended):
+            raise BenchError(f"{name} has no section between {BEGIN} and {END}")
+        with open(path, "w", encoding="utf-8") as target:
+            target.write(f"{before}{BEGIN}\n{section}\n{END}{after}")

@@ -37,15 +37,20 @@ teardown_file() {
 
 # Pool, key, and a directory as a host's /etc/ceph: the key may do nothing but use the pool.
 make_pool() {
-    local key
     mkdir "$SITE/ceph" "$SITE/empty"
-    timeout 30 ceph osd pool create $pool 8
-    timeout 30 rbd pool init $pool
-    key=$(timeout 30 ceph auth get-or-create "client.$pool" mon 'profile rbd' osd "profile rbd pool=$pool" \
-        mgr "profile rbd pool=$pool")
-    (umask 077 && echo "$key" >"$SITE/ceph/ceph.client.$pool.keyring")
-    cp "$SITE/ceph/ceph.client.$pool.keyring" "$(dirname "$CEPH_CONF")"
+    make_key $pool
     sed -n '/^\[global\]/p; /^mon_host/p' "$CEPH_CONF" >"$SITE/ceph/ceph.conf"
+}
+
+# make_key POOL: a pool, and a key of its name that may use it and nothing else.
+make_key() {
+    local key
+    timeout 30 ceph osd pool create "$1" 8
+    timeout 30 rbd pool init "$1"
+    key=$(timeout 30 ceph auth get-or-create "client.$1" mon 'profile rbd' osd "profile rbd pool=$1" \
+        mgr "profile rbd pool=$1")
+    (umask 077 && echo "$key" >"$SITE/ceph/ceph.client.$1.keyring")
+    cp "$SITE/ceph/ceph.client.$1.keyring" "$(dirname "$CEPH_CONF")"
 }
 
 start_stand_in() {
@@ -298,6 +303,44 @@ holds_of_set() { [[ $(rbd --pool "$pool" ls | grep '^set_') == "$1" ]]; }
     docker plugin disable "$name"
     docker plugin rm "$name"
 }
+
+@test "as the documents say: built from an image, or from a directory; set, enabled and used" {
+    export TYPED_IN=$SITE/project
+    mkdir "$TYPED_IN"
+    cp --recursive "$repo"/{*.py,Dockerfile,.dockerignore,build_plugin.sh,plugin,ceph-key} "$TYPED_IN"
+    ln --symbolic "$BASE" "$TYPED_IN/base"
+    make_key docker
+    # A copy of the base for each step of the build would take its time.
+    restart_dockerd overlay2
+    # There is no registry here to have Ceph's own from.
+    tar --create --directory "$BASE" . | docker import - quay.io/ceph/ceph:v18
+    typed './build_plugin.sh --name ceph --base quay.io/ceph/ceph:v18'
+    use_plugin
+    docker plugin rm ceph
+    typed './build_plugin.sh --name ceph --base ./base'
+    use_plugin
+    docker plugin rm ceph
+    docker rmi quay.io/ceph/ceph:v18
+    restart_dockerd "$GRAPH"
+}
+
+# use_plugin: sets and enables the plugin that was just built, and runs a container on it; it is disabled again then.
+use_plugin() {
+    docker plugin set ceph "ceph.source=$SITE/ceph"
+    give_stand_in ceph
+    typed 'docker plugin set ceph DATAPOOL=docker CLIENT=docker'
+    typed 'docker plugin enable --timeout 86400 ceph'
+    restart_dockerd ceph
+    docker load --input "$E2E/small.tar"
+    run -0 docker run --rm small cat /last
+    [[ $output == 2 ]]
+    docker rmi small
+    until_true 60 only_base_is_in docker
+    restart_dockerd overlay2
+    docker plugin disable ceph
+}
+
+only_base_is_in() { [[ $(rbd --pool "$1" ls) == docker_image_base_image ]] && trash_is_empty "$1"; }
 
 holds_of_docker() { [[ $(rbd --pool "$pool" ls | grep --invert-match '^set_') == "$1" ]]; }
 

@@ -3,6 +3,7 @@
 #
 # The demo's lines are typed by tests/demo.bats, those of an installation by tests/systemd.bats, the managed plugin's by
 # managed_plugin.bats.
+# shellcheck disable=SC2154 # repo, system_python, plugins: of helpers
 
 load helpers
 

@@ -332,8 +332,7 @@ use_plugin() {
     typed 'docker plugin enable --timeout 86400 ceph'
     restart_dockerd ceph
     docker load --input "$E2E/small.tar"
-    run -0 docker run --rm small cat /last
-    [[ $output == 2 ]]
+    [[ $(docker run --rm small cat /last) == 2 ]]
     docker rmi small
     until_true 60 only_base_is_in docker
     restart_dockerd overlay2

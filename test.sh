@@ -33,8 +33,8 @@ source tests/lib.bash
 
 # The longest first: the end is then not one part that runs alone.
 all=(kernel faults e2e integration debian13 soak systemd demo python39 lab unit lint)
-# Most parts wait for commands half of their time.
-at_once=2
+# Most parts wait for commands half of their time, and two cores are busy with three of them.
+at_once=3
 summary=()
 failed=0
 
@@ -122,6 +122,23 @@ prepare() {
     install_packages "${needs[@]}" && make_venv
 }
 
+# tests_in LOG: how many tests passed and failed there, by the closing lines of pytest and of parts that count by
+# themselves, or else by the lines of bats.
+tests_in() {
+    awk '
+        /^[0-9]+ passed, [0-9]+ failed$/ { own = 1; passed = $1; failed = $3 }
+        own { next }
+        /^ok [0-9]+ / { passed++ }
+        /^not ok [0-9]+ / { failed++ }
+        / in [0-9.]+s/ && /[0-9]+ (passed|failed|error)/ {
+            for (i = 2; i <= NF; i++) {
+                if ($i ~ /^passed/) passed += $(i - 1)
+                if ($i ~ /^(failed|error)/) failed += $(i - 1)
+            }
+        }
+        END { print passed + 0, failed + 0 }' "$1"
+}
+
 run_part() {
     local part=$1 begin=$SECONDS result=passed
     printf '\n=== %s\n' "$part"
@@ -157,7 +174,7 @@ alone() {
 # side_by_side PART...: some at a time; what each says is shown when it has ended. Loop devices are the kernel's, so all
 # parts see those of all: they are looked for at the end.
 side_by_side() {
-    local queue=("$@") logs pid part result
+    local queue=("$@") logs pid part result good bad passed=0 broken=0
     local -A running=() began=()
     logs=$(mktemp --directory)
     tests/leaks.sh snapshot "$logs/before"
@@ -175,11 +192,14 @@ side_by_side() {
         wait -n -p pid "${!running[@]}" || result=FAILED failed=1
         part=${running[$pid]}
         cat "$logs/$part"
-        summary+=("$(printf '%-12s %-7s %4d s' "$part" "$result" $((SECONDS - began[$pid])))")
+        read -r good bad < <(tests_in "$logs/$part")
+        passed=$((passed + good)) broken=$((broken + bad))
+        summary+=("$(printf '%-12s %-7s %4d s %6d passed, %d failed' "$part" "$result" $((SECONDS - began[$pid])) "$good" "$bad")")
         unset "running[$pid]"
     done
     tests/leaks.sh compare "$logs/before" || failed=1
     rm -r "$logs"
+    summary+=("$(printf '%-12s %-7s %4d s' "all" "" "$SECONDS")" "" "$passed passed, $broken failed")
 }
 
 usage() {
@@ -209,7 +229,6 @@ if ((${#parts[@]})); then
     done
 else
     side_by_side "${wanted[@]}"
-    summary+=("$(printf '%-12s %-7s %4d s' "all" "" "$SECONDS")")
 fi
 printf '\n=== summary\n'
 printf '%s\n' "${summary[@]}"

@@ -5,178 +5,305 @@
 #   ./demo.sh --keep    leave it up, say how to use it
 #   ./demo.sh --down    take down what --keep has left
 #
-# As root, on Debian 12. Installs the packages that it misses. Everything else is below one directory, but for the
+# As root, on Debian 12 or 13. Installs the packages that it misses. Everything else is below one directory, but for the
 # driver's socket, which Docker looks for in /run/docker/plugins. A Docker that is there already is left alone.
-set -euo pipefail
+set -Eeuo pipefail
 
 # shellcheck source=tests/lib.bash
 source "$(dirname "${BASH_SOURCE[0]}")/tests/lib.bash"
 
-dir=/var/tmp/ceph-demo
+# What the caller has set for other clusters and daemons is not for these.
+unset "${!CEPH_@}" "${!DOCKER_@}"
+# For one docker command; the longest takes seconds.
+export DOCKER_SECONDS=120
+# The driver removes and unmaps within seconds, on a busy machine within some more.
+settle_seconds=120
+
+# No function of lib.bash has variables of these names: one that is interrupted would have us take down its own.
+demo=/var/tmp/ceph-demo
 name=cephdemo
-socket=/run/docker/plugins/$name.sock
+demo_socket=/run/docker/plugins/$name.sock
 cluster=$repo/tests/cluster.sh
-current="starting"
-
-step() {
-    current=$1
-    printf '\n\033[1m== %s\033[0m\n' "$1"
-}
-
-# Shows a command and runs it.
-show() {
-    printf '$ %s\n' "$*"
-    "$@"
-}
-
-# What the viewer could type: with the demo's socket and cluster, which are in the environment here.
-docker() { docker_cli "$dir/docker" "$@"; }
+step="starting"
+failed_command=
+terminals=
 
 main() {
-    [[ $(id -u) == 0 ]] || die "must run as root"
+    find_terminals
+    (($# <= 1)) || usage
     case ${1:-} in
-    '') ;;
-    --keep) ;;
-    --down)
-        [[ -e $dir ]] || die "nothing is up"
+    '' | --keep | --down) ;;
+    -h | --help) usage 0 ;;
+    *) usage ;;
+    esac
+    [[ $(id -u) == 0 ]] || die "this must run as root: it starts daemons and mounts file systems"
+    if [[ ${1:-} == --down ]]; then
+        [[ -d $demo ]] || { echo "No demo is up." && return; }
         down
         return
-        ;;
-    *)
-        sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" >&2
-        exit 2
-        ;;
-    esac
-    [[ ! -e $dir ]] || die "$dir is there already, from a demo that was kept: $0 --down"
-    trap failed EXIT
-    trap 'exit 130' INT TERM
+    fi
+    # Made first, and not looked for first: of two demos that start at once only one makes it.
+    mkdir "$demo" 2>/dev/null || die "a demo is up already, or was killed ($demo is there); take it down: $repo/demo.sh --down"
+    trap 'failed_command=$BASH_COMMAND' ERR
+    trap 'end $?' EXIT
+    trap 'exit 129' HUP
+    trap 'exit 130' INT
+    trap 'exit 141' PIPE
+    trap 'exit 143' TERM
     prepare
     start
     use
+    settle
     look
     if [[ ${1:-} == --keep ]]; then
-        trap - EXIT
         how_to_use
-    else
-        step "Everything goes away again"
         trap - EXIT
-        down
+    else
+        heading "Everything goes away again"
     fi
 }
 
-die() {
-    echo "demo.sh: $*" >&2
-    exit 1
+usage() {
+    sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" >&"$((${1:-2} ? 2 : 1))"
+    exit "${1:-2}"
 }
 
+# -- what is seen --------------------------------------------------------------------------------
+
+# find_terminals: which of standard output and standard error are terminals that can show text bold.
+find_terminals() {
+    local fd
+    [[ ${TERM:-dumb} != dumb && -z ${NO_COLOR:-} ]] || return 0
+    for fd in 1 2; do
+        [[ ! -t $fd ]] || terminals+=" $fd "
+    done
+}
+
+# bold FD TEXT: prints the text, bold if that one is such a terminal.
+bold() {
+    if [[ $terminals == *" $1 "* ]]; then
+        printf '\033[1m%s\033[0m' "$2"
+    else
+        printf '%s' "$2"
+    fi
+}
+
+heading() {
+    step=$1
+    printf '\n%s\n' "$(bold 1 "== $1")"
+}
+
+# as_typed WORD...: a command line that a shell would read as these words.
+as_typed() {
+    local word line=
+    for word; do
+        [[ $word =~ ^[[:alnum:]_./:=,@%+-]+$ ]] || word="'$word'"
+        line+=" $word"
+    done
+    printf '%s' "${line# }"
+}
+
+# show COMMAND...: what the viewer could type, and what comes of it.
+show() {
+    local status=0
+    printf '$ %s\n' "$(bold 1 "$(as_typed "$@")")"
+    "$@" || status=$?
+    ((status == 0)) ||
+        give_up "this command failed (exit $status): $(as_typed "$@")" "$demo/plugin.log" "$demo/docker/dockerd.log"
+}
+
+# With the demo's socket and cluster, which are in the environment here.
+docker() { docker_cli "$demo/docker" "$@"; }
+
+# -- its steps -----------------------------------------------------------------------------------
+
 prepare() {
-    step "Installing what is missing"
-    install_packages driver lab docker demo
-    local major
-    major=$(dockerd --version | sed -n 's/^Docker version \([0-9]*\).*/\1/p')
-    echo "$(dockerd --version), $(rbd --version)"
-    ((major < 28)) || die "Docker $major has no graph driver plugins any more; 27.5 is the last that has"
-    mkdir -p "$dir"
+    local version
+    heading "Installing what is missing"
+    install_packages driver lab docker demo || give_up "packages could not be installed; what apt-get said is above"
+    version=$(dockerd --version) || give_up "dockerd does not even tell its version; is it installed?"
+    [[ $version =~ ^Docker\ version\ ([0-9]+)\. ]] || give_up "this is no version of Docker that is known here: $version"
+    ((BASH_REMATCH[1] < 28)) || give_up "this is Docker ${BASH_REMATCH[1]}, which has no graph driver plugins any more; \
+27.5 is the last that has them, and the docker.io of Debian 12 and 13 does"
+    type -P "$(docker_client)" >/dev/null || give_up "there is a dockerd, but no docker: install Docker's client, on Debian 13 the package docker-cli"
+    printf '%s\n' "$version" "$(rbd --version)"
 }
 
 start() {
-    step "Starting a Ceph cluster in $dir/ceph: one monitor, one manager, one OSD"
-    "$cluster" up "$dir/ceph"
-    eval "$("$cluster" env "$dir/ceph")"
-    step "Starting the driver on $socket"
-    start_plugin "$dir/plugin.log" "$socket"
-    echo "$plugin_pid" >"$dir/plugin.pid"
-    step "Starting a Docker daemon whose storage driver is our plugin"
-    echo "$ dockerd --experimental --storage-driver $name --storage-opt ceph.configfile=$dir/ceph/ceph.conf ..."
-    start_dockerd "$dir/docker" "$name" --storage-opt "ceph.configfile=$dir/ceph/ceph.conf"
+    heading "Starting a Ceph cluster in $demo/ceph: one monitor, one manager, one OSD"
+    "$cluster" up "$demo/ceph" 2>"$demo/cluster.log" ||
+        give_up "the Ceph cluster did not come up; what it said is below" "$demo/cluster.log"
+    eval "$("$cluster" env "$demo/ceph")"
+    heading "Starting the driver on $demo_socket"
+    start_plugin "$demo/plugin.log" "$demo_socket" || give_up "the driver did not start; the end of its log is below" "$demo/plugin.log"
+    echo "$plugin_pid" >"$demo/plugin.pid"
+    heading "Starting a Docker daemon whose storage driver is our plugin"
+    local options=(--storage-driver "$name" --storage-opt "ceph.configfile=$demo/ceph/ceph.conf")
+    printf '$ %s ...\n' "$(bold 1 "dockerd --experimental ${options[*]}")"
+    start_dockerd "$demo/docker" "$name" "${options[@]:2}" || give_up "the Docker daemon did not come up; the end of its log is below" \
+        "$demo/docker/containerd.log" "$demo/plugin.log" "$demo/docker/dockerd.log"
 }
 
 use() {
-    step "Making an image from Debian's busybox-static: no registry is needed"
-    busybox_image | docker import - busybox
-    step "Running a container on Ceph and writing a file in it"
+    heading "Making an image from Debian's busybox-static: no registry is needed"
+    TMPDIR=$demo busybox_image >"$demo/busybox.tar"
+    show docker import "$demo/busybox.tar" busybox
+    heading "Running a container on Ceph and writing a file in it"
     show docker run --network none --name first busybox sh -c 'echo "kept in Ceph" >/hello; df -h /; cat /hello'
     show docker diff first
-    step "Committing it as an image and running that"
+    heading "Committing it as an image and running that"
     show docker commit first second
     show docker run --network none --rm second cat /hello
 }
 
+# Docker is done with what it has removed and stopped before the driver is: what is shown next must not be on its way out.
+settle() {
+    heading "Waiting until the driver has removed and unmapped what Docker is done with"
+    until_true $settle_seconds settled || give_up "after $settle_seconds s the pool still holds what Docker has removed, \
+or something is still mapped; the end of the driver's log is below" "$demo/plugin.log"
+    echo "The pool holds what Docker has, and nothing is mapped."
+}
+
+# The pool holds the layers of Docker's two images and one container, nothing is in its trash, and the driver agrees.
+settled() {
+    local expected images trash status
+    expected=$(what_is | cut --delimiter ' ' --fields 1 | sort) && images=$(rbd list --pool rbd | sort) &&
+        trash=$(rbd trash list --pool rbd) && status=$(driver_status '{{index . 0}}={{index . 1}} ') &&
+        [[ $images == "$expected" && -z $trash ]] &&
+        [[ $status == *" Layers=$(($(wc -l <<<"$images") - 1)) Mapped Devices=0 "* ]]
+}
+
+# what_is: the images that the pool holds for what Docker has, one a line, each with what it is.
+what_is() {
+    local image
+    echo "docker_image_base_image an empty file system, made once for a pool"
+    for image in busybox second; do
+        docker image inspect --format "{{.GraphDriver.Data.Image}} the image \"$image\"" "$image" || return 1
+    done
+    image=$(docker container inspect --format '{{.GraphDriver.Data.Image}}' first) || return 1
+    printf '%s\n' "$image the container \"first\"" "$image-init the same, as Docker has prepared it"
+}
+
+driver_status() { docker info --format "{{range .DriverStatus}}$1{{end}}"; }
+
 look() {
-    step "What Docker says"
+    heading "What Docker says"
     show docker images
+    show docker ps --all
     show docker info --format '{{range .DriverStatus}}{{index . 0}}: {{index . 1}}{{"\n"}}{{end}}'
-    step "What Ceph says"
-    show rbd list --long --pool rbd
-    step "The layers as a tree of clones"
+    heading "What Ceph says"
+    show rbd list
+    heading "The same as a tree of clones"
     tree
 }
 
-# tree: every image of the pool below the one that it is a clone of.
+# tree: every image of the pool below the one that it is a clone of; one that goes while we look is left out.
 tree() {
-    local image parent
-    local -A parent_of=()
-    for image in $(rbd list --pool rbd); do
-        parent=$(rbd info --pool rbd --image "$image" | sed -n 's/^\tparent: rbd\/\(.*\)@.*/\1/p')
-        parent_of[$image]=$parent
+    local image images info status
+    local -A called=() parent_of=()
+    while read -r image info; do
+        called[$image]=$info
+    done < <(what_is)
+    images=$(rbd list --pool rbd)
+    for image in $images; do
+        status=0
+        info=$(rbd info --pool rbd --image "$image" 2>"$demo/info.log") || status=$?
+        ((status != 2)) || continue # ENOENT
+        ((status == 0)) || give_up "this command failed (exit $status): rbd info $image" "$demo/info.log"
+        parent_of[$image]=$(sed -n 's/^\tparent: rbd\/\(.*\)@.*/\1/p' <<<"$info")
+    done
+    for image in "${!parent_of[@]}"; do
+        # One whose parent has gone is a clone of nothing that can be shown.
+        [[ -z ${parent_of[$image]} || -v parent_of[${parent_of[$image]}] ]] || parent_of[$image]=
     done
     branch ''
 }
 
+# branch PARENT [INDENT]: the clones of an image. As Docker does, it shows 12 digits of an id.
 branch() {
-    local image
+    local image short
     for image in $(printf '%s\n' "${!parent_of[@]}" | sort); do
         if [[ ${parent_of[$image]} == "$1" ]]; then
-            printf '%s%s\n' "${2:-}" "$image"
+            short=$(sed --regexp-extended 's/([0-9a-f]{12})[0-9a-f]{52}/\1.../' <<<"$image")
+            printf '%-46s %s\n' "${2:-}$short" "${called[$image]:-}"
             branch "$image" "${2:-}    "
         fi
     done
 }
 
 how_to_use() {
+    heading "It is up; in a shell of root:"
     cat <<TEXT
-
-It is up. In a shell of root:
-  export DOCKER_HOST=unix://$dir/docker/docker.sock
-  /usr/bin/docker run --network none --rm -it second sh
-  export CEPH_CONF=$dir/ceph/ceph.conf
+  export DOCKER_HOST=unix://$demo/docker/docker.sock
+  $(docker_client) run --network none --rm -it second sh
+  export CEPH_CONF=$demo/ceph/ceph.conf
   rbd list
-The driver's log is $dir/plugin.log, Docker's $dir/docker/dockerd.log.
+The driver's log is $demo/plugin.log, Docker's $demo/docker/dockerd.log.
 Take it down with: $repo/demo.sh --down
 TEXT
 }
 
-# The end of a demo that did not come to its end: where, why, and then nothing of it is left.
-failed() {
-    local status=$? log
-    trap - EXIT
+# -- its end -------------------------------------------------------------------------------------
+
+die() {
+    echo "demo.sh: $*" >&2
+    exit 1
+}
+
+# give_up WORDS [LOG...]: what failed and what to look at; then the ends of these logs; then nothing of the demo is left.
+give_up() {
+    local log
     {
-        printf '\ndemo.sh: FAILED (%d) at: %s\n' "$status" "$current"
-        for log in "$dir"/plugin.log "$dir"/docker/dockerd.log; do
-            [[ ! -s $log ]] || printf -- '--- the end of %s\n%s\n' "$log" "$(tail -n 10 "$log")"
+        printf '\n%s\n' "$(bold 2 "demo.sh: FAILED at \"$step\": $1")"
+        for log in "${@:2}"; do
+            [[ ! -s $log ]] || printf -- '--- the end of %s\n%s\n' "$log" "$(tail -n 15 "$log" | cut --bytes -400)"
         done
-    } >&2
-    down || true
-    exit $((status ? status : 1))
+    } >&2 || true
+    failed_command=
+    exit 1
+}
+
+# end STATUS: whatever has ended the demo, wherever it was, nothing of it is left. Nobody can interrupt that.
+end() {
+    local status=$1
+    trap - EXIT ERR
+    trap '' HUP INT PIPE TERM
+    # The terminal, or who reads what we say, has gone: to write there would fail.
+    ((status != 129 && status != 141)) || exec >/dev/null 2>&1
+    if ((status > 128)); then
+        printf '\n%s\n' "$(bold 2 "demo.sh: interrupted at \"$step\"")" >&2
+    elif ((status)) && [[ -n $failed_command ]]; then
+        printf '\n%s\n' "$(bold 2 "demo.sh: FAILED at \"$step\": this ended with $status: $failed_command")" >&2
+    fi
+    if ((status)); then
+        down >&2 || true
+        exit "$status"
+    fi
+    down
 }
 
 # Works however far the start came, and also when something of it has died since.
 down() {
-    local containers mounted
-    [[ -d $dir ]] || return 0
-    if [[ -S $dir/docker/docker.sock ]] && containers=$(DOCKER_SECONDS=20 docker ps --all --quiet 2>/dev/null); then
-        # shellcheck disable=SC2086 # a list of ids
-        [[ -z $containers ]] || DOCKER_SECONDS=60 docker rm --force $containers >/dev/null || true
+    local left pid
+    trap '' HUP INT PIPE TERM
+    if recorded "$demo/docker/docker.pid" "$demo/docker" >/dev/null; then
+        remove_all_containers "$demo/docker" || echo "Docker does not answer: its containers are ended without it"
     fi
-    end_recorded "$dir/docker/docker.pid" "$dir/docker"
-    end_recorded "$dir/docker/containerd.pid" "$dir/docker"
-    end_recorded "$dir/plugin.pid" "$socket"
-    rm -f "$socket" "$socket.lock" "$socket.state"
-    while mounted=$(awk -v d="$dir/" 'index($5, d) == 1 { last = $5 } END { print last }' /proc/self/mountinfo) && [[ -n $mounted ]]; do
-        umount "$mounted" || umount --lazy "$mounted"
+    # By what they were called with: who was interrupted in a start has written no pid down.
+    end_processes "--pidfile $demo/docker/docker.pid"
+    end_containers "$demo/docker"
+    end_processes "--address $demo/docker/containerd.sock"
+    end_processes "docker_graph_driver.py --socket $demo_socket"
+    # And who had been started so lately that he was still called like this script.
+    for pid in $(jobs -p); do
+        end_process "$pid"
     done
-    "$cluster" down "$dir/ceph"
-    rm -rf "$dir"
+    rm -f "$demo_socket" "$demo_socket.lock" "$demo_socket.state"
+    unmount_below "$demo"
+    "$cluster" down "$demo/ceph"
+    left=$(mounts_below "$demo")
+    [[ -z $left ]] || die "still mounted, so that $demo stays: $left"
+    rm -rf --one-file-system "$demo"
     echo "Nothing of the demo is left."
 }
 

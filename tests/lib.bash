@@ -92,7 +92,8 @@ process_gone() {
 start_plugin() {
     local log=$1 socket=$2
     shift 2
-    "$system_python" "$repo/docker_graph_driver.py" --socket "$socket" "$@" >>"$log" 2>&1 3>&- </dev/null &
+    # A session of its own, here and below: the terminal's Ctrl-C is for us, and we end them in their order.
+    setsid "$system_python" "$repo/docker_graph_driver.py" --socket "$socket" "$@" >>"$log" 2>&1 3>&- </dev/null &
     plugin_pid=$!
     until_true 15 started "$plugin_pid" "$socket" && ! process_gone "$plugin_pid"
 }
@@ -109,14 +110,14 @@ start_dockerd() {
     if [[ ! -S $dir/containerd.sock ]]; then
         # Version 1 of the file is understood from containerd 1.0 to 1.7, and 2.x converts it.
         echo 'disabled_plugins = ["cri"]' >"$dir/containerd.toml"
-        containerd --config "$dir/containerd.toml" --root "$dir/containerd" --state "$dir/run/containerd" \
+        setsid containerd --config "$dir/containerd.toml" --root "$dir/containerd" --state "$dir/run/containerd" \
             --address "$dir/containerd.sock" >>"$dir/containerd.log" 2>&1 3>&- </dev/null &
         containerd_pid=$!
         echo "$containerd_pid" >"$dir/containerd.pid"
         until_true 30 started "$containerd_pid" "$dir/containerd.sock" && ! process_gone "$containerd_pid" || return 1
     fi
     # 27.x wants the variable before it loads a graph driver plugin, others ignore it.
-    DOCKERD_DEPRECATED_GRAPHDRIVER_PLUGINS=1 dockerd --experimental --storage-driver "$driver" \
+    DOCKERD_DEPRECATED_GRAPHDRIVER_PLUGINS=1 setsid dockerd --experimental --storage-driver "$driver" \
         --data-root "$dir/data" --exec-root "$dir/run" --host "unix://$dir/docker.sock" --pidfile "$dir/docker.pid" \
         --containerd "$dir/containerd.sock" --bridge none --iptables=false --ip6tables=false "$@" \
         >>"$dir/dockerd.log" 2>&1 3>&- </dev/null &
@@ -126,21 +127,96 @@ start_dockerd() {
 
 dockerd_up() { process_gone "$1" || docker_cli "$2" version; }
 
-# docker_cli DIR ...: Docker's client for the daemon in DIR, at most 10 minutes. Debian's: another may come first on PATH.
+# docker_cli DIR ...: Docker's client for the daemon in DIR, at most 10 minutes.
 docker_cli() {
-    local dir=$1 client=/usr/bin/docker
+    local dir=$1
     shift
-    [[ -x $client ]] || client=docker
     DOCKER_CONFIG="$dir/client" timeout --foreground --kill-after 5 "${DOCKER_SECONDS:-600}" \
-        "$client" --host "unix://$dir/docker.sock" "$@"
+        "$(docker_client)" --host "unix://$dir/docker.sock" "$@"
+}
+
+# docker_client: prints the name of Docker's client. Debian's: another may come first on PATH.
+docker_client() {
+    if [[ -x /usr/bin/docker ]]; then
+        echo /usr/bin/docker
+    else
+        echo docker
+    fi
+}
+
+# remove_all_containers DIR: those of the daemon in DIR, running or not, also while some of them go by themselves.
+remove_all_containers() { until_true 60 no_container_is_left "$1"; }
+
+no_container_is_left() {
+    local ids
+    ids=$(docker_cli "$1" ps --all --quiet) || return 1
+    [[ -n $ids ]] || return 0
+    # One may have gone by itself since, or be about to: what is there next time tells.
+    # shellcheck disable=SC2086 # a list of ids
+    docker_cli "$1" rm --force --volumes $ids
+    return 1
+}
+
+# end_containers DIR: those that a dockerd has left which runs no more, by the containerd in DIR, or as processes if that
+# is gone too.
+end_containers() {
+    local task pid
+    local -a ctr=(timeout 20 ctr --address "$1/containerd.sock" --namespace moby tasks)
+    if recorded "$1/containerd.pid" "$1" >/dev/null; then
+        for task in $("${ctr[@]}" list --quiet); do
+            "${ctr[@]}" delete --force "$task" || true # it may have ended by itself
+        done
+    fi
+    for pid in $(processes_with " -address $1/containerd.sock"); do
+        # First what it has started, which it would leave to init.
+        # shellcheck disable=SC2046 # a list of pids
+        kill -KILL $(cat /proc/"$pid"/task/*/children 2>/dev/null) "$pid" 2>/dev/null || true
+        until_true 10 process_gone "$pid"
+    done
 }
 
 # end_recorded FILE WORD: ends the process whose pid is in FILE, if that is still the one whose arguments hold WORD.
 end_recorded() {
     local pid
-    pid=$(cat "$1" 2>/dev/null) || return 0
-    ! tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep --quiet --fixed-strings -- "$2" || end_process "$pid" 30
+    ! pid=$(recorded "$1" "$2") || end_process "$pid" 30
     rm -f "$1"
+}
+
+# recorded FILE WORD: prints the pid in FILE, if that is still the one whose arguments hold WORD.
+recorded() {
+    local pid
+    pid=$(cat "$1" 2>/dev/null) &&
+        tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep --quiet --fixed-strings -- "$2" && echo "$pid"
+}
+
+# end_processes WORDS: ends the processes whose command lines hold these words.
+end_processes() {
+    local pid
+    for pid in $(processes_with "$1"); do
+        end_process "$pid" 30
+    done
+}
+
+# processes_with WORDS: the pids of the processes whose command lines hold these words.
+processes_with() {
+    local file args
+    for file in /proc/[0-9]*/cmdline; do
+        # It may have ended since.
+        { mapfile -d '' -t args <"$file"; } 2>/dev/null || continue
+        [[ "${args[*]}" != *"$1"* ]] || { file=${file%/cmdline} && echo "${file#/proc/}"; }
+    done
+}
+
+# mounts_below DIR: the mount points below a directory, in the order in which they were mounted, as the kernel writes them.
+mounts_below() { awk -v prefix="$1/" 'index($5, prefix) == 1 { print $5 }' /proc/self/mountinfo; }
+
+# unmount_below DIR: unmounts what is mounted below a directory, from everybody's sight what is in use.
+unmount_below() {
+    local place
+    for place in $(mounts_below "$1" | tac); do
+        printf -v place '%b' "$place" # a blank is \040
+        umount "$place" || umount --lazy "$place" || true # it may have gone with another one
+    done
 }
 
 # busybox_image: a root file system with nothing but busybox-static in it, as a tar on stdout.

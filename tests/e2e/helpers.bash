@@ -30,11 +30,7 @@ new_site() {
 # at DIR COMMAND...: the command with another site.
 at() { SITE=$1 "${@:2}"; }
 
-docker() {
-    local client=/usr/bin/docker # another docker may come first on PATH
-    [[ -x $client ]] || client=docker
-    DOCKER_CONFIG=$SITE/client timeout --kill-after=5 $((120 * ${LAB_SLOWNESS:-1})) "$client" --host "unix://$SITE/docker.sock" "$@"
-}
+docker() { DOCKER_SECONDS=$((120 * ${LAB_SLOWNESS:-1})) docker_cli "$SITE" "$@"; }
 
 start_ceph_plugin() {
     local options=() option
@@ -75,11 +71,8 @@ end_site() {
         mkdir -p "$E2E_LOGS" && cp "$place" "$E2E_LOGS/${SITE##*/}-${place##*/}"
     done
     end_recorded "$SITE/docker.pid" "$SITE"
-    if [[ -e $SITE/containerd.pid ]]; then
-        containers_of_crash | xargs --no-run-if-empty --max-args 1 timeout 20 ctr --address "$SITE/containerd.sock" \
-            --namespace moby tasks delete --force || true
-        end_recorded "$SITE/containerd.pid" "$SITE"
-    fi
+    end_containers "$SITE"
+    end_recorded "$SITE/containerd.pid" "$SITE"
     if [[ -e $SITE/plugin.pid ]]; then
         end_recorded "$SITE/plugin.pid" "$plugins/$GRAPH.sock"
         rm -f "$plugins/$GRAPH".sock*
@@ -90,8 +83,6 @@ end_site() {
         umount "$place" || true
     done
 }
-
-containers_of_crash() { timeout 20 ctr --address "$SITE/containerd.sock" --namespace moby tasks list --quiet; }
 
 teardown() {
     [[ -n ${BATS_TEST_COMPLETED:-} ]] || show_logs
@@ -118,12 +109,8 @@ show_logs() {
 
 # -- what is there -----------------------------------------------------------------------------
 
-remove_containers() {
-    local ids
-    ids=$(docker ps --all --quiet) || return 0
-    # shellcheck disable=SC2086 # a list of ids
-    [[ -z $ids ]] || docker rm --force --volumes $ids >/dev/null
-}
+# A test may have left no dockerd that could be asked.
+remove_containers() { ! docker version >/dev/null 2>&1 || remove_all_containers "$SITE"; }
 
 remove_everything() {
     remove_containers
@@ -190,8 +177,6 @@ no_device_is_listed() {
         [[ $(rbd device list --device-type $type --format json) == "[]" ]] || return 1
     done
 }
-
-mounts_below() { awk -v prefix="$1/" 'index($5, prefix) == 1 { print $5 }' /proc/self/mountinfo; }
 
 # mounted_once CONTAINER: a running container's layer has one mount on this host, and one device.
 mounted_once() {

@@ -112,7 +112,7 @@ taken() { operator takeover --host host-a >"$SITE/takeover.log" 2>&1; }
 die() {
     local place
     end docker KILL
-    containers_of_crash | xargs --max-args 1 ctr --address "$SITE/containerd.sock" --namespace moby tasks delete --force
+    end_containers "$SITE"
     end containerd KILL
     end plugin KILL
     cat "$SITE"/mapped/*/m-*/pid | xargs --no-run-if-empty kill -KILL

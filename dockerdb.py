@@ -70,7 +70,9 @@ class DockerDatabase:
         """Remove a record that `forgotten` returned; it would keep the layers below it from going. Raises OSError."""
         with contextlib.suppress(FileNotFoundError):
             for name in os.listdir(record):
-                os.unlink(os.path.join(record, name))
+                # A dockerd that starts forgets it too.
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(os.path.join(record, name))
             os.rmdir(record)
 
     def _is_gone(self, container: str) -> bool:

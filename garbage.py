@@ -8,6 +8,7 @@ its layers: a dockerd that runs forgets it at its next start. The trash is empti
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -48,7 +49,7 @@ def _remove(
             if finding.record:
                 docker.forget(finding.record)
         elif finding.kind == inspection.STALE_MAPPING:
-            layers.pool.unmap(finding.place)
+            _unmap(finding.place, layers.pool)
         elif finding.kind == inspection.STALE_DIRECTORY:
             _remove_directory(finding.place)
     except (FileNotFoundError, rbdcli.ImageMissing):
@@ -58,10 +59,21 @@ def _remove(
     return Outcome(finding, True, "")
 
 
+def _unmap(device: str, pool: rbdcli.Pool) -> None:
+    """Unmap a device, unless that was done meanwhile. Raises rbdcli.RbdError."""
+    try:
+        pool.unmap(device)
+    except rbdcli.RbdError:
+        if device in [item.device for item in pool.mappings()]:
+            raise
+        raise FileNotFoundError(device) from None
+
+
 def _remove_directory(path: str) -> None:
     """Remove a layer's directory with its mount points. Raises OSError if anything is in it, or mounted."""
     for name in os.listdir(path):
-        os.rmdir(os.path.join(path, name))
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(os.path.join(path, name))
     os.rmdir(path)
 
 

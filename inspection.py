@@ -114,6 +114,9 @@ class Inspection:
                 item.device for item in self._pool.mappings() if self._id(item.image) == finding.id
             ]
             return still and not os.path.lexists(self._directory(finding.id)) and not mounts.in_use(finding.place)
+        if finding.kind == STALE_DIRECTORY:
+            changed = self._changed(finding.id)
+            return changed is None or time.time() - changed >= self._min_age
         return True
 
     # -- what is there -----------------------------------------------------------------------
@@ -122,7 +125,7 @@ class Inspection:
         # Docker's word before and after: a layer that is being made, or being removed, is in one of them.
         before = self._docker.named()
         directories = self._read_directories()
-        images = {item.name: item for item in self._pool.details() if item.name.startswith(self._prefix)}
+        images = {item.name: item for item in self._pool.details(self._prefix)}
         devices = {item.image: item.device for item in self._pool.mappings() if item.image.startswith(self._prefix)}
         points: dict[str, list[str]] = {}
         for item in mounts.table():
@@ -137,9 +140,17 @@ class Inspection:
         found: dict[str, float] = {}
         with contextlib.suppress(FileNotFoundError):
             for name in os.listdir(self._root):
-                with contextlib.suppress(FileNotFoundError):
-                    found[name] = os.stat(self._directory(name)).st_mtime
+                changed = self._changed(name)
+                if changed is not None:
+                    found[name] = changed
         return found
+
+    def _changed(self, layer: str) -> float | None:
+        """Say when something was made or removed in a layer's directory; None if there is none."""
+        try:
+            return os.stat(self._directory(layer)).st_mtime
+        except FileNotFoundError:
+            return None
 
     def _id(self, image: str) -> str:
         return image[len(self._prefix) :]
@@ -227,10 +238,13 @@ class Inspection:
     def _missing(self, seen: _Seen) -> Iterator[Finding]:
         """Layers that Docker names and the pool does not have."""
         gone = [layer for layer in seen.named if self._layers.image(layer) not in seen.images]
-        # Removed, or made, while we looked.
+        # Made while we looked, or being removed: Docker forgets a layer moments after the driver has removed it.
+        gone = [layer for layer in gone if not self._layers.exists(layer)]
+        if gone:
+            time.sleep(SETTLE_SECONDS)
         now = self._docker.named() if gone else {}
         for layer in gone:
-            if layer in now and not self._layers.exists(layer):
+            if layer in now:
                 why = f"Docker names it ({now[layer]}), but the pool has no such image"
                 yield Finding(MISSING, layer, why, self._layers.image(layer))
 
@@ -280,22 +294,31 @@ class Inspection:
     def _directories(self, seen: _Seen) -> Iterator[Finding]:
         """Directories of layers without what they stand for, and mounts without an image."""
         for layer, changed in seen.directories.items():
-            image, place, age = self._layers.image(layer), self._directory(layer), time.time() - changed
+            age = time.time() - changed
             if age < min(self._min_age, BEHIND_SECONDS):
                 continue
-            if self._is_removed(layer):
-                why = "Docker removed it, but the driver has not been able to let its image go; its log says why"
-                yield Finding(STALE_DIRECTORY, layer, why, place, age)
-            elif layer in seen.mounted:
-                if not self._layers.exists(layer):
-                    why = f"mounted at {seen.mounted[layer][0]}, but the pool has no such image"
-                    yield Finding(STALE_MOUNT, layer, why, seen.mounted[layer][0], age)
-            elif image not in seen.devices:
-                why = "a directory for a layer that is neither mapped nor mounted"
-                yield Finding(STALE_DIRECTORY, layer, why, place, age, dead=age >= self._min_age)
-            elif not mounts.in_use(seen.devices[image]):
-                why = f"mapped as {seen.devices[image]} for nobody; the driver's next start unmaps it"
-                yield Finding(STALE_MAPPING, layer, why, seen.devices[image], age)
+            found = self._stale(layer, age, seen)
+            # Whatever the driver does to a layer makes or removes something in its directory: else it was not at work.
+            if found and self._changed(layer) == changed:
+                yield found
+
+    def _stale(self, layer: str, age: float, seen: _Seen) -> Finding | None:
+        image, place = self._layers.image(layer), self._directory(layer)
+        if self._is_removed(layer):
+            why = "Docker removed it, but the driver has not been able to let its image go; its log says why"
+            return Finding(STALE_DIRECTORY, layer, why, place, age)
+        if layer in seen.mounted:
+            if self._layers.exists(layer):
+                return None
+            why = f"mounted at {seen.mounted[layer][0]}, but the pool has no such image"
+            return Finding(STALE_MOUNT, layer, why, seen.mounted[layer][0], age)
+        if image not in seen.devices:
+            why = "a directory for a layer that is neither mapped nor mounted"
+            return Finding(STALE_DIRECTORY, layer, why, place, age, dead=age >= self._min_age)
+        if mounts.in_use(seen.devices[image]):
+            return None
+        why = f"mapped as {seen.devices[image]} for nobody; the driver's next start unmaps it"
+        return Finding(STALE_MAPPING, layer, why, seen.devices[image], age)
 
 
 def _without_ancestors(found: Sequence[Finding], images: Mapping[str, rbdcli.Listed]) -> list[Finding]:

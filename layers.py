@@ -251,24 +251,19 @@ class Layers:
         return [item for item in self.pool.trashed() if item.name.startswith(self._options.imageprefix + "_")]
 
     def _delete(self, item: rbdcli.Trashed) -> bool:
+        """Delete a trashed image, or what keeps it; tell whether there was something, so that another try is worth it."""
         try:
-            self.pool.remove_trashed(item.image_id)
+            try:
+                self.pool.remove_trashed(item.image_id)
+            except rbdcli.ImageHasChildren:
+                return self.pool.remove_snapshots(item.image_id) > 0
         except rbdcli.ImageMissing:
             return False
-        except rbdcli.ImageHasChildren:
-            return self._drop_snapshots(item)
         except rbdcli.RbdError as error:
-            # Still watched by a client that is going away, or put there by an operator until a date.
+            # Watched by a client that is going away, being deleted by another driver, or put there until a date.
             log.info("%s stays in the trash for now: %s", item.name, error)
             return False
         return True
-
-    def _drop_snapshots(self, item: rbdcli.Trashed) -> bool:
-        """Take the snapshots from a trashed image; true if it had any, so that deleting it is worth another try."""
-        try:
-            return self.pool.remove_snapshots(item.image_id) > 0
-        except rbdcli.ImageMissing:
-            return False
 
     def _make(
         self,

@@ -393,8 +393,11 @@ class MountedLayers:
 
         dockerd renames the directory in which these mounts are, and tries to delete it.
         """
-        mapped = [entry.device for entry in self._entries.values() if os.path.exists(entry.device)]
-        devices = set(map(mounts.device_number, mapped))
+        devices = set()
+        for entry in self._entries.values():
+            # One may have gone, or go now (rbd-nbd killed).
+            with contextlib.suppress(OSError):
+                devices.add(mounts.device_number(entry.device))
         for item in reversed(mounts.table()):
             if os.path.basename(item.point).startswith(BUILDER_MOUNT) and item.device_number in devices:
                 log.warning("unmounting %s, left behind by a builder", item.point)
@@ -533,7 +536,10 @@ class MountedLayers:
         self._remove_directories(layer)
 
     def _busy(self, layer: str, entry: _Entry) -> LayerBusy:
-        holders = mounts.holders(mounts.device_number(entry.device))
+        try:
+            holders = mounts.holders(mounts.device_number(entry.device))
+        except OSError as error:
+            holders = f"now it is gone ({error.strerror})"
         return LayerBusy(f"layer {layer}: {entry.device} cannot be unmapped: {holders}")
 
     def _unmap_device(self, layer: str, device: str) -> bool:

@@ -77,7 +77,7 @@ def lock(pool: Pool, name: str, lock: str, holder: str, seconds: float) -> bool:
         # Another has it, or had it a moment ago. If it was anything else, this fails too.
         for locker in _lockers(pool, name, lock):
             if locker["description"] == holder:
-                pool.rados("lock", "break", name, lock, locker["name"])
+                _break(pool, name, lock, locker)
         return False
     return True
 
@@ -85,7 +85,16 @@ def lock(pool: Pool, name: str, lock: str, holder: str, seconds: float) -> bool:
 def unlock(pool: Pool, name: str, lock: str) -> None:
     """Give a lock back that `lock` took."""
     for locker in _lockers(pool, name, lock):
+        _break(pool, name, lock, locker)
+
+
+def _break(pool: Pool, name: str, lock: str, locker: Mapping[str, str]) -> None:
+    """Break a lock, unless it has ended by itself."""
+    try:
         pool.rados("lock", "break", name, lock, locker["name"])
+    except RbdError:
+        if locker in _lockers(pool, name, lock):
+            raise
 
 
 def _lockers(pool: Pool, name: str, lock: str) -> Sequence[Mapping[str, str]]:

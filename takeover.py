@@ -105,13 +105,22 @@ class Takeover:
         """Make an image ours; one that is gone meanwhile is nobody's."""
         try:
             for lock in locks:
-                self._pool.break_lock(image, lock)
-                self._say(f"broke the lock of {lock.locker} ({lock.address}) on {image}")
+                self._break(image, lock)
             self._pool.set_metadata(image, TAKEN_KEY, image)
             self._pool.set_metadata(image, OWNER_KEY, self._layers.owner())
             self._say(f"took {image}")
         except rbdcli.ImageMissing:
             self._say(f"{image} is gone")
+
+    def _break(self, image: str, lock: rbdcli.Lock) -> None:
+        """Break a lock, unless it has gone by itself. Raises rbdcli.ImageMissing if the image has."""
+        try:
+            self._pool.break_lock(image, lock)
+        except rbdcli.ImageMissing:
+            if lock in self._pool.locks(image):
+                raise
+            return
+        self._say(f"broke the lock of {lock.locker} ({lock.address}) on {image}")
 
     def _remove_scratch(self, homes: Iterable[str]) -> None:
         """Remove base images that the host never made to their end."""

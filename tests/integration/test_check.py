@@ -70,6 +70,20 @@ class Docker:
         )
         return Said(done.returncode, done.stdout, done.stderr)
 
+    def meanwhile(self, call: str, script: str) -> str:
+        """Return a PATH with an rbd which, called with words that match a pattern, first runs a line of shell, once."""
+        directory = os.path.join(os.path.dirname(self.plugin.home), "fake")
+        os.makedirs(directory)
+        with open(os.path.join(directory, "rbd"), "w", encoding="utf-8") as target:
+            target.write(
+                "#!/bin/sh\n"
+                'PATH=${PATH#*:}\n'
+                f'case "$*" in\n{call.replace(" ", "*")}*) if mkdir {directory}/once 2>/dev/null; then {script}; fi ;;\nesac\n'
+                'exec rbd "$@"\n'
+            )
+        os.chmod(os.path.join(directory, "rbd"), 0o755)
+        return f"{directory}:{self.plugin.environment['PATH']}"
+
     def check(self, *words: str) -> Said:
         """What is found when nothing is too young."""
         return self.run("check", "--min-age", "0", *words)
@@ -182,18 +196,9 @@ def test_a_layer_that_docker_writes_down_meanwhile_is_kept(docker: Docker, clust
     layer = docker.plugin.client.create(new_id())
     unmapped(cluster)
     # The look ends with a list of the trash: then Docker writes the layer down.
-    directory = os.path.join(os.path.dirname(docker.plugin.home), "fake")
-    os.makedirs(directory)
-    with open(os.path.join(directory, "rbd"), "w", encoding="ascii") as target:
-        path = os.path.join(docker.root, "sha256", "dddd")
-        target.write(
-            "#!/bin/sh\n"
-            f'if [ "$1 $2" = "trash ls" ]; then mkdir -p {path}; printf %s {layer} >{path}/cache-id; fi\n'
-            f'PATH=${{PATH#*:}} exec rbd "$@"\n'
-        )
-    os.chmod(os.path.join(directory, "rbd"), 0o755)
-    path = f"{directory}:{docker.plugin.environment['PATH']}"
-    said = docker.run("gc", "--min-age", "0", "--yes", PATH=path)
+    path = os.path.join(docker.root, "sha256", "dddd")
+    meanwhile = docker.meanwhile("trash ls", f"mkdir -p {path}; printf %s {layer} >{path}/cache-id")
+    said = docker.run("gc", "--min-age", "0", "--yes", PATH=meanwhile)
     assert said.status == 1
     assert f"kept: orphan-image {layer}: somebody has come to know or use it since" in said.lines()
     assert docker.plugin.client.listing(layer) == []
@@ -257,6 +262,83 @@ def test_stale_things_of_the_host(docker: Docker, cluster: Cluster, new_id: NewI
     assert os.listdir(os.path.join(home, "mnt")) == []
     assert docker.run("check") == Said(0, "", "")
     assert client.listing(mapped) == []
+
+
+@pytest.mark.parametrize("calls", [("Put",), ("Put", "Remove")])
+def test_a_container_that_ends_while_check_looks(
+    docker: Docker, cluster: Cluster, new_id: NewId, calls: tuple[str, ...]
+) -> None:
+    """It has run for hours, and what was seen of it is not so any more: that belongs to nobody for moments only."""
+    layer = docker.plugin.client.create(new_id())
+    docker.knows("mounts/aaaa/mount-id", layer)
+    docker.plugin.client.get(layer)
+    unmapped_but = [f"docker_image_{layer}"]
+    wait_until(lambda: cluster.mapped() == unmapped_but, "only the container is mapped")
+    os.utime(os.path.join(docker.plugin.home, "mnt", layer), (time.time() - BEFORE,) * 2)
+    post = f"curl --silent --fail --unix-socket {docker.plugin.socket} http://plugin/GraphDriver."
+    script = "; ".join(f"""{post}{call} --data '{{"ID": "{layer}"}}' >&2""" for call in calls)
+    said = docker.run("check", PATH=docker.meanwhile("ls --long", script))
+    assert said == Said(0, "", "")
+    assert mounts_below(docker.plugin.home) == []
+
+
+def test_a_layer_that_docker_forgets_while_check_looks(docker: Docker, cluster: Cluster, new_id: NewId) -> None:
+    """Docker forgets a layer after the driver has removed it."""
+    layer = new_id()
+    docker.knows("sha256/aaaa/cache-id", layer)
+    path = os.path.join(docker.root, "sha256", "aaaa", "cache-id")
+    assert docker.run("check", PATH=docker.meanwhile(f"info {layer}", f"rm {path}")) == Said(0, "", "")
+    assert not os.path.exists(path)
+
+
+def test_a_directory_that_the_driver_takes_into_use_while_gc_looks(docker: Docker, new_id: NewId) -> None:
+    layer = new_id()
+    directory = os.path.join(docker.plugin.home, "mnt", layer)
+    os.makedirs(directory)
+    os.utime(directory, (time.time() - BEFORE,) * 2)
+    meanwhile = docker.meanwhile("trash ls", f"mkdir {directory}/docker")
+    said = docker.run("gc", "--yes", PATH=meanwhile)
+    assert said.status == 1
+    assert f"kept: stale-directory {layer}: somebody has come to know or use it since" in said.lines()
+    assert os.path.isdir(f"{directory}/docker")
+    os.rmdir(f"{directory}/docker")
+    os.rmdir(directory)
+
+
+def test_images_that_come_and_go_while_check_looks(docker: Docker, cluster: Cluster, new_id: NewId) -> None:
+    """Other programs' in the same pool, one of which is damaged for good, and this driver's own."""
+    client = docker.plugin.client
+    layer = client.create(new_id())
+    docker.knows("sha256/aaaa/cache-id", layer)
+    # The last that `rbd ls --long` opens, whose status it returns.
+    cluster.rbd("create", "--size", "1M", "rbd/zzz_damaged")
+    cluster.run(["rados", "--conf", cluster.conf, "--pool", "rbd", "rm", f"rbd_header.{cluster.info('zzz_damaged')['id']}"])
+    script = """
+        for number in $(seq 1000); do
+            for prefix in aaa docker_image zzzz; do rbd create --size 1M rbd/$prefix-$number; done
+            for prefix in aaa docker_image zzzz; do rbd rm --no-progress rbd/$prefix-$number; done
+        done"""
+    coming = subprocess.Popen(
+        ["sh", "-c", script], env={**cluster.environment, "CEPH_CONF": cluster.conf}, start_new_session=True
+    )
+    try:
+        for number in range(4):
+            client.create(made := new_id())
+            assert docker.run("check") == Said(0, "", "")
+            assert docker.run("gc") == Said(0, "", "")
+            client.remove(made)
+            assert int(client.status()["Layers"]) >= 1, number
+        assert coming.poll() is None
+    finally:
+        os.killpg(coming.pid, 15)
+        coming.wait(30)
+    for image in cluster.rbd("ls", "rbd").split():
+        if "-" in image and not image.endswith("-init"):
+            cluster.rbd("rm", "--no-progress", f"rbd/{image}")
+    cluster.rbd("trash", "mv", "rbd/zzz_damaged")
+    for line in cluster.rbd("trash", "ls", "rbd").splitlines():
+        if line.endswith("zzz_damaged"):
+            cluster.run(["rados", "--conf", cluster.conf, "--pool", "rbd", "rmomapkey", "rbd_trash", f"id_{line.split()[0]}"])
 
 
 def test_half_made_base_image_snapshots_and_trash(docker: Docker, cluster: Cluster, new_id: NewId) -> None:

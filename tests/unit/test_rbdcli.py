@@ -349,6 +349,51 @@ def test_usage(fake: Fake) -> None:
     assert pool().usage("img") == Usage(8 << 20, 1)
 
 
+# Seen on 16.2.15: of an image that goes meanwhile, or has lost its header, it complains on stderr; and ends with 2 if that
+# was the last one that it opened, whatever it has printed.
+@pytest.mark.parametrize("status", [2, 0])
+def test_details_of_a_pool_from_which_images_go_meanwhile(fake: Fake, status: int) -> None:
+    """The long list tells what it can, each that it does not tell is asked alone, and other programs' do not matter."""
+    row = {"id": "5e2d", "size": 5, "format": 2}
+    parent = {"pool": "pool", "image": "ours_a", "snapshot": "depth0", "overlap": 5}
+    listed = [{"image": "ours_a", **row}, {"image": "ours_a", "snapshot": "depth0", **row}, {"image": "their", **row}]
+    child = {**INFO, "name": "ours_b", "parent": parent}
+    script = f"""#!/bin/sh
+case "$*" in
+'ls '*--long*) echo '{json.dumps(listed)}'; exit {status} ;;
+'ls '*) echo '["ours_a", "ours_b", "ours_gone", "their", "their_gone"]' ;;
+'info '*'--image ours_a '*) echo '{json.dumps({**INFO, "name": "ours_a"})}' ;;
+'snap ls '*'--image ours_a '*) echo '[{{"id": 3, "name": "depth0"}}]' ;;
+'info '*'--image ours_b '*) echo '{json.dumps(child)}' ;;
+'snap ls '*'--image ours_b '*) echo '[{{"id": 4, "name": "depth1"}}]' ;;
+*) echo "$*" >>{fake.directory}/missing; exit 2 ;;
+esac
+"""
+    (fake.directory / "rbd").write_text(script, encoding="utf-8")
+    assert sorted(pool().details("ours_")) == [
+        rbdcli.Listed("ours_a", None, ("depth0",)),
+        rbdcli.Listed("ours_b", "ours_a", ("depth1",)),
+    ]
+    asked = (fake.directory / "missing").read_text(encoding="utf-8").splitlines()
+    assert [line for line in asked if "their" in line] == []
+    assert len(asked) == 1
+
+
+def test_details_when_the_cluster_does_not_tell(fake: Fake) -> None:
+    """What is not known is not left out."""
+    script = """#!/bin/sh
+case "$*" in
+'ls '*--long*) exit 1 ;;
+'ls '*) echo '["ours_a"]' ;;
+*) exit 110 ;;
+esac
+"""
+    (fake.directory / "rbd").write_text(script, encoding="utf-8")
+    with pytest.raises(rbdcli.RbdError) as raised:
+        pool().details("ours_")
+    assert raised.value.status == 110
+
+
 def test_metadata(fake: Fake) -> None:
     fake.says({"docker_graph_driver.fs": "xfs", "number": 1})
     assert pool().metadata("img") == {"docker_graph_driver.fs": "xfs", "number": "1"}
@@ -363,6 +408,21 @@ def test_snapshots_of_a_trashed_image_are_removed_one_by_one(fake: Fake) -> None
         ["rbd", "snap", "ls", *CLIENT, *WHERE, "--image-id", "5e2d", "--format", "json"],
         ["rbd", "snap", "rm", *CLIENT, *WHERE, "--image-id", "5e2d", "--snap", "depth0", "--no-progress"],
     ]
+
+
+def test_a_snapshot_that_goes_by_itself_does_not_keep_the_others(fake: Fake) -> None:
+    """Every driver of the pool empties the trash."""
+    script = f"""#!/bin/sh
+case "$*" in
+'snap ls '*) echo '[{{"id": 4, "name": "depth1"}}, {{"id": 5, "name": "depth2"}}]' ;;
+'snap rm '*'--snap depth1 '*) exit 2 ;;
+'ls '*) echo '[]' ;;
+*) echo "$*" >>{fake.directory}/done ;;
+esac
+"""
+    (fake.directory / "rbd").write_text(script, encoding="utf-8")
+    assert pool().remove_snapshots("5e2d") == 2
+    assert "--snap depth2 " in (fake.directory / "done").read_text(encoding="utf-8")
 
 
 def test_ceph_commands_have_a_deadline_of_their_own(fake: Fake) -> None:

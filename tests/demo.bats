@@ -107,7 +107,13 @@ shows() { process_gone "$running" || grep --quiet "$1" "$WORK/out"; }
     [[ $output != *$'\033'* ]] # this is no terminal
     diff "$WORK/neighbour" <(neighbour)
     demo_is_gone
+    # Some go by themselves while all are removed.
+    for n in 1 2 3 4; do
+        docker_cli "$WORK/docker" run --detach --rm --network none busybox sleep "0.$n"
+    done
     remove_all_containers "$WORK/docker"
+    run -0 docker_cli "$WORK/docker" ps --all --quiet
+    [[ -z $output ]]
     end_recorded "$WORK/docker/docker.pid" "$WORK/docker"
     end_recorded "$WORK/docker/containerd.pid" "$WORK/docker"
     unmount_below "$WORK"

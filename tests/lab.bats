@@ -357,6 +357,57 @@ assert row == dict(pool='rbd', namespace='', image='$image', snap='', device='$d
     [[ $output == *"image: $image"* && $output == *"krbd mapping: "* && $output == *"mount: none $mnt"* ]]
 }
 
+@test "leaks.sh tells it also while other images come and go" {
+    local n going failed=0
+    new_image
+    rbd snap create --no-progress "$image@s"
+    new_image "$image-trashed"
+    rbd trash mv "$image-trashed"
+    for n in 1 2 3; do
+        (
+            until [[ -e $LAB/enough ]]; do
+                rbd create --size 1M "zzz$n"
+                rbd rm --no-progress "zzz$n"
+            done
+        ) 3>&- >/dev/null 2>&1 &
+        going+=" $!"
+    done
+    export LEAKS_IGNORE="^image: zzz|$ours_not" LEAKS_GRACE=0
+    for n in {1..5}; do
+        "$TESTS/leaks.sh" snapshot "$LAB/now" "$LAB/one/ceph.conf" && grep --line-regexp "image: $image@s" "$LAB/now" &&
+            grep "trash: .* $image-trashed" "$LAB/now" || failed=1
+        run "$TESTS/leaks.sh" compare "$LAB/before" "$LAB/one/ceph.conf"
+        [[ $status == 1 && $output == *"image: $image@s"* && $output == *"$image-trashed"* ]] || failed=1
+    done
+    touch "$LAB/enough"
+    # shellcheck disable=SC2086 # a list of pids
+    wait $going
+    rbd trash rm --no-progress "$(rbd trash ls | awk '{ print $1 }')"
+    ((failed == 0))
+}
+
+@test "unmap by a device's name while another cluster goes" {
+    only_stand_in
+    local n going failed=0
+    export RBD_STAND_IN_DIR="$LAB/other-host"
+    mkdir -p "$RBD_STAND_IN_DIR"
+    (
+        until [[ -e $LAB/enough-of-it ]]; do
+            mkdir -p "$RBD_STAND_IN_DIR/gone/exclusive"
+            rm -rf "$RBD_STAND_IN_DIR/gone" || true # something may be made in it
+        done
+    ) 3>&- 2>/dev/null &
+    going=$!
+    for n in {1..40}; do
+        run rbd unmap /dev/loop999
+        [[ $status == 22 ]] || { failed=1 && echo "$status: $output"; }
+    done
+    touch "$LAB/enough-of-it"
+    wait "$going"
+    rm -rf "$RBD_STAND_IN_DIR"
+    ((failed == 0))
+}
+
 @test "down drops what is still mapped, and nothing is left" {
     # The other cluster: this file's own is needed for teardown.
     CEPH_CONF=$LAB/two/ceph.conf new_image

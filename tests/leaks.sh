@@ -59,6 +59,15 @@ mappings() {
     done
 }
 
+# images POOL: its images and their snapshots. (`rbd ls --long` would fail if one goes meanwhile, or is damaged.)
+images() {
+    local image
+    for image in $(rbd_cli ls "$1"); do
+        echo "$image"
+        { rbd_cli snap ls "$1/$image" || true; } | awk -v image="$image" 'NR > 1 { print image "@" $2 }'
+    done
+}
+
 pool() {
     local space
     rbd_cli ls rbd >/dev/null || {
@@ -66,7 +75,7 @@ pool() {
         return 0
     }
     for space in '' $(rbd_cli namespace ls rbd --format json | grep -o '"name":"[^"]*"' | cut -d '"' -f 4); do
-        rbd_cli ls --long "rbd${space:+/$space}" | awk -v s="${space:+$space/}" 'NR > 1 && NF { print "image: " s $1 }'
+        images "rbd${space:+/$space}" | sed "s|^|image: ${space:+$space/}|"
         rbd_cli trash ls --all "rbd${space:+/$space}" | sed "s|^|trash: ${space:+$space/}|"
     done
 }

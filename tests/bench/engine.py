@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http
 import http.client
 import json
 import os
@@ -16,7 +17,11 @@ PIECE = 1 << 20
 
 
 class EngineError(Exception):
-    """dockerd refused a call: its status and its words."""
+    """dockerd refused a call: its status (0 for one that is told in an answer's body) and its words."""
+
+    def __init__(self, text: str, status: int = 0) -> None:
+        self.status = status
+        super().__init__(text)
 
 
 class Engine:
@@ -80,9 +85,13 @@ class Engine:
         return image in [tag for item in self._json("GET", "/images/json") for tag in item["RepoTags"] or ()]
 
     def remove_containers(self) -> None:
-        """Remove whatever containers are left."""
+        """Remove whatever containers are left; one that has gone meanwhile, or is going, is none of them."""
         for item in self._json("GET", "/containers/json?all=1"):
-            self.remove(str(item["Id"]))
+            try:
+                self.remove(str(item["Id"]))
+            except EngineError as error:
+                if error.status not in (http.HTTPStatus.NOT_FOUND, http.HTTPStatus.CONFLICT):
+                    raise
 
     def version(self) -> str:
         """dockerd's version."""
@@ -112,5 +121,5 @@ class Engine:
         if answer.status >= 400:
             text = answer.read().decode(errors="replace").strip()
             connection.close()
-            raise EngineError(f"{method} {path}: {answer.status}: {text}")
+            raise EngineError(f"{method} {path}: {answer.status}: {text}", answer.status)
         return connection, answer

@@ -44,13 +44,13 @@ class Watch:
 
 
 def _family(pid: int) -> list[int]:
-    """A process and its descendants; what became a daemon of its own (a stand-in's mapping) is none."""
-    family = [pid]
-    for task in os.listdir(f"/proc/{pid}/task"):
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{task}/children", encoding="ascii") as children:
-            for child in children.read().split():
-                family += _family(int(child))
-    return family
+    """A process and its descendants, as far as they live; what became a daemon (a stand-in's mapping) is none."""
+    children: list[str] = []
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{task}/children", encoding="ascii") as said:
+                children += said.read().split()
+    return [pid, *(each for child in children for each in _family(int(child)))]
 
 
 def _proportional(pid: int) -> int:

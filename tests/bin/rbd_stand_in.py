@@ -246,7 +246,7 @@ def load(path: str) -> Mapping:
 
 
 def open_lock(directory: str, *, wait: bool) -> int | None:
-    """The descriptor of the directory's lock, to be closed; None when it is held, or gone, and wait is false."""
+    """The descriptor of the directory's lock, to be closed; None when the directory is gone, or, unless wait, it is held."""
     try:
         lock = os.open(f"{directory}/lock", os.O_RDWR | os.O_CREAT, 0o600)
     except FileNotFoundError:
@@ -261,9 +261,12 @@ def open_lock(directory: str, *, wait: bool) -> int | None:
 
 @contextlib.contextmanager
 def cluster_lock(cluster: str) -> Iterator[None]:
-    os.makedirs(f"{cluster}/exclusive", mode=0o700, exist_ok=True)
-    lock = open_lock(cluster, wait=True)
-    assert lock is not None
+    lock = None
+    while lock is None:
+        # Who ends a cluster removes its directory.
+        with contextlib.suppress(FileNotFoundError):
+            os.makedirs(f"{cluster}/exclusive", mode=0o700, exist_ok=True)
+        lock = open_lock(cluster, wait=True)
     try:
         yield
     finally:
@@ -273,7 +276,11 @@ def cluster_lock(cluster: str) -> Iterator[None]:
 def live_mappings(cluster: str) -> list[Mapping]:
     """What is mapped; cleans what nobody holds any more. Needs the cluster's lock."""
     live = []
-    for path in (f"{cluster}/{name}" for name in sorted(os.listdir(cluster))):
+    try:
+        names = sorted(os.listdir(cluster))
+    except FileNotFoundError:  # with the cluster
+        return []
+    for path in (f"{cluster}/{name}" for name in names):
         if os.path.basename(path).startswith("gone-"):
             remove_directory(path)
         if not os.path.basename(path).startswith("m-"):
@@ -646,6 +653,8 @@ def find(call: Call, word: str) -> tuple[Mapping, int]:
     spec = None if by_device else spec_of(call, word)
     busy = False
     for cluster in clusters:
+        if not os.path.isdir(cluster):
+            continue  # nothing was ever mapped of it, or all of it has gone: nothing is made for that
         with cluster_lock(cluster):
             for mapping in live_mappings(cluster):
                 if mapping.meta["type"] == call.device_type and (

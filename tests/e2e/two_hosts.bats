@@ -65,6 +65,8 @@ work() {
     wait "$other"
     [[ $(rbd ls rbd | grep --count ^docker_image_base_image) == 1 ]]
     # What the one has, to the other belongs to somebody.
+    until_true 60 nothing_is_to_be_removed "$SITE/data/$GRAPH"
+    until_true 60 nothing_is_to_be_removed "$LIVING/data/${GRAPH}b"
     until_true 60 trash_is_empty rbd
     run -0 operator check --min-age 0
     run -0 b operator check --min-age 0

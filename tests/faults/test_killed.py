@@ -50,7 +50,7 @@ def commands(plugin: PluginProcess) -> list[str]:
     running: list[str] = []
     for task in os.listdir(f"/proc/{pid(plugin)}/task"):
         with (
-            contextlib.suppress(FileNotFoundError),
+            contextlib.suppress(FileNotFoundError, ProcessLookupError),
             open(f"/proc/{pid(plugin)}/task/{task}/children", encoding="ascii") as said,
         ):
             running += said.read().split()

@@ -167,8 +167,10 @@ watch_chains() {
     while sleep 2; do
         names=$(rbd ls)
         [[ $names != "$last" ]] || continue
+        # It fails if an image has gone since: then it is looked at once more.
+        longest_chain >"$lab/chain" || continue
+        cat "$lab/chain" >>"$lab/chains"
         last=$names
-        longest_chain >>"$lab/chains"
     done
 }
 

@@ -6,6 +6,9 @@ repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # The python3 of Debian: another one may come first on PATH, and be slow to start or have no venv.
 system_python=/usr/bin/python3
 
+# What is made once for this machine, and kept.
+test_cache=/var/cache/docker-graph-driver-tests
+
 # packages FOR...: the packages of tests/packages that are for one of these.
 packages() {
     local package for wanted
@@ -233,18 +236,27 @@ busybox_image() {
     rm -r "$root"
 }
 
+# debian_mirror: prints where this machine gets its own packages from; all suites are there.
+debian_mirror() {
+    local release mirror
+    # shellcheck source=/dev/null
+    release=$(source /etc/os-release && echo "$VERSION_CODENAME")
+    # shellcheck disable=SC2016 # it is apt's
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $release" "Created-By: Packages" | head -n 1)
+    [[ -n $mirror ]] || { echo "apt has no lists of Debian $release: apt-get update" >&2 && return 1; }
+    echo "$mirror"
+}
+
 # debian_image: prints the path of Debian's minbase with python3 as a tar, which is made once for this machine.
 debian_image() {
-    local release cache=/var/cache/docker-graph-driver-tests mirror work lock
+    local release cache=$test_cache mirror work lock
     # shellcheck source=/dev/null
     release=$(source /etc/os-release && echo "$VERSION_CODENAME")
     mkdir -p "$cache"
     exec {lock}>"$cache/debian.lock"
     flock "$lock"
     if [[ ! -e $cache/debian-$release.tar ]]; then
-        # Where this machine gets its own packages from.
-        # shellcheck disable=SC2016 # it is apt's
-        mirror=$(apt-get indextargets --format '$(REPO_URI)' "Codename: $release" "Created-By: Packages" | head -n 1)
+        mirror=$(debian_mirror)
         work=$(mktemp -d "$cache/debian.XXXXXX")
         # A layer does not need the archives of the packages that it holds.
         timeout 600 debootstrap --variant=minbase --include=python3-minimal "$release" "$work/root" "$mirror" >"$work/log" 2>&1 3>&- &&

@@ -26,7 +26,6 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator
@@ -37,6 +36,7 @@ import bsdtar
 import changes as comparison
 import confined
 import deadline
+import environment
 from tarformat import ArchiveError
 
 __all__ = [
@@ -114,11 +114,6 @@ _IDENTITY = IdMaps()
 STALL_SECONDS = 60.0
 REAP_SECONDS = 2.0  # a killed process is gone at once, unless it hangs in the kernel; then it goes with its device
 PATIENCE = 400  # plain files that untar.py creates itself before it asks for a bsdtar, whose start costs as much
-
-
-def missing_tools() -> list[str]:
-    """The programs that this module needs and this host lacks: none but the Python that runs us."""
-    return [] if sys.executable else ["python3"]
 
 
 def extractor() -> str:
@@ -215,7 +210,7 @@ def _start(
     *arguments: str, stdin: int | IO[bytes] | None = subprocess.DEVNULL, pass_fds: tuple[int, ...] = ()
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run confined.py; at the end of the context it is gone, whatever happened."""
-    argv = [sys.executable, "-E", "-s", "-S", "-X", "utf8", confined.__file__, *arguments]
+    argv = environment.python(confined.__file__, *arguments)
     try:
         process = subprocess.Popen(
             argv,
@@ -225,11 +220,11 @@ def _start(
             bufsize=0,
             pass_fds=pass_fds,
             cwd="/",
-            env={"LC_ALL": "C"},
+            env=environment.CONFINED,
             start_new_session=True,  # a signal from the terminal is for the server, which decides
         )
     except OSError as error:
-        raise ArchiveError(f"cannot start {sys.executable}: {error.strerror}") from error
+        raise ArchiveError(f"cannot start {argv[0]}: {error.strerror}") from error
     try:
         yield process
     finally:

@@ -104,13 +104,13 @@ class BaseImage:
 
     def _make_root(self, device: str) -> None:
         point = os.path.join(self._home, BASE)
-        os.makedirs(point, exist_ok=True)
+        mounts.make_directory(point)
         fs, extra, timeout = self._options.fs, self._options.mountopt, self._pool.timeout
         mounts.mount(fs, device, point, extra, read_only=False, timeout=timeout)
         try:
             root = os.path.join(point, ROOT_DIRECTORY)
             os.mkdir(root)
-            os.chmod(root, 0o755)  # noqa: S103 - it is the `/` of containers; mkdir follows the umask
+            os.chmod(root, 0o755)  # noqa: S103 - it is the `/` of containers, whatever the umask
         finally:
             mounts.unmount(point, timeout=timeout)
             os.rmdir(point)

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import threading
 from typing import Any
 
+import command
+import environment
+
 MOST_SAID = 1 << 15
 
 
 def find() -> str | None:
     """The absolute path of bsdtar, None if this host has none."""
-    program = shutil.which("bsdtar")
-    return program and os.path.abspath(program)
+    return command.find("bsdtar")
 
 
 def _argv(program: str, root: str) -> list[str]:
@@ -87,7 +88,7 @@ class Bsdtar:
                 stderr=subprocess.PIPE,
                 bufsize=0,
                 cwd="/",
-                env={"LC_ALL": "C"},
+                env=environment.CONFINED,
                 start_new_session=True,
             )
         except OSError as error:

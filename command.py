@@ -1,8 +1,8 @@
 """Run one command of the host: an argv list, a deadline, a one-line failure.
 
 Every external program that the driver needs (rbd, ceph, mount, mkfs, tar) is started here or
-follows the rules written here: no shell, standard input closed, a C locale so that messages
-are stable, a process group of its own so that nothing of it outlives the deadline.
+follows the rules written here: no shell, standard input closed, the same environment whatever the
+caller's (environment.py), a process group of its own so that nothing of it outlives the deadline.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple, TypeVar
 
 import deadline
+import environment
 
 log = logging.getLogger("command")
 
@@ -69,8 +70,8 @@ class CommandMissing(CommandError):
 
 
 def find(program: str) -> str | None:
-    """Return the path of `program`, also below the sbin directories, or None."""
-    return shutil.which(program, path=_environment()["PATH"])
+    """Return the path of `program`, also in the usual directories, or None."""
+    return shutil.which(program, path=environment.of_commands()["PATH"])
 
 
 def run(
@@ -112,27 +113,21 @@ def start(
     stderr: int = subprocess.PIPE,
 ) -> subprocess.Popen[bytes]:
     """Start `argv` with its output captured; the caller reaps it. Raises CommandError or CommandMissing."""
-    environment = _environment()
+    variables = environment.of_commands()
     try:
         return subprocess.Popen(
             list(argv),
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            env=environment,
+            env=variables,
             start_new_session=True,
             pass_fds=tuple(pass_fds),
         )
     except FileNotFoundError:
-        raise CommandMissing(argv, None, f"not found on PATH ({environment['PATH']})") from None
+        raise CommandMissing(argv, None, f"not found on PATH ({variables['PATH']})") from None
     except OSError as error:
         raise CommandError(argv, None, f"cannot be started: {error.strerror}") from error
-
-
-def _environment() -> Mapping[str, str]:
-    """A copy of ours with a C locale and times in UTC; sbin is added since mkfs and losetup live there."""
-    path = os.environ.get("PATH", os.defpath)
-    return {**os.environ, "LC_ALL": "C", "TZ": "UTC", "PATH": f"{path}:/usr/local/sbin:/usr/sbin:/sbin"}
 
 
 def stop(process: subprocess.Popen[bytes]) -> str:

@@ -7,17 +7,26 @@ pkg/plugins/client.go). Each request has a thread; everything below is synchrono
 
 from __future__ import annotations
 
+import os
+import sys
+
+if __name__ == "__main__":
+    # -I and -P do not look beside this file.
+    sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
+    import environment
+
+    environment.enter(__file__)
+
 import argparse
 import contextlib
 import fcntl
 import json
 import logging
-import os
 import re
+import resource
 import signal
 import socket
 import socketserver
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -54,6 +63,7 @@ STREAM_SECONDS = 600.0
 DRAIN_SECONDS = 60.0
 LINGER_SECONDS = 2.0
 FINISH_SECONDS = 60.0
+OPEN_FILES = 1 << 16
 # Failures that are told to Docker in one line; anything else is a defect and is logged with its trace.
 EXPECTED = (
     archive.ArchiveError,
@@ -322,15 +332,17 @@ class Server(socketserver.ThreadingUnixStreamServer):
 
     def __init__(self, path: str, plugin: Plugin) -> None:
         self.plugin = plugin
+        self._path = path
         # Who is inside has a request that is not answered yet. The plugin's own gate opens before the answer is sent.
         self.requests = Gate()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
-        before = os.umask(0o177)
-        try:
-            super().__init__(path, Handler)
-        finally:
-            os.umask(before)
+        super().__init__(path, Handler)
+
+    def server_bind(self) -> None:
+        """Let nobody but root connect, which takes the right to write (unix(7)); by our umask nobody had it before."""
+        super().server_bind()
+        os.chmod(self._path, 0o600)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A connection that broke outside of a request."""
@@ -407,8 +419,19 @@ def _check_at_start(plugin: Plugin) -> None:
         log.warning("not ready yet: %s", error)
 
 
+def _settle() -> None:
+    """Take back what a parent may have left us with, which lasts through the start of a program."""
+    # Ignored, it would hide how our commands end; blocked, no signal would end us.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    # Each connection of dockerd's is one, and a command takes some for a moment.
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, min(most, OPEN_FILES)), most))
+
+
 def main() -> int:
     """Read the command line and serve; 1 if that is impossible. A command for an operator comes first, if at all."""
+    _settle()
     if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
         return subcommands.main(sys.argv[1:], SOCKET)
     description, epilog = __doc__.partition("\n")[0], "Beside serving: docker_graph_driver.py check|gc|takeover --help"

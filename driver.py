@@ -22,6 +22,7 @@ import archive
 import command
 import deadline
 import diagnosis
+import mounts
 import note
 import rbdcli
 import readiness
@@ -32,7 +33,7 @@ from busy import LayerBusy
 from layers import BASE, INIT_SUFFIX, OBJECT_SIZE, ROOT_DIRECTORY, LayerError, Layers
 from locks import Locks
 from lookahead import LookAhead
-from mounted import DIRECTORY_MODE, MountedLayers, Place
+from mounted import MountedLayers, Place
 from options import Options, parse_layer_size
 from presence import Presence
 
@@ -512,7 +513,7 @@ class Driver:
 
     def _make_home(self) -> None:
         for path in (self._home, self._root):
-            os.makedirs(path, mode=DIRECTORY_MODE, exist_ok=True)
+            mounts.make_directory(path)
 
 
 def pool_of(options: Options) -> rbdcli.Pool:

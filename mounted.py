@@ -35,8 +35,6 @@ from busy import LayerBusy
 
 log = logging.getLogger("mounted")
 
-# Every directory on the way to a root must be searchable for a remapped container root (userns-remap).
-DIRECTORY_MODE = 0o711
 REMOVED = "removed"
 BUILDER_MOUNT = "buildkit-mount"
 
@@ -282,7 +280,7 @@ class MountedLayers:
                 self._unmount(layer, entry, place)
             if busy.stays_in_use(entry.device):
                 raise self._busy(layer, entry)
-        os.makedirs(self._note(layer), mode=DIRECTORY_MODE, exist_ok=True)
+        mounts.make_directory(self._note(layer))
         self._removed.add(layer)
         self._written.pop(layer, None)
 
@@ -315,6 +313,7 @@ class MountedLayers:
         self._adopt_removed()
         mounted = {item.point: item for item in mounts.table()}
         for layer in set(os.listdir(self._root)) - self._removed:
+            mounts.make_directory(os.path.join(self._root, layer))
             self._unmount_leftover(layer, mounted)
             found = mounted.get(self.point(layer, Place.DOCKER))
             try:
@@ -422,7 +421,7 @@ class MountedLayers:
     # -- one step each -----------------------------------------------------------------------
 
     def _map(self, layer: str, undo: contextlib.ExitStack, *, read_only: bool) -> _Entry:
-        os.makedirs(os.path.join(self._root, layer), mode=DIRECTORY_MODE, exist_ok=True)
+        mounts.make_directory(os.path.join(self._root, layer))
         undo.callback(self._remove_directories, layer)
         try:
             device = self._map_device(self._images.image(layer), read_only=read_only)
@@ -477,7 +476,7 @@ class MountedLayers:
         self, layer: str, entry: _Entry, place: Place, undo: contextlib.ExitStack, *, write: bool, label: str
     ) -> None:
         point = self.point(layer, place)
-        os.makedirs(point, mode=DIRECTORY_MODE, exist_ok=True)
+        mounts.make_directory(point)
         timeout = self._pool.timeout
         if entry.counts:
             # One super block for all mounts of a device, with one set of options: show it once more.

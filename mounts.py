@@ -10,19 +10,22 @@ import contextlib
 import errno
 import os
 import re
+import stat
 import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import command
 import deadline
+import environment
 import readahead
 import xfslog
 
 # nouuid: every clone of an image has the UUID of its base, and XFS mounts a UUID once (xfs(5)).
 # noatime: reading a file must not write into a copy-on-write clone.
 MOUNT_OPTIONS = {"xfs": ("nouuid", "noatime"), "ext4": ("noatime",)}
+# Every directory on the way to a root must be searchable for a remapped container root (userns-remap).
+DIRECTORY_MODE = 0o711
 # -K / nodiscard: a new image is empty, discarding it object by object takes seconds.
 MKFS = {"xfs": ("mkfs.xfs", "-q", "-f", "-K"), "ext4": ("mkfs.ext4", "-q", "-F", "-E", "nodiscard")}
 GROW = {"xfs": ("xfs_growfs",), "ext4": ("e2fsck", "resize2fs")}
@@ -87,6 +90,15 @@ def make_writable(point: str, *, timeout: float) -> None:
     command.run(("mount", "-o", "remount,rw", point), timeout=timeout)
 
 
+def make_directory(path: str) -> None:
+    """Make a directory on the way to a layer's root, with those above it; mend the mode of one that is there."""
+    os.makedirs(path, mode=DIRECTORY_MODE, exist_ok=True)
+    mode = stat.S_IMODE(os.stat(path).st_mode)
+    if mode & DIRECTORY_MODE != DIRECTORY_MODE:
+        # It was made under another umask.
+        os.chmod(path, mode | DIRECTORY_MODE)
+
+
 def bind(source: str, point: str, *, timeout: float) -> None:
     """Show a mounted tree at a second mount point. Raises CommandError."""
     command.run(("mount", "--bind", source, point), timeout=timeout)
@@ -129,7 +141,7 @@ def read_ahead(fs: str, point: str, began: int, chunks: Sequence[int] | None) ->
     if fs != "xfs" or chunks == []:
         return None
     words = map(str, (point, began, *(chunks or ())))
-    return command.start((sys.executable, "-I", "-S", readahead.__file__, *words))
+    return command.start(environment.python(readahead.__file__, *words))
 
 
 def table() -> list[Mount]:

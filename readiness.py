@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 
-import archive
 import command
 import mounts
 import objects
@@ -32,7 +31,7 @@ class NotReady(Exception):
 
 def check(pool: rbdcli.Pool, options: Options) -> None:
     """Raise NotReady unless the programs, the cluster and the pool that the options name are there."""
-    for program in ("rbd", "rados", *mounts.tools(options.fs), *archive.missing_tools()):
+    for program in ("rbd", "rados", *mounts.tools(options.fs)):
         if command.find(program) is None:
             package = _PACKAGES.get(program, program)
             raise NotReady(f"{program} is not installed; install the package {package} (Debian's name)")

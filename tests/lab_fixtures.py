@@ -76,6 +76,17 @@ def lab_options() -> dict[str, str | Sequence[str]]:
     return {name: value for name, value in pairs}  # noqa: C416 - dict() would be of another type
 
 
+def new_plugin(cluster: Cluster, directory: str, **options: str | Sequence[str]) -> PluginProcess:
+    """A plugin with these options (see `plugins`), not started yet."""
+    options = {**lab_options(), "configfile": cluster.conf, **options}
+    pairs = [
+        f"ceph.{name}={value}"
+        for name, values in options.items()
+        for value in ([values] if isinstance(values, str) else values)
+    ]
+    return PluginProcess(directory, cluster.environment, pairs)
+
+
 @pytest.fixture
 def start_plugin(cluster: Cluster, session_directory: str) -> Iterator[StartPlugin]:
     """Start plugins for a test."""
@@ -94,13 +105,7 @@ def plugins(cluster: Cluster, directory: str) -> Iterator[StartPlugin]:
     started: list[PluginProcess] = []
 
     def start(*, init: bool = True, host: str = "", **options: str | Sequence[str]) -> PluginProcess:
-        options = {**lab_options(), "configfile": cluster.conf, **options}
-        pairs = [
-            f"ceph.{name}={value}"
-            for name, values in options.items()
-            for value in ([values] if isinstance(values, str) else values)
-        ]
-        plugin = PluginProcess(os.path.join(directory, uuid.uuid4().hex[:6]), cluster.environment, pairs)
+        plugin = new_plugin(cluster, os.path.join(directory, uuid.uuid4().hex[:6]), **options)
         if host:
             plugin.host = host
             # Mappings of its own: what a host has mapped no other one sees.
@@ -116,7 +121,7 @@ def plugins(cluster: Cluster, directory: str) -> Iterator[StartPlugin]:
     yield start
     try:
         for plugin in started:
-            _end(plugin)
+            end(plugin)
             assert mounts_below(plugin.home) == []
         assert cluster.mapped() == before
     finally:
@@ -128,7 +133,7 @@ def plugins(cluster: Cluster, directory: str) -> Iterator[StartPlugin]:
                     plugin.kill()
 
 
-def _end(plugin: PluginProcess) -> None:
+def end(plugin: PluginProcess) -> None:
     """Remove what is left of a test's layers, as docker rm would, and end the plugin as systemd would."""
     if not plugin.running:
         plugin.start()

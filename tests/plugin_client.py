@@ -15,7 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 REPO = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PYTHON = "/usr/bin/python3"
+# What runs the driver.
+PYTHON = os.environ.get("DRIVER_PYTHON", "/usr/bin/python3")
 # As Go's client sends them (PROTOCOL: no Content-Type, and older daemons have an empty Host).
 HEADERS = {
     "Host": "plugin.moby.localhost",
@@ -245,8 +246,9 @@ class PluginProcess:
         self.options = list(options)
         # The name of the host that it believes to be on, "" for that of this machine.
         self.host = ""
-        # A command and its arguments that run the plugin as the same process, such as one that hides programs from it.
-        self.prefix: list[str] = []
+        # How it is started: by a command that runs the rest of its line as the same process, with options for Python.
+        self.before: Sequence[str] = ()
+        self.flags: Sequence[str] = ()
         self.client = Client(self.socket)
         self.python = PYTHON  # what it takes for its own interpreter, to start more of them
         self.process: subprocess.Popen[bytes] | None = None
@@ -254,20 +256,12 @@ class PluginProcess:
 
     def start(self, **environment: str) -> None:
         """Start it and wait until it takes calls; `environment` is for this start only."""
-        argv = [
-            *self.on_host(),
-            self.python,
-            os.path.join(REPO, "docker_graph_driver.py"),
-            "--socket",
-            self.socket,
-            "--log-level",
-            "debug",
-        ]
+        argv = self.command("--socket", self.socket, "--log-level", "debug")
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 argv,
                 # `python` is only what the process takes itself for, and starts others as (tests/faults/killer.py).
-                executable=None if self.on_host() else PYTHON,
+                executable=None if self.host or self.before else PYTHON,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -277,10 +271,15 @@ class PluginProcess:
         wait_until(lambda: self._listens() or self._ended(), "the plugin listens")
         assert not self._ended(), self.log_tail()
 
+    def command(self, *words: str) -> list[str]:
+        """The driver's command line with these words, started as this plugin is."""
+        program = os.path.join(REPO, "docker_graph_driver.py")
+        return [*self.on_host(), *self.before, self.python, *self.flags, program, *words]
+
     def on_host(self) -> list[str]:
         """What to put before a command so that it runs on this plugin's host, as the same process."""
         script = 'hostname "$1" && shift && exec "$@"'
-        return [*(["unshare", "--uts", "sh", "-c", script, "-", self.host] if self.host else []), *self.prefix]
+        return ["unshare", "--uts", "sh", "-c", script, "-", self.host] if self.host else []
 
     def init(self, **maps: Any) -> None:
         """dockerd's start."""

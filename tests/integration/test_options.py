@@ -90,13 +90,15 @@ def test_a_base_image_with_another_file_system(start_plugin: StartPlugin) -> Non
     assert "ceph.fs=ext4" in text
 
 
-def test_a_tool_that_is_not_installed(start_plugin: StartPlugin, session_directory: str) -> None:
+def test_a_tool_that_is_not_installed(start_plugin: StartPlugin) -> None:
     """Found by Init, with the package that has it; the plugin still serves."""
     plugin = start_plugin(init=False, fs="ext4")
     plugin.terminate()
-    empty = os.path.join(session_directory, "empty")
-    os.makedirs(empty, exist_ok=True)
-    plugin.start(PATH=empty)
+    # The usual directories are looked at whatever PATH is; what lies there now is no program.
+    hide = 'mount --bind /dev/null "$1" && shift && exec "$@"'
+    plugin.before = ("unshare", "--mount", "sh", "-c", hide, "-", os.path.realpath("/usr/bin/rbd"))
+    plugin.start(PATH="/usr/sbin:/usr/bin")
+    plugin.before = ()
     with pytest.raises(Refused, match="rbd is not installed; install the package ceph-common"):
         plugin.init()
 

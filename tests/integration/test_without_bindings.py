@@ -27,7 +27,7 @@ exec "$@"
 def bare(start_plugin: StartPlugin) -> PluginProcess:
     plugin = start_plugin(init=False)
     plugin.terminate()
-    plugin.prefix = ["unshare", "--mount", "sh", "-c", HIDE, "-"]
+    plugin.before = ["unshare", "--mount", "sh", "-c", HIDE, "-"]
     plugin.start()
     return plugin
 

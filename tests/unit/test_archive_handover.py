@@ -28,6 +28,7 @@ from unit.archives import (
 from unit.test_archive_properties import EXAMPLES, contents
 
 import archive
+import environment
 
 pytestmark = needs_root
 __all__ = ["layer"]
@@ -274,6 +275,7 @@ def test_few_files_are_not_worth_a_bsdtar(program: Path, layer: Path, monkeypatc
 def test_without_bsdtar(layer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert archive.extractor().startswith("/")
     monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(environment, "PLACES", ())
     assert archive.extractor() == "Python alone: bsdtar is not installed"
     assert apply(layer, *MANY) == 900_000
     assert (layer / "d/f299").stat().st_size == 3000

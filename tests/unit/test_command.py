@@ -43,12 +43,31 @@ def test_standard_input_is_closed() -> None:
         os.close(there)
 
 
-def test_the_locale_is_c_and_sbin_is_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_locale_is_c_and_times_are_in_utc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
-    monkeypatch.setenv("PATH", "/usr/bin:/bin")
-    said = command.run(["sh", "-c", "echo $LC_ALL $PATH"], timeout=20).stdout
-    assert said.startswith("C /usr/bin:/bin:")
-    assert "/sbin" in said
+    monkeypatch.setenv("TZ", "Pacific/Kiritimati")
+    assert command.run(["sh", "-c", "echo $LC_ALL $TZ"], timeout=20).stdout == "C UTC\n"
+
+
+@pytest.mark.parametrize("path", [None, "", ":", ".:bin", "/opt/x:/usr/bin", "/opt/x::.:/usr/bin:"])
+def test_the_usual_directories_are_on_path_and_the_current_one_is_not(
+    monkeypatch: pytest.MonkeyPatch, path: str | None
+) -> None:
+    """The caller's own come first, in his order."""
+    monkeypatch.setenv("PATH", path or "") if path is not None else monkeypatch.delenv("PATH")
+    places = command.run(["sh", "-c", "echo $PATH"], timeout=20).stdout.strip().split(":")
+    assert {"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"} <= set(places)
+    assert all(place.startswith("/") for place in places)
+    assert len(places) == len(set(places))
+    assert not (path or "").startswith("/opt/x") or places[:2] == ["/opt/x", "/usr/bin"]
+
+
+def test_what_would_change_a_command_does_not_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CEPH_ARGS", "PYTHONPATH", "LIBMOUNT_MTAB", "MKE2FS_CONFIG", "POSIXLY_CORRECT", "RBD_STAND_IN_DIR"):
+        monkeypatch.setenv(name, "x")
+    names = {line.partition("=")[0] for line in command.run(["env"], timeout=20).stdout.splitlines()}
+    assert names & set(os.environ) >= {"PATH", "RBD_STAND_IN_DIR"}
+    assert not names & {"CEPH_ARGS", "PYTHONPATH", "LIBMOUNT_MTAB", "MKE2FS_CONFIG", "POSIXLY_CORRECT"}
 
 
 def test_an_exit_status_that_is_not_accepted_tells_what_the_program_said() -> None:

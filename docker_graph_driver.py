@@ -64,6 +64,8 @@ DRAIN_SECONDS = 60.0
 LINGER_SECONDS = 2.0
 FINISH_SECONDS = 60.0
 OPEN_FILES = 1 << 16
+# What a socket raises whose peer does nothing for too long. It is TimeoutError from Python 3.10 on, and not before.
+ASLEEP = socket.timeout
 # Failures that are told to Docker in one line; anything else is a defect and is logged with its trace.
 EXPECTED = (
     archive.ArchiveError,
@@ -226,7 +228,7 @@ class Handler(BaseHTTPRequestHandler):
             error = self._fail(400, failure)
         except UnknownMethod as failure:
             error = self._fail(404, failure)
-        except (BrokenPipeError, ConnectionResetError, TimeoutError) as failure:
+        except (BrokenPipeError, ConnectionResetError, ASLEEP) as failure:
             # The client is gone or asleep: there is nobody to answer.
             self.close_connection, error = True, f"the client went away: {failure}"
         except EXPECTED as failure:
@@ -245,7 +247,7 @@ class Handler(BaseHTTPRequestHandler):
         self.connection.settimeout(STREAM_SECONDS)
         try:
             answer = self.server.plugin.apply_diff(layer, body)
-        except (BadRequest, ConnectionError, TimeoutError):
+        except (BadRequest, ConnectionError, ASLEEP):
             # dockerd writes a layer down only when it is whole: one that was killed will never remove this one.
             # One that lives removes it too, which is a success then.
             with contextlib.suppress(*EXPECTED):

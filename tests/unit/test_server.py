@@ -579,6 +579,22 @@ def test_a_client_that_stops_in_the_middle_is_let_go(client: Client, monkeypatch
         assert b"200" not in read_to_end(raw(client, *pieces))
 
 
+@pytest.mark.parametrize("sent", [[chunked(), b"5\r\nhel"], [chunked()], [head_of(APPLY, "Content-Length: 9"), b"hel"]])
+def test_an_archive_whose_client_falls_asleep_is_abandoned(
+    client: Client,
+    driver: FakeDriver,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    sent: list[bytes],
+) -> None:
+    """No daemon will ever remove half a layer whose sender has stopped: it is removed, and its connection ends."""
+    monkeypatch.setattr(docker_graph_driver, "STREAM_SECONDS", 0.2)
+    caplog.set_level(logging.INFO)
+    assert read_to_end(raw(client, *sent)) == b"", "there is nobody to answer"
+    wait_until(lambda: "the client went away" in caplog.text, "the log says why")
+    assert driver.calls == [("apply_diff", "a"), ("remove", "a")]
+
+
 def test_a_client_may_be_silent_between_requests(
     client: Client, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

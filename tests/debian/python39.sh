@@ -21,9 +21,9 @@ place=$test_cache/python3.9-$({ printf '%s\n' "${packages[@]}" && cat "$requirem
 apt_of_bullseye() {
     local dir=$1
     shift
-    apt_get --option "Dir::State=$dir" --option Dir::State::status=/dev/null --option "Dir::Cache=$dir" \
+    timeout 300 apt-get --quiet --option Acquire::Retries=3 --option "Dir::State=$dir" --option Dir::State::status=/dev/null --option "Dir::Cache=$dir" \
         --option "Dir::Etc::SourceList=$dir/sources.list" --option Dir::Etc::SourceParts=- \
-        --option Acquire::Languages=none "$@"
+        --option Acquire::Languages=none "$@" </dev/null
 }
 
 # download DIR: the packages, unpacked in DIR/root, and the tests' tools in DIR/site. Called in a condition.
@@ -37,7 +37,7 @@ download() {
         dpkg --extract "$package" "$dir/root" || return 1
     done
     # This Python's own pip needs more of Debian 11; the wheels are the same for all.
-    "$repo/.venv/bin/python" -m pip install --disable-pip-version-check --no-compile --target "$dir/site" \
+    timeout 300 "$repo/.venv/bin/python" -m pip install --disable-pip-version-check --no-compile --target "$dir/site" \
         --no-deps --only-binary :all: --python-version 3.9 --requirement "$requirements"
 }
 
@@ -46,7 +46,7 @@ make() {
     local lock work status=0
     mkdir --parents "$test_cache"
     exec {lock}>"$place.lock"
-    flock "$lock"
+    flock --wait 900 "$lock" || return 1
     if [[ ! -d $place ]]; then
         work=$(mktemp --directory "$place.XXXXXX")
         if download "$work" >"$work/log" 2>&1 3>&-; then

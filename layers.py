@@ -251,7 +251,7 @@ class Layers:
         return [item for item in self.pool.trashed() if item.name.startswith(self._options.imageprefix + "_")]
 
     def _delete(self, item: rbdcli.Trashed) -> bool:
-        """Delete a trashed image, or what keeps it; tell whether there was something, so that another try is worth it."""
+        """Delete a trashed image, or the snapshots that keep it; tell whether that did anything."""
         try:
             try:
                 self.pool.remove_trashed(item.image_id)

@@ -58,6 +58,7 @@ demo_is_gone() {
 # demo_fails WORDS: it says so first, with words that tell what to look at; then nothing of it is left.
 demo_fails() {
     run --separate-stderr "$repo/demo.sh"
+    # shellcheck disable=SC2154 # it is what run gathers
     echo "$status: $stderr"
     [[ $status == 1 ]]
     [[ $(grep --max-count 1 . <<<"$stderr") == "demo.sh: FAILED at "*"$1"* ]]
@@ -120,14 +121,14 @@ shows() { process_gone "$running" || grep --quiet "$1" "$WORK/out"; }
 }
 
 @test "beside four busy processes" {
-    local n load=()
+    load=() # for teardown
     for n in {1..4}; do
         sh -c 'while :; do :; done' 3>&- &
         load+=($!)
     done
     run "$repo/demo.sh"
     kill "${load[@]}"
-    load=
+    load=()
     ends_well
     demo_is_gone
 }

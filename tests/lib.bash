@@ -217,7 +217,8 @@ mounts_below() { awk -v prefix="$1/" 'index($5, prefix) == 1 { print $5 }' /proc
 unmount_below() {
     local place
     for place in $(mounts_below "$1" | tac); do
-        printf -v place '%b' "$place" # a blank is \040
+        # A blank is \040.
+        printf -v place '%b' "$place"
         umount "$place" || umount --lazy "$place" || true # it may have gone with another one
     done
 }

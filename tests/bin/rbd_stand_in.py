@@ -246,7 +246,7 @@ def load(path: str) -> Mapping:
 
 
 def open_lock(directory: str, *, wait: bool) -> int | None:
-    """The descriptor of the directory's lock, to be closed; None when the directory is gone, or, unless wait, it is held."""
+    """The descriptor of the directory's lock, to be closed; None when that is gone or, without waiting, held."""
     try:
         lock = os.open(f"{directory}/lock", os.O_RDWR | os.O_CREAT, 0o600)
     except FileNotFoundError:

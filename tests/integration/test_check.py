@@ -77,8 +77,9 @@ class Docker:
         with open(os.path.join(directory, "rbd"), "w", encoding="utf-8") as target:
             target.write(
                 "#!/bin/sh\n"
-                'PATH=${PATH#*:}\n'
-                f'case "$*" in\n{call.replace(" ", "*")}*) if mkdir {directory}/once 2>/dev/null; then {script}; fi ;;\nesac\n'
+                "PATH=${PATH#*:}\n"
+                f"meanwhile() {{ {script}; }}\n"
+                f'case "$*" in\n{call.replace(" ", "*")}*) ! mkdir {directory}/once 2>/dev/null || meanwhile ;;\nesac\n'
                 'exec rbd "$@"\n'
             )
         os.chmod(os.path.join(directory, "rbd"), 0o755)
@@ -312,7 +313,9 @@ def test_images_that_come_and_go_while_check_looks(docker: Docker, cluster: Clus
     docker.knows("sha256/aaaa/cache-id", layer)
     # The last that `rbd ls --long` opens, whose status it returns.
     cluster.rbd("create", "--size", "1M", "rbd/zzz_damaged")
-    cluster.run(["rados", "--conf", cluster.conf, "--pool", "rbd", "rm", f"rbd_header.{cluster.info('zzz_damaged')['id']}"])
+    cluster.run(
+        ["rados", "--conf", cluster.conf, "--pool", "rbd", "rm", f"rbd_header.{cluster.info('zzz_damaged')['id']}"]
+    )
     script = """
         for number in $(seq 1000); do
             for prefix in aaa docker_image zzzz; do rbd create --size 1M rbd/$prefix-$number; done
@@ -338,7 +341,9 @@ def test_images_that_come_and_go_while_check_looks(docker: Docker, cluster: Clus
     cluster.rbd("trash", "mv", "rbd/zzz_damaged")
     for line in cluster.rbd("trash", "ls", "rbd").splitlines():
         if line.endswith("zzz_damaged"):
-            cluster.run(["rados", "--conf", cluster.conf, "--pool", "rbd", "rmomapkey", "rbd_trash", f"id_{line.split()[0]}"])
+            cluster.run(
+                ["rados", "--conf", cluster.conf, "--pool", "rbd", "rmomapkey", "rbd_trash", f"id_{line.split()[0]}"]
+            )
 
 
 def test_half_made_base_image_snapshots_and_trash(docker: Docker, cluster: Cluster, new_id: NewId) -> None:

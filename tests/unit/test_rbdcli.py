@@ -350,8 +350,8 @@ def test_usage(fake: Fake) -> None:
     assert pool().usage("img") == Usage(8 << 20, 1)
 
 
-# Seen on 16.2.15: of an image that goes meanwhile, or has lost its header, it complains on stderr; and ends with 2 if that
-# was the last one that it opened, whatever it has printed.
+# Seen on 16.2.15: of an image that goes meanwhile, or has lost its header, it complains on stderr, and ends with 2 if
+# that was the last one that it opened, whatever it has printed.
 @pytest.mark.parametrize("status", [2, 0])
 def test_details_of_a_pool_from_which_images_go_meanwhile(fake: Fake, status: int) -> None:
     """The long list tells what it can, each that it does not tell is asked alone, and other programs' do not matter."""

@@ -103,7 +103,7 @@ shows() { process_gone "$running" || grep --quiet "$1" "$WORK/out"; }
             docker_cli "$WORK/docker" images --quiet && cat "$WORK/docker/docker.pid" && ls -l --time-style full-iso $plugins
     }
     neighbour >"$WORK/neighbour"
-    run "$repo/demo.sh"
+    run typed './demo.sh'
     ends_well
     [[ $output != *$'\033'* ]] # this is no terminal
     diff "$WORK/neighbour" <(neighbour)
@@ -133,11 +133,22 @@ shows() { process_gone "$running" || grep --quiet "$1" "$WORK/out"; }
     demo_is_gone
 }
 
+use_as_told() (
+    typed 'export DOCKER_HOST=unix:///var/tmp/ceph-demo/docker/docker.sock'
+    typed 'docker run --network none --rm second cat /hello'
+    typed 'export CEPH_CONF=/var/tmp/ceph-demo/ceph/ceph.conf'
+    typed 'rbd list'
+)
+
 @test "kept, used as it says, taken down" {
-    "$repo/demo.sh" --keep >"$WORK/out" 2>&1 3>&-
+    typed './demo.sh --keep' >"$WORK/out" 2>&1 3>&-
     run cat "$WORK/out"
     ends_well
-    # What it prints, as it prints it, in a terminal.
+    # What the README says, in a shell for itself.
+    run -0 use_as_told
+    echo "$output"
+    [[ $output == *"kept in Ceph"* && $output == *docker_image_base_image* ]]
+    # What the demo says, in a terminal.
     sed -n '/in a shell of root/,$s/^  //p' "$WORK/out" >"$WORK/lines"
     cat "$WORK/lines"
     run -0 script --quiet --return --command "bash -e $WORK/lines" /dev/null <<<$'cat /hello\nexit\n'
@@ -152,7 +163,7 @@ shows() { process_gone "$running" || grep --quiet "$1" "$WORK/out"; }
     run -2 "$repo/demo.sh" --down --keep
     # A user's container may run when it is taken down.
     docker_cli $demo/docker run --detach --network none second sleep 1000
-    run -0 "$repo/demo.sh" --down
+    run -0 typed './demo.sh --down'
     [[ $output == "Nothing of the demo is left." ]]
     demo_is_gone
     run -0 "$repo/demo.sh" --down

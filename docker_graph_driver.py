@@ -46,6 +46,7 @@ from gate import Gate, GateTimeout
 from layers import LayerError
 from mounted import LayerLost
 from mounts import MountError
+from notify import Notifier
 from options import OptionError, Options, parse
 from plugin import BadRequest, Plugin, UnknownMethod
 from readiness import NotReady
@@ -62,6 +63,7 @@ REQUEST_SECONDS = 60.0
 STREAM_SECONDS = 600.0
 DRAIN_SECONDS = 60.0
 LINGER_SECONDS = 2.0
+# From SIGTERM to the end, whatever hangs; the unit's TimeoutStopSec is longer.
 FINISH_SECONDS = 60.0
 OPEN_FILES = 1 << 16
 # What a socket raises whose peer does nothing for too long. It is TimeoutError from Python 3.10 on, and not before.
@@ -381,6 +383,7 @@ def only_instance(path: str) -> Iterator[None]:
 
 def serve(path: str, state_file: str, defaults: Options) -> None:
     """Serve until SIGTERM or SIGINT; running requests are finished, the mounts of containers stay."""
+    notifier = Notifier()
     plugin = Plugin(state_file, defaults)
     with only_instance(path):
         plugin.restore()
@@ -388,17 +391,23 @@ def serve(path: str, state_file: str, defaults: Options) -> None:
             _stop_on_signal(server)
             threading.Thread(target=_check_at_start, args=(plugin,), name="check", daemon=True).start()
             log.info("listening on %s; plain files of archives are laid down by %s", path, archive.extractor())
+            notifier.tell("READY=1", f"STATUS=listening on {path}")
             server.serve_forever(poll_interval=0.1)
+            notifier.tell("STOPPING=1", "STATUS=finishing what runs")
         os.unlink(path)
         if not _finish(server, plugin):
             log.warning("ended with work unfinished after %g s", FINISH_SECONDS)
 
 
 def _finish(server: Server, plugin: Plugin) -> bool:
-    """Wait until what runs is answered and what was removed is deleted; tell whether it is. New requests wait."""
+    """Wait until what runs is answered and what was removed is deleted; tell whether it is. New requests wait.
+
+    All of it together takes FINISH_SECONDS at the most.
+    """
+    end = time.monotonic() + FINISH_SECONDS
     try:
         with server.requests.alone(FINISH_SECONDS):
-            return plugin.finish(FINISH_SECONDS)
+            return plugin.finish(max(0.0, end - time.monotonic()))
     except GateTimeout:
         return False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 
 
@@ -35,12 +36,13 @@ class Gate:
     @contextlib.contextmanager
     def alone(self, timeout: float) -> Iterator[None]:
         """Be inside alone. Raises GateTimeout if the others take more than `timeout` seconds to leave."""
+        end = time.monotonic() + timeout
         with self._state:
             if not self._state.wait_for(lambda: not self._closed, timeout):
                 raise GateTimeout
             self._closed = True
             try:
-                if not self._state.wait_for(lambda: self._inside == 0, timeout):
+                if not self._state.wait_for(lambda: self._inside == 0, max(0.0, end - time.monotonic())):
                     raise GateTimeout
             except BaseException:
                 self._open()

@@ -65,7 +65,8 @@ class LookAhead:
 
     def finish(self, timeout: float) -> bool:
         """Unmount all of it; tell whether that was tried within `timeout` seconds."""
-        return self._guessing.stop(timeout) and self._ending.drain(timeout)
+        end = time.monotonic() + timeout
+        return self._guessing.stop(timeout) and self._ending.drain(max(0.0, end - time.monotonic()))
 
     def _guess(self, layer: str) -> bool:
         try:

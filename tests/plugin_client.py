@@ -251,11 +251,18 @@ class PluginProcess:
         self.flags: Sequence[str] = ()
         self.client = Client(self.socket)
         self.python = PYTHON  # what it takes for its own interpreter, to start more of them
+        self.program = os.path.join(REPO, "docker_graph_driver.py")
         self.process: subprocess.Popen[bytes] | None = None
         os.makedirs(directory, exist_ok=True)
 
     def start(self, **environment: str) -> None:
         """Start it and wait until it takes calls; `environment` is for this start only."""
+        self.launch(**environment)
+        wait_until(lambda: self._listens() or self._ended(), "the plugin listens")
+        assert not self._ended(), self.log_tail()
+
+    def launch(self, **environment: str) -> None:
+        """Start it and wait for nothing."""
         argv = self.command("--socket", self.socket, "--log-level", "debug")
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
@@ -268,13 +275,10 @@ class PluginProcess:
                 env={**self.environment, **environment},
                 start_new_session=True,
             )
-        wait_until(lambda: self._listens() or self._ended(), "the plugin listens")
-        assert not self._ended(), self.log_tail()
 
     def command(self, *words: str) -> list[str]:
         """The driver's command line with these words, started as this plugin is."""
-        program = os.path.join(REPO, "docker_graph_driver.py")
-        return [*self.on_host(), *self.before, self.python, *self.flags, program, *words]
+        return [*self.on_host(), *self.before, self.python, *self.flags, self.program, *words]
 
     def on_host(self) -> list[str]:
         """What to put before a command so that it runs on this plugin's host, as the same process."""

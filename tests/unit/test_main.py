@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import configparser
+import http.client
+import json
 import os
 import signal
 import socket
 import stat
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from plugin_client import PYTHON, REPO, PluginProcess, Refused, wait_until
+
+import docker_graph_driver
 
 PROGRAM = [PYTHON, os.path.join(REPO, "docker_graph_driver.py")]
 
@@ -145,6 +151,96 @@ def test_sigterm_finishes_a_running_request(process: PluginProcess, short: Path)
         with pytest.raises(Refused, match="pool rbd does not exist"):
             init.result(60)
     assert process.process.wait(60) == 0
+
+
+def hanging_tools(short: Path) -> str:
+    """A PATH with an rbd that ends only when `short`/go is there, or go-layer for what is about "layer".
+
+    Its lists of devices and of images it gives at once. What it was called for stands in `short`/hangs.
+    """
+    tools = short / "tools"
+    tools.mkdir()
+    (tools / "rbd").write_text(
+        '#!/bin/sh\ncase "$*" in *device*list*|ls*) echo "[]"; exit 0;; esac\n'
+        f'go={short}/go\ncase "$*" in *_layer*) go=$go-layer;; esac\necho "$*" >>{short}/hangs\n'
+        "while [ ! -e $go ]; do sleep 0.05; done\nexit 2\n",
+        encoding="ascii",
+    )
+    (tools / "rbd").chmod(0o755)
+    for name in ("ceph", "rados"):
+        (tools / name).symlink_to("/bin/false")
+    return f"{tools}:{os.environ['PATH']}"
+
+
+def hangs(short: Path, word: str) -> bool:
+    """Tell whether the rbd of `hanging_tools` was called for something with this word."""
+    return (short / "hangs").exists() and word in (short / "hangs").read_text(encoding="utf-8")
+
+
+def quick(process: PluginProcess, short: Path, seconds: float) -> None:
+    """Let the driver take `seconds` for its end, and not a minute."""
+    program = short / "quick.py"
+    program.write_text(
+        f"import sys\nsys.path.insert(0, {REPO!r})\nimport docker_graph_driver\n"
+        f"docker_graph_driver.FINISH_SECONDS = {seconds}\nsys.exit(docker_graph_driver.main())\n",
+        encoding="ascii",
+    )
+    process.program = str(program)
+
+
+def restored(process: PluginProcess) -> None:
+    """Give the driver a home from before, so that it needs no Init: a removed layer, whose image is still to go."""
+    (Path(process.home) / "mnt" / "gone" / "removed").mkdir(parents=True)
+    Path(process.socket + ".state").write_text(json.dumps({"Home": process.home, "Opts": None}), encoding="ascii")
+
+
+def test_a_request_that_hangs_does_not_keep_the_driver_from_its_end(process: PluginProcess, short: Path) -> None:
+    quick(process, short, 2)
+    restored(process)
+    process.start(PATH=hanging_tools(short))
+    with ThreadPoolExecutor(1) as threads:
+        get = threads.submit(process.client.get, "layer")
+        wait_until(lambda: hangs(short, "_layer"), "the request asks rbd")
+        began = time.monotonic()
+        assert process.terminate() == 0
+        took = time.monotonic() - began
+        with pytest.raises((ConnectionError, http.client.HTTPException)):
+            get.result(30)
+    for name in ("go", "go-layer"):
+        (short / name).touch()
+    assert 2 <= took < 10
+    assert "ended with work unfinished after 2 s" in process.log_text()
+
+
+def test_requests_and_what_is_done_in_the_background_have_one_deadline(process: PluginProcess, short: Path) -> None:
+    """The request ends late, what is removed hangs on: the second does not get the time of the first once more."""
+    quick(process, short, 4)
+    restored(process)
+    process.start(PATH=hanging_tools(short))
+    wait_until(lambda: hangs(short, "_gone"), "the removed layer's image is to go")
+    with ThreadPoolExecutor(1) as threads:
+        get = threads.submit(process.client.get, "layer")
+        wait_until(lambda: hangs(short, "_layer"), "the request asks rbd")
+        assert process.process
+        process.process.terminate()
+        began = time.monotonic()
+        time.sleep(3)
+        (short / "go-layer").touch()
+        with pytest.raises(Refused, match="layer"):
+            get.result(30)
+        assert process.process.wait(60) == 0
+    took = time.monotonic() - began
+    (short / "go").touch()
+    assert 4 <= took < 3 + 4
+    assert "ended with work unfinished after 4 s" in process.log_text()
+
+
+def test_systemd_waits_longer_than_the_longest_end() -> None:
+    unit = configparser.ConfigParser(strict=False)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read(os.path.join(REPO, "systemd", "docker-graph-driver.service"), encoding="utf-8")
+    # Python's own end, a machine that has much to do.
+    assert int(unit["Service"]["TimeoutStopSec"]) >= docker_graph_driver.FINISH_SECONDS + 20
 
 
 def test_what_is_missing_is_said_at_the_start(process: PluginProcess) -> None:

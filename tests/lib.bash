@@ -55,13 +55,14 @@ apt_get() {
 }
 
 # typed LINE: runs a command line that a document tells its reader to type, as it stands there, in the project's directory
-# (or in $TYPED_IN). Fails if no document has it any more; tests/unit/test_readme.py, if no suite runs one.
+# (or in $TYPED_IN), by $TYPED_BY if it is another machine's shell that he types it into. Fails if no document has it any
+# more; tests/unit/test_readme.py, if no suite runs one.
 typed() {
     "$system_python" "$repo/tests/readme.py" has "$1" || return 1
     if [[ $1 == export\ * ]]; then
         eval "$1"
     else
-        (cd "${TYPED_IN:-$repo}" && bash -c "$1")
+        (cd "${TYPED_IN:-$repo}" && ${TYPED_BY:-} bash -c "$1")
     fi
 }
 

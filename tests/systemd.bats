@@ -1,0 +1,290 @@
+#!/usr/bin/env bats
+# The unit file as the README installs it, in a Debian that a real systemd has booted, with Debian's own docker.service.
+#
+# The machine (tests/debian/machine.sh) and a cluster share a network of their own. What is not as on a user's host: rbd is the
+# stand-in for the kernel's, first on the driver's PATH by a drop-in.
+#
+# Environment: MACHINE_SUITE=bookworm  the Debian of the machine
+# shellcheck disable=SC2154 # repo: of lib.bash
+
+bats_require_minimum_version 1.5.0
+
+# shellcheck source=lib.bash
+source "$BATS_TEST_DIRNAME/lib.bash"
+
+driver=docker-graph-driver
+drop_ins=/etc/systemd/system/$driver.service.d
+
+setup_file() {
+    local root package packages=()
+    SITE=$(mktemp -d /var/tmp/dgd-systemd.XXXXXX)
+    # What is typed is typed into the machine.
+    export SITE TYPED_BY=on LAB_FAST_SNAPSHOTS=1
+    while read -r package; do packages+=("$package"); done < <(packages driver docker machine)
+    root=$("$repo/tests/debian/root.sh" make "${MACHINE_SUITE:-bookworm}" "${packages[@]}" 3>&-)
+    machine up "$root"
+    machine network "$repo/tests/cluster.sh" up "$SITE/ceph" 3>&-
+    # A client that died is known to be dead after 30 s otherwise.
+    machine network ceph --conf "$SITE/ceph/ceph.conf" config set osd osd_client_watch_timeout 8
+    machine boot
+    busybox_image >"$SITE/busybox.tar"
+    # Programs find a keyring below /etc/ceph by its name.
+    sed '/^\[client\]/,$d' "$SITE/ceph/ceph.conf" | on tee /etc/ceph/ceph.conf
+    on tee /etc/ceph/ceph.client.admin.keyring <"$SITE/ceph/ceph.client.admin.keyring" >/dev/null
+    drop_in stand-in.conf "[Service]" "Environment=PATH=$repo/tests/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+}
+
+# A test that failed may have left anything: what it set, and what does not run. Docker forgets what it removes while the
+# driver is away.
+teardown() {
+    [[ -n ${BATS_TEST_COMPLETED:-} ]] || show_journal
+    [[ -e $SITE/machine/systemd ]] || machine boot
+    on systemctl --quiet is-enabled "$driver" || return 0
+    on rm --force "$drop_ins/test.conf"
+    on systemctl daemon-reload
+    on systemctl reset-failed
+    on systemctl start "$driver" docker
+    remove_containers
+}
+
+teardown_file() {
+    machine down
+    "$repo/tests/cluster.sh" down "$SITE/ceph"
+    rm --recursive --force --one-file-system "$SITE"
+}
+
+show_journal() {
+    on journalctl --boot --no-pager --output short-monotonic --unit "$driver" --unit docker |
+        grep --invert-match level=info | tail -n 40 | cut -c -300
+}
+
+machine() { "$repo/tests/debian/machine.sh" "$1" "$SITE/machine" "${@:2}" 3>&-; }
+
+# on COMMAND...: a command in the machine, at most two minutes.
+on() { machine run timeout --kill-after 5 120 "$@"; }
+
+# drop_in NAME LINE...: a file that adds these lines to the unit. teardown takes test.conf away.
+drop_in() {
+    on mkdir --parents "$drop_ins"
+    printf '%s\n' "${@:2}" | on tee "$drop_ins/$1" >/dev/null
+    on systemctl daemon-reload
+}
+
+property() { on systemctl show --value --property "$2" "$1"; }
+
+pid_of() { property "$1" MainPID; }
+
+# is UNIT STATE
+is() { [[ $(property "$1" ActiveState) == "$2" ]]; }
+
+remove_containers() {
+    # shellcheck disable=SC2016 # for the shell in the machine
+    on sh -c 'docker ps --all --quiet | xargs --no-run-if-empty docker rm --force --volumes' >/dev/null
+}
+
+# start_running [OPTION...]: a container that counts in a file as long as it lives, with a file to be kept.
+start_running() {
+    # shellcheck disable=SC2016 # for the container's shell
+    on docker run --detach --name running --stop-signal KILL "$@" small \
+        sh -c 'echo precious >>/kept; sync; n=0; while echo $((n += 1)) >/count.new; do mv /count.new /count; usleep 50000; done'
+    until_true 20 on docker exec running test -s /count
+}
+
+# The container's process, when it was started included; what is no more has none.
+container_process() { on cut --delimiter ' ' --fields 1,22 "/proc/$1/stat"; }
+
+# What systemd and Docker have now, to be compared by `runs_on`.
+remember() {
+    docker_pid=$(pid_of docker)
+    driver_pid=$(pid_of "$driver")
+    running_pid=$(on docker inspect --format '{{.State.Pid}}' running)
+    running_process=$(container_process "$running_pid")
+}
+
+# runs_on: dockerd and the container are the processes of before, and the container writes.
+runs_on() {
+    local before
+    [[ $(pid_of docker) == "$docker_pid" ]]
+    [[ $(container_process "$running_pid") == "$running_process" ]]
+    before=$(count)
+    until_true 20 counted_on "$before"
+}
+
+# What the container wrote last; between a write and the next there is always one.
+count() { on cat "/proc/$running_pid/root/count"; }
+
+counted_on() { (($(count) > $1)); }
+
+# Docker does to the container what it did before.
+is_served() {
+    run -0 on docker exec running sh -c 'echo more >/more && cat /kept /more'
+    [[ $output == $'precious\nmore' ]]
+    [[ $(on docker inspect --format '{{.State.Pid}}' running) == "$running_pid" ]]
+}
+
+new_containers_start() {
+    run -0 on docker run --rm small echo started
+    [[ $output == started ]]
+}
+
+another_driver_listens() {
+    local pid
+    pid=$(pid_of "$driver")
+    [[ $pid != 0 && $pid != "$1" ]] && is "$driver" active
+}
+
+@test "systemd has nothing to say about the unit" {
+    run -0 on systemd-analyze verify "$repo/systemd/$driver.service"
+    [[ -z $output ]]
+}
+
+@test "installed as the README says: Docker is on Ceph, and containers run" {
+    typed 'ceph osd pool create docker 32'
+    typed 'rbd pool init docker'
+    typed "ceph auth get-or-create client.docker mon 'profile rbd' osd 'profile rbd pool=docker' mgr 'profile rbd pool=docker' -o /etc/ceph/ceph.client.docker.keyring"
+    # The Docker host needs no more than that key.
+    on rm /etc/ceph/ceph.client.admin.keyring
+    typed 'cp --recursive . /opt/docker-graph-driver'
+    typed 'cp systemd/docker-graph-driver.service /etc/systemd/system/'
+    typed 'systemctl enable --now docker-graph-driver'
+    is "$driver" active
+    "$repo/tests/readme.py" block daemon.json | on tee /etc/docker/daemon.json
+    typed 'systemctl restart docker'
+    run -0 typed "docker info --format '{{.Driver}}: {{.DriverStatus}}'"
+    [[ $output == "ceph: "*docker* ]]
+    on docker import - small <"$SITE/busybox.tar"
+    new_containers_start
+}
+
+@test "the driver is restarted: Docker and its containers run on" {
+    start_running
+    remember
+    typed 'systemctl restart docker-graph-driver'
+    another_driver_listens "$driver_pid"
+    runs_on
+    is_served
+    new_containers_start
+    on docker stop running
+    on docker start running
+    run -0 on docker exec running cat /kept
+    [[ $output == $'precious\nprecious' ]]
+    [[ $(property "$driver" StatusText) == "listening on /run/docker/plugins/ceph.sock" ]]
+}
+
+@test "the driver is killed: it comes back by itself, Docker and its containers run on" {
+    start_running
+    remember
+    on systemctl kill --kill-who main --signal KILL "$driver"
+    until_true 30 another_driver_listens "$driver_pid"
+    runs_on
+    is_served
+    new_containers_start
+}
+
+@test "the driver is stopped: containers run on, and a new one is refused in words" {
+    start_running
+    remember
+    on systemctl stop "$driver"
+    is "$driver" inactive
+    [[ $(property "$driver" Result) == success && $(property "$driver" ExecMainStatus) == 0 ]]
+    runs_on
+    # dockerd tries for a while.
+    run ! on docker run --rm small echo started
+    [[ $output == *"/run/docker/plugins/ceph.sock"* ]]
+    runs_on
+    on systemctl start "$driver"
+    runs_on
+    is_served
+    new_containers_start
+}
+
+@test "both are stopped and started" {
+    start_running
+    on systemctl stop docker.socket docker "$driver"
+    is docker inactive
+    is "$driver" inactive
+    run -1 on grep /var/lib/docker/ceph /proc/mounts
+    # Docker brings the driver.
+    on systemctl start docker
+    is "$driver" active
+    new_containers_start
+    on docker start running
+    run -0 on docker exec running head -n 1 /kept
+    [[ $output == precious ]]
+}
+
+@test "Docker starts when the driver listens, and not when it was only started" {
+    on systemctl stop docker.socket docker "$driver"
+    drop_in test.conf "[Service]" "ExecStart=" \
+        "ExecStart=/bin/sh -c 'touch /run/begun; until [ -e /run/go ]; do sleep 0.1; done; exec /usr/bin/python3 /opt/docker-graph-driver/docker_graph_driver.py'"
+    on rm --force /run/begun /run/go
+    on systemctl start --no-block docker
+    until_true 30 on test -e /run/begun
+    is "$driver" activating
+    is docker inactive
+    on touch /run/go
+    until_true 60 is docker active
+    (($(property docker ExecMainStartTimestampMonotonic) >= $(property "$driver" ActiveEnterTimestampMonotonic)))
+    new_containers_start
+}
+
+@test "a boot brings Docker up on Ceph, after a shutdown and after a power cut" {
+    local ending
+    start_running --restart always
+    for ending in halt cut; do
+        machine "$ending"
+        run -0 machine boot
+        [[ $output == running ]]
+        is "$driver" active
+        run -0 on docker info --format '{{.Driver}}'
+        [[ $output == ceph ]]
+        until_true 60 on docker exec running test -s /count
+        run -0 on docker exec running head -n 1 /kept
+        [[ $output == precious ]]
+        new_containers_start
+    done
+}
+
+@test "a driver that fails at every start holds up no boot, and Docker says what is missing; repaired, both are there" {
+    local begin
+    drop_in test.conf "[Service]" "ExecStart=" "ExecStart=/bin/false"
+    machine halt
+    begin=$SECONDS
+    machine boot
+    # Docker looks for the driver for 15 s.
+    ((SECONDS - begin < 120))
+    on systemctl is-active multi-user.target
+    run -0 on journalctl --boot --no-pager --unit docker
+    [[ $output == *'plugin \"ceph\" not found'* ]]
+    # It was tried more often than systemd allows by default, and is tried on.
+    until_true 60 tried_often
+    on rm "$drop_ins/test.conf"
+    on systemctl daemon-reload
+    until_true 30 is "$driver" active
+    on systemctl reset-failed docker
+    on systemctl start docker
+    new_containers_start
+}
+
+tried_often() { (($(property "$driver" NRestarts) > 6)); }
+
+@test "nothing is left" {
+    remove_containers
+    on docker rmi small
+    until_true 60 only_base_is_left
+    until_true 60 nothing_is_mounted
+    on systemctl stop docker.socket docker "$driver"
+    until_true 20 nothing_is_mapped
+    run -0 on journalctl --no-pager --unit "$driver"
+    [[ $output != *Traceback* && $output != *"a defect of the driver"* && $output != *"timed out"* ]]
+}
+
+only_base_is_left() {
+    [[ $(images ls) == docker_image_base_image && -z $(images trash ls --all) ]]
+}
+
+images() { machine network rbd --conf "$SITE/ceph/ceph.conf" --pool docker "$@"; }
+
+nothing_is_mounted() { ! on grep /var/lib/docker/ceph /proc/mounts; }
+
+nothing_is_mapped() { [[ $(on "$repo/tests/bin/rbd" --id docker device list --format json) == "[]" ]]; }

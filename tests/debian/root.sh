@@ -7,8 +7,8 @@
 #
 # SUITE is bullseye, bookworm, trixie, sid. A command gets a view of ROOT of its own, which is thrown away: ROOT stays as it
 # was made. It has mount and pid namespaces of its own, all that it has started ends with it, and no mount is left. It
-# shares with this machine: the kernel, /dev, the network, the project's directory (but .venv, which belongs to one
-# Python, is empty there), the cache of the tests and the locks in /run/lock. What it finds in /tmp, /var/tmp, /var/lib/docker
+# shares with this machine: the kernel, /dev, the network, certificates, the project's directory (but .venv, which belongs to
+# one Python, is empty there), the cache of the tests and the locks in /run/lock. What it finds in /tmp, /var/tmp, /var/lib/docker
 # and /var/lib/containerd is on a real file system, where overlayfs takes its layers from; the rest is on an overlay.
 # It works in the project's directory.
 #
@@ -88,11 +88,24 @@ run() {
     # What is on standard input is for the command; a child in the background would not get it.
     unshare --mount --pid --fork --kill-child --mount-proc "$self" inside "$work" "$root" "$@" <&0 &
     child=$!
-    # unshare takes no other signal while it waits; the first process in there goes with it, and so all of them.
-    trap 'kill -KILL "$child"; wait "$child" 2>/dev/null || exit 143' TERM
-    trap 'kill -KILL "$child"; wait "$child" 2>/dev/null || exit 130' INT
+    trap 'interrupted "$child"; exit 143' TERM
+    trap 'interrupted "$child"; exit 130' INT
     wait "$child" || status=$?
     exit "$status"
+}
+
+# unshare takes no other signal while it waits; the first process in there goes with it, and so all of them. A loop device
+# of a file that one of them served would stay for ever, and not tell any more whose it is.
+interrupted() {
+    local unshare=$1 first loops
+    first=$(ps --no-headers --format pid --ppid "$unshare" | tr -d ' ')
+    loops=$(losetup --list --noheadings --output BACK-MAJ:MIN,NAME | while read -r number loop; do
+        ! grep --quiet --extended-regexp "^[0-9]+ [0-9]+ $number .* - fuse" "/proc/$first/mountinfo" || echo "$loop"
+    done)
+    kill -KILL "$unshare"
+    wait "$unshare" 2>/dev/null || true
+    # shellcheck disable=SC2086 # a list of devices
+    [[ -z $loops ]] || losetup --detach $loops
 }
 
 # inside WORK ROOT COMMAND...: the first process of the namespaces. It stays, to reap what others leave to it.
@@ -118,7 +131,9 @@ inside() {
     share "$repo" "$repo"
     mkdir --parents "$repo/.venv"
     share "$work/venv" "$repo/.venv"
-    [[ ! -d /lib/modules ]] || share /lib/modules "$(chroot "$root" realpath --canonicalize-missing /lib/modules)"
+    # Who this machine trusts, when it gets Python's packages.
+    [[ ! -d /etc/ssl/certs ]] || share /etc/ssl/certs /etc/ssl/certs
+    [[ ! -d /lib/modules ]] || share /lib/modules /lib/modules
     cat /etc/resolv.conf >"$root/etc/resolv.conf"
     cat /etc/hosts >"$root/etc/hosts"
     # Not a chroot: mounts of this machine would be held by this namespace, and runc wants / to be a mount point.

@@ -40,14 +40,6 @@ failed=0
 
 python=.venv/bin/python
 
-make_venv() {
-    cmp --silent tests/requirements.txt .venv/requirements.txt && return
-    echo "installing into .venv: $(tr '\n' ' ' <tests/requirements.txt)"
-    [[ -x $python ]] || "$system_python" -m venv .venv || return 1
-    "$python" -m pip install --quiet --disable-pip-version-check --requirement tests/requirements.txt &&
-        cp tests/requirements.txt .venv/requirements.txt
-}
-
 # Every file of shell and of bats, found by its first line or its name.
 shell_files() { shfmt --find . | grep --invert-match '^\.venv/'; }
 
@@ -110,7 +102,7 @@ prepare() {
         lint) needs+=(test) ;;
         unit) needs+=(test driver) ;;
         integration | faults | lab) needs+=(test driver lab) ;;
-        e2e | soak | demo) needs+=(test driver lab docker demo) ;;
+        e2e | soak | demo) needs+=(test driver lab docker build demo) ;;
         systemd | python39 | debian13) needs+=(test driver lab docker demo) ;;
         kernel) needs+=(test driver lab docker kernel) ;;
         esac
@@ -228,6 +220,7 @@ if ((${#parts[@]})); then
         run_part "$part"
     done
 else
+    versions
     side_by_side "${wanted[@]}"
 fi
 printf '\n=== summary\n'

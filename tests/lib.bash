@@ -9,11 +9,18 @@ system_python=/usr/bin/python3
 # What is made once for this machine, and kept.
 test_cache=/var/cache/docker-graph-driver-tests
 
-# packages FOR...: the packages of tests/packages that are for one of these.
+# debian_version: the number of this machine's Debian; its next one, which has none yet, is newer than all.
+debian_version() {
+    # shellcheck source=/dev/null
+    (source /etc/os-release && echo "${VERSION_ID:-99}")
+}
+
+# packages FOR...: the packages of tests/packages that are for one of these, for Debian $DEBIAN_VERSION (this machine's).
 packages() {
-    local package for wanted
-    while read -r package for; do
+    local package for since wanted version=${DEBIAN_VERSION:-$(debian_version)}
+    while read -r package for since; do
         [[ -n $package && $package != \#* ]] || continue
+        ((version >= ${since:-0})) || continue
         for wanted; do
             [[ $for != "$wanted" ]] || echo "$package"
         done
@@ -24,10 +31,20 @@ packages() {
 missing_packages() {
     local package
     for package in $(packages "$@"); do
-        [[ $package != docker.io ]] || ! command -v dockerd >/dev/null || continue
+        ! there_already "$package" || continue
         dpkg-query --show --showformat '${db:Status-Status}\n' "$package" 2>/dev/null | grep --quiet '^installed$' ||
             echo "$package"
     done
+}
+
+# A Docker from elsewhere, which Debian's packages would replace. A program: the callers have functions of these names.
+there_already() {
+    case $1 in
+    docker.io) type -P dockerd ;;
+    docker-cli) type -P docker ;;
+    docker-buildx) command docker buildx version ;;
+    *) return 1 ;;
+    esac >/dev/null 2>&1
 }
 
 # install_packages FOR...: installs what is missing of them with apt; says what, and on failure why.
@@ -64,6 +81,50 @@ typed() {
     else
         (cd "${TYPED_IN:-$repo}" && ${TYPED_BY:-} bash -c "$1")
     fi
+}
+
+# versions: what the tests run on, in one line.
+versions() {
+    (
+        # shellcheck source=/dev/null
+        source /etc/os-release
+        printf '%s: Docker %s, containerd %s, Ceph %s, Python %s, Linux %s\n' "${PRETTY_NAME% (*}" "$(version_of dockerd)" \
+            "$(version_of containerd)" "$(version_of rbd)" "$(version_of "$system_python")" "$(uname --kernel-release)"
+    )
+}
+
+# version_of PROGRAM: the first number of what it says.
+version_of() {
+    command -v "$1" >/dev/null || { echo none && return; }
+    timeout 20 "$1" --version | grep --only-matching --max-count 1 --extended-regexp '[0-9]+(\.[0-9]+)+' | head -n 1
+}
+
+# pytest_results LOG STATUS: how many tests passed and failed, by the log of a pytest and its exit status.
+pytest_results() {
+    local line good bad
+    line=$(tail -n 1 "$1")
+    good=$(grep --only-matching '[0-9]* passed' <<<"$line" | cut -d ' ' -f 1)
+    bad=$(grep --only-matching --extended-regexp '[0-9]+ (failed|errors?)' <<<"$line" | awk '{ n += $1 } END { print n + 0 }')
+    # It ended without a summary, or for a reason that is no test's.
+    (($2 == 0 || bad)) || bad=1
+    echo "${good:-0} $bad"
+}
+
+# bats_results LOG STATUS: the same of a bats with the formatter tap.
+bats_results() {
+    local bad
+    bad=$(grep --count '^not ok ' "$1")
+    (($2 == 0 || bad)) || bad=1
+    echo "$(grep --count '^ok ' "$1") $bad"
+}
+
+# make_venv: a Python environment in .venv with tests/requirements.txt.
+make_venv() {
+    cmp --silent "$repo/tests/requirements.txt" "$repo/.venv/requirements.txt" && return
+    echo "installing into .venv: $(tr '\n' ' ' <"$repo/tests/requirements.txt")"
+    [[ -x $repo/.venv/bin/python ]] || "$system_python" -m venv "$repo/.venv" || return 1
+    "$repo/.venv/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "$repo/tests/requirements.txt" &&
+        cp "$repo/tests/requirements.txt" "$repo/.venv/requirements.txt"
 }
 
 # until_true SECONDS COMMAND...: repeats the command until it succeeds; fails after that many seconds, or times

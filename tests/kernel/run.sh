@@ -225,24 +225,11 @@ pytest_in_guest() {
         --timeout $((patience / 2)) --durations 0 --durations-min 1 "$@"
 }
 
-# count_pytest TYPE STATUS: counts the tests of its log.
-count_pytest() {
-    local log=$lab/pytest-$1.log line good bad
-    line=$(tail -n 1 "$log")
-    good=$(grep --only-matching '[0-9]* passed' <<<"$line" | cut -d ' ' -f 1)
-    bad=$(grep --only-matching --extended-regexp '[0-9]+ (failed|errors?)' <<<"$line" | awk '{ n += $1 } END { print n + 0 }')
-    # It ended without a summary, or for a reason that is no test's.
-    (($2 == 0 || bad)) || bad=1
-    count "$1" "${good:-0}" "$bad" pytest
-}
-
 bats_in_guest() {
-    local log=$lab/bats-$1.log bad status=0
+    local log=$lab/bats-$1.log
     in_guest "$1" bats --formatter tap --timing "${@:2}" | tee "$log"
-    status=${PIPESTATUS[0]}
-    bad=$(grep --count '^not ok ' "$log")
-    ((status == 0 || bad)) || bad=1
-    count "$1" "$(grep --count '^ok ' "$log")" "$bad" bats
+    # shellcheck disable=SC2046 # two numbers
+    count "$1" $(bats_results "$log" "${PIPESTATUS[0]}") bats
 }
 
 # count TYPE PASSED FAILED TOOL
@@ -269,7 +256,8 @@ telling_tests() {
         status=0
         wait "${testers[$type]}" || status=$?
         cat "$lab/pytest-$type.log"
-        count_pytest "$type" $status
+        # shellcheck disable=SC2046 # two numbers
+        count "$type" $(pytest_results "$lab/pytest-$type.log" $status) pytest
     done
     end_process "$watcher_pid"
     watcher_pid=
@@ -285,7 +273,8 @@ all_tests() {
     boot
     for type in "${types[@]}"; do
         pytest_in_guest "$type" "$repo/tests/integration" | tee "$lab/pytest-$type.log"
-        count_pytest "$type" "${PIPESTATUS[0]}"
+        # shellcheck disable=SC2046 # two numbers
+        count "$type" $(pytest_results "$lab/pytest-$type.log" "${PIPESTATUS[0]}") pytest
         empty_pool
         bats_in_guest "$type" "$repo/tests/e2e"
         empty_pool

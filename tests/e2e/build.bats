@@ -71,6 +71,7 @@ check_built() {
     nothing_is_mapped
 }
 
+# bats test_tags=debian13
 @test "BuildKit: stages, COPY --from, RUN, and the cache" {
     buildkit --tag buildkit "$SITE/buildkit"
     until_true 10 nothing_is_mapped
@@ -80,6 +81,7 @@ check_built() {
     check_built buildkit
 }
 
+# bats test_tags=debian13
 @test "BuildKit: RUN --mount, and a step that fails leaves nothing mapped" {
     cat >"$SITE/failing" <<'END'
 FROM small
@@ -92,6 +94,7 @@ END
     until_true 10 nothing_is_mapped
 }
 
+# bats test_tags=debian13
 @test "BuildKit: a build cache that is pruned is gone from the pool" {
     local before
     before=$(rbd ls rbd)
@@ -102,6 +105,7 @@ END
     until_true 60 pool_holds_no_more "$before"
 }
 
+# bats test_tags=debian13
 @test "nothing is left" {
     nothing_is_left
 }

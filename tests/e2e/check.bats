@@ -16,16 +16,9 @@ setup() {
     runs docker || start_ceph_dockerd
 }
 
-# operator COMMAND...: check or gc for this site, as if all had been made more than an hour ago.
-operator() {
-    /usr/bin/python3 "$BATS_TEST_DIRNAME/../../docker_graph_driver.py" "$1" --socket "/run/docker/plugins/$GRAPH.sock" --min-age 0 "${@:2}"
-}
-
 # finds KIND...: check finds one thing of each of these kinds, and nothing else.
 finds() {
-    # Told to look at what is no second old, check would find what the driver is about to remove.
-    until_true 60 nothing_is_to_be_removed "$SITE/data/$GRAPH"
-    until_true 60 trash_is_empty rbd
+    all_is_removed
     run operator check
     echo "check: $status: $output"
     [[ $status == $(($# > 0)) ]]
@@ -43,6 +36,7 @@ collects() {
 
 unmapped() { [[ $(rbd device list --format json) == "[]" ]]; }
 
+# bats test_tags=debian13
 @test "nothing is found: an image, a container, one that runs, what docker build has cached" {
     start_sleeper running
     docker create --name stopped small true
@@ -106,6 +100,7 @@ is_mounted() { [[ -n $(mounts_below "$SITE/data/$GRAPH") ]]; }
     docker start --attach stopped
 }
 
+# bats test_tags=debian13
 @test "nothing is left" {
     nothing_is_left
 }

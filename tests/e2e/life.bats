@@ -1,5 +1,6 @@
 #!/usr/bin/env bats
 # The life of images and containers, as a user of Docker sees it.
+# bats file_tags=debian13
 
 load helpers
 
@@ -97,6 +98,7 @@ pool_lacks() { [[ $(rbd ls rbd) != *"$1"* ]]; }
     run -0 tar --extract --to-stdout --file "$SITE/running.tar" root/file last
     [[ $(sort <<<"$output") == $'2\nexported' ]]
     run -0 diff <(tar --list --file "$SITE/running.tar") <(tar --list --file "$SITE/stopped.tar")
+    forget_exports
     nothing_is_mapped
 }
 

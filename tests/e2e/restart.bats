@@ -92,6 +92,7 @@ work_as_before() {
     work_as_before
 }
 
+# bats test_tags=debian13
 @test "dockerd is killed and starts" {
     start_pair
     end docker KILL
@@ -131,6 +132,7 @@ work_as_before() {
     start_ceph_dockerd
 }
 
+# bats test_tags=debian13
 @test "the plugin is killed and starts, under a running container" {
     start_pair
     end plugin KILL
@@ -150,6 +152,7 @@ work_as_before() {
     docker stop running
     nothing_is_mapped
     work_as_before
+    forget_exports
 }
 
 @test "the plugin ends by SIGTERM and starts, under a running container" {
@@ -198,6 +201,7 @@ work_as_before() {
     work_as_before
 }
 
+# bats test_tags=debian13
 @test "live-restore: both are killed and start, with a container running on" {
     end docker
     start_ceph_dockerd --live-restore
@@ -219,6 +223,7 @@ work_as_before() {
     still_runs
 }
 
+# bats test_tags=debian13
 @test "nothing is left" {
     nothing_is_left
 }

@@ -1,5 +1,6 @@
 #!/usr/bin/env bats
 # Two hosts, each with a driver and a dockerd, on one pool; then one dies, and its containers are used on the other.
+# bats file_tags=debian13
 
 load helpers
 

@@ -143,9 +143,14 @@ def _pax_time(text: bytes) -> int:
 
 
 def merge_pax(entry: Entry, records: list[tuple[bytes, bytes]]) -> None:
-    """Let the pax records override what the header says; an empty value overrides nothing (Go: mergePAX)."""
+    """Let the pax records override what the header says; an empty value overrides nothing (Go: mergePAX).
+
+    An attribute may be empty (moby: createTarFile).
+    """
     xattrs: dict[bytes, bytes] = {}
     for key, value in records:
+        if key.startswith(XATTR):
+            xattrs[key[len(XATTR) :]] = value
         if not value:
             continue
         if key == b"path":
@@ -162,8 +167,6 @@ def merge_pax(entry: Entry, records: list[tuple[bytes, bytes]]) -> None:
             entry.mtime = _pax_time(value)
         elif key == b"atime":
             entry.atime = _pax_time(value)
-        elif key.startswith(XATTR):
-            xattrs[key[len(XATTR) :]] = value
     if entry.size < 0:
         raise ValueError("negative size")
     if xattrs:

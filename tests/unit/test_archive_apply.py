@@ -360,6 +360,13 @@ def test_xattrs(layer: Path) -> None:
     assert os.getxattr(layer / "d", "user.d") == b"1"
 
 
+def test_an_xattr_without_a_value_is_one(layer: Path) -> None:
+    """moby createTarFile (from v24): hdr.PAXRecords, where empty ones are too; before, they were lost."""
+    apply(layer, pax({b"SCHILY.xattr.user.empty": b""}), file(b"f"), pax({b"SCHILY.xattr.user.d": b""}), folder(b"d"))
+    assert os.getxattr(layer / "f", "user.empty") == b""
+    assert os.getxattr(layer / "d", "user.d") == b""
+
+
 def test_acl_xattrs(layer: Path) -> None:
     """Issue 3: POSIX ACLs travel as attributes."""
     subprocess.run(["setfacl", "-m", "u:99:rwx", layer], check=True)

@@ -118,18 +118,18 @@ remove_everything() {
     docker image prune --all --force >/dev/null
 }
 
-# forget_exports: Docker 25 and 26 never let go of a container that they have exported, whatever the storage driver
+# forget_exports [OPTION...]: Docker 25 and 26 never let go of a container that they have exported, whatever the storage driver
 # (https://github.com/moby/moby/issues/48516): it is mounted until they end. When it was removed meanwhile, what it was made
 # of is there after that too, for gc, and Docker's own count of what is in use is right after one more start.
 forget_exports() {
     [[ $(docker_major) == @(25|26) ]] || return 0
     remove_containers
     end docker
-    start_ceph_dockerd
+    start_ceph_dockerd "$@"
     all_is_removed
     operator gc --yes
     end docker
-    start_ceph_dockerd
+    start_ceph_dockerd "$@"
 }
 
 # docker_major: 20 of 20.10.24.

@@ -114,23 +114,6 @@ prepare() {
     install_packages "${needs[@]}" && make_venv
 }
 
-# tests_in LOG: how many tests passed and failed there, by the closing lines of pytest and of parts that count by
-# themselves, or else by the lines of bats.
-tests_in() {
-    awk '
-        /^[0-9]+ passed, [0-9]+ failed$/ { own = 1; passed = $1; failed = $3 }
-        own { next }
-        /^ok [0-9]+ / { passed++ }
-        /^not ok [0-9]+ / { failed++ }
-        / in [0-9.]+s/ && /[0-9]+ (passed|failed|error)/ {
-            for (i = 2; i <= NF; i++) {
-                if ($i ~ /^passed/) passed += $(i - 1)
-                if ($i ~ /^(failed|error)/) failed += $(i - 1)
-            }
-        }
-        END { print passed + 0, failed + 0 }' "$1"
-}
-
 run_part() {
     local part=$1 begin=$SECONDS result=passed
     printf '\n=== %s\n' "$part"
@@ -166,7 +149,7 @@ alone() {
 # side_by_side PART...: some at a time; what each says is shown when it has ended. Loop devices are the kernel's, so all
 # parts see those of all: they are looked for at the end.
 side_by_side() {
-    local queue=("$@") logs pid part result good bad passed=0 broken=0
+    local queue=("$@") logs pid part result status good bad passed=0 broken=0
     local -A running=() began=()
     logs=$(mktemp --directory)
     tests/leaks.sh snapshot "$logs/before"
@@ -180,11 +163,11 @@ side_by_side() {
             running[$!]=$part began[$!]=$SECONDS
             continue
         fi
-        result=passed
-        wait -n -p pid "${!running[@]}" || result=FAILED failed=1
+        result=passed status=0
+        wait -n -p pid "${!running[@]}" || status=$? result=FAILED failed=1
         part=${running[$pid]}
         cat "$logs/$part"
-        read -r good bad < <(tests_in "$logs/$part")
+        read -r good bad < <(tests_in "$logs/$part" $status)
         passed=$((passed + good)) broken=$((broken + bad))
         summary+=("$(printf '%-12s %-7s %4d s %6d passed, %d failed' "$part" "$result" $((SECONDS - began[$pid])) "$good" "$bad")")
         unset "running[$pid]"

@@ -99,23 +99,21 @@ version_of() {
     timeout 20 "$1" --version | grep --only-matching --max-count 1 --extended-regexp '[0-9]+(\.[0-9]+)+' | head -n 1
 }
 
-# pytest_results LOG STATUS: how many tests passed and failed, by the log of a pytest and its exit status.
-pytest_results() {
-    local line good bad
-    line=$(tail -n 1 "$1")
-    good=$(grep --only-matching '[0-9]* passed' <<<"$line" | cut -d ' ' -f 1)
-    bad=$(grep --only-matching --extended-regexp '[0-9]+ (failed|errors?)' <<<"$line" | awk '{ n += $1 } END { print n + 0 }')
-    # It ended without a summary, or for a reason that is no test's.
-    (($2 == 0 || bad)) || bad=1
-    echo "${good:-0} $bad"
-}
-
-# bats_results LOG STATUS: the same of a bats with the formatter tap.
-bats_results() {
-    local bad
-    bad=$(grep --count '^not ok ' "$1")
-    (($2 == 0 || bad)) || bad=1
-    echo "$(grep --count '^ok ' "$1") $bad"
+# tests_in LOG STATUS: how many tests passed and failed there, by the closing line of a part that counts by itself, or else
+# by what pytest and bats (formatter tap) say; by the exit status, if none of them failed and yet something did.
+tests_in() {
+    awk -v status="$2" '
+        /^[0-9]+ passed, [0-9]+ failed$/ { own = 1; passed = $1; failed = $3 }
+        own { next }
+        /^ok [0-9]+ / { passed++ }
+        /^not ok [0-9]+ / { failed++ }
+        / in [0-9.]+s/ && /[0-9]+ (passed|failed|error)/ {
+            for (i = 2; i <= NF; i++) {
+                if ($i ~ /^passed/) passed += $(i - 1)
+                if ($i ~ /^(failed|error)/) failed += $(i - 1)
+            }
+        }
+        END { print passed + 0, (status && !failed) ? 1 : failed + 0 }' "$1"
 }
 
 # make_venv: a Python environment in .venv with tests/requirements.txt.

@@ -46,13 +46,13 @@ check() {
 bats_run() {
     timeout --kill-after 60 $patience bats --print-output-on-failure --formatter tap --timing "$@" 2>&1 | tee "$log"
     # shellcheck disable=SC2046 # two numbers
-    count $(bats_results "$log" "${PIPESTATUS[0]}")
+    count $(tests_in "$log" "${PIPESTATUS[0]}")
 }
 
 pytest_run() {
     timeout --kill-after 60 $patience "$repo/.venv/bin/python" -m pytest --color no -p no:cacheprovider "$@" 2>&1 | tee "$log"
     # shellcheck disable=SC2046 # two numbers
-    count $(pytest_results "$log" "${PIPESTATUS[0]}")
+    count $(tests_in "$log" "${PIPESTATUS[0]}")
 }
 
 chosen_tests() { bats_run --filter-tags debian13 "$repo/tests/e2e"; }

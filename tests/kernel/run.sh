@@ -229,7 +229,7 @@ bats_in_guest() {
     local log=$lab/bats-$1.log
     in_guest "$1" bats --formatter tap --timing "${@:2}" | tee "$log"
     # shellcheck disable=SC2046 # two numbers
-    count "$1" $(bats_results "$log" "${PIPESTATUS[0]}") bats
+    count "$1" $(tests_in "$log" "${PIPESTATUS[0]}") bats
 }
 
 # count TYPE PASSED FAILED TOOL
@@ -257,7 +257,7 @@ telling_tests() {
         wait "${testers[$type]}" || status=$?
         cat "$lab/pytest-$type.log"
         # shellcheck disable=SC2046 # two numbers
-        count "$type" $(pytest_results "$lab/pytest-$type.log" $status) pytest
+        count "$type" $(tests_in "$lab/pytest-$type.log" $status) pytest
     done
     end_process "$watcher_pid"
     watcher_pid=
@@ -274,7 +274,7 @@ all_tests() {
     for type in "${types[@]}"; do
         pytest_in_guest "$type" "$repo/tests/integration" | tee "$lab/pytest-$type.log"
         # shellcheck disable=SC2046 # two numbers
-        count "$type" $(pytest_results "$lab/pytest-$type.log" "${PIPESTATUS[0]}") pytest
+        count "$type" $(tests_in "$lab/pytest-$type.log" "${PIPESTATUS[0]}") pytest
         empty_pool
         bats_in_guest "$type" "$repo/tests/e2e"
         empty_pool

@@ -49,6 +49,9 @@ class Bsdtar:
         self._argv = _argv(program, root)
         self._ours, self.control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process: subprocess.Popen[bytes] | None = None
+        # Taken to end what runs, and to write down what was just started: that must end too.
+        self._lock = threading.Lock()
+        self._ended = False
         self._thread = threading.Thread(target=self._serve, name="bsdtar", daemon=True)
 
     def __enter__(self) -> Bsdtar:
@@ -62,8 +65,10 @@ class Bsdtar:
     def __exit__(self, *_: Any) -> None:
         """End all of it. The other end of `control` must be closed."""
         self.control.close()
-        if self._process is not None:
-            self._process.kill()
+        with self._lock:
+            self._ended = True
+            if self._process is not None:
+                self._process.kill()
         if self._thread.is_alive():
             # One that hangs in the kernel ends with its device.
             self._thread.join(REAP_SECONDS)
@@ -81,7 +86,7 @@ class Bsdtar:
     def _run(self, pipe: int) -> str:
         """Have an archive laid down; return why it failed, on one line, or nothing."""
         try:
-            process = self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 self._argv,
                 stdin=pipe,
                 stdout=subprocess.DEVNULL,
@@ -95,6 +100,10 @@ class Bsdtar:
             return f"cannot start {self._argv[0]}: {error.strerror}"
         finally:
             os.close(pipe)
+        with self._lock:
+            self._process = process
+            if self._ended:
+                process.kill()
         assert process.stderr is not None
         with process.stderr:
             said = b""

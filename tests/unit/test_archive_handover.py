@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 import subprocess
 import tarfile
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -28,6 +31,7 @@ from unit.archives import (
 from unit.test_archive_properties import EXAMPLES, contents
 
 import archive
+import bsdtar
 import environment
 
 pytestmark = needs_root
@@ -262,6 +266,36 @@ def test_an_error_of_ours_ends_bsdtar(program: Path, layer: Path) -> None:
     with pytest.raises(archive.ArchiveError, match="'x': "):
         apply(layer, file(b"a"), hardlink(b"x", b"nowhere"))
     assert children() == []
+
+
+def test_a_bsdtar_that_is_just_being_started_is_ended_too(
+    program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program.write_text("#!/bin/sh\nexec sleep 100\n")
+    asked, ending, start = threading.Event(), threading.Event(), subprocess.Popen
+    pipe = os.pipe()
+
+    def slowly(*arguments: Any, **more: Any) -> subprocess.Popen[bytes]:
+        asked.set()
+        assert ending.wait(60)
+        return start(*arguments, **more)
+
+    with bsdtar.Bsdtar(str(program), str(tmp_path)) as beside:
+        control, join = beside.control.dup(), beside._thread.join
+
+        def join_later(seconds: float) -> None:
+            ending.set()
+            join(seconds)
+
+        beside.serve()
+        monkeypatch.setattr(beside._thread, "join", join_later)
+        monkeypatch.setattr(subprocess, "Popen", slowly)
+        socket.send_fds(control, [b"+"], [pipe[0]])
+        assert asked.wait(60)
+        control.close()
+    assert children() == []
+    os.close(pipe[0])
+    os.close(pipe[1])
 
 
 def test_few_files_are_not_worth_a_bsdtar(program: Path, layer: Path, monkeypatch: pytest.MonkeyPatch) -> None:

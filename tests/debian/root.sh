@@ -38,6 +38,8 @@ make() {
     flock --wait "${ROOT_SECONDS:-1200}" "$lock" || die "another one has been making $root for too long"
     if [[ ! -d $root ]]; then
         printf 'making a Debian %s in %s\n' "$suite" "$root" >&2
+        # Of one that was killed.
+        rm --recursive --force --one-file-system "$root".??????
         work=$(mktemp --directory "$root.XXXXXX")
         # What debootstrap mounts and starts ends with it.
         timeout --kill-after 10 "${ROOT_SECONDS:-1200}" unshare --mount --pid --fork --kill-child --mount-proc \

@@ -85,13 +85,13 @@ run() {
     root=$(realpath --canonicalize-existing "$1")
     shift
     work=$(mktemp --directory /var/tmp/debian-root.XXXXXX)
-    # A process in there that was killed a moment ago may still write.
-    trap 'until_true 10 rm --recursive --force --one-file-system "$work"' EXIT
+    # A process in there that was killed a moment ago may still write. What ends us may end our children with us (timeout).
+    trap 'trap "" TERM INT; until_true 10 rm --recursive --force --one-file-system "$work"' EXIT
     # What is on standard input is for the command; a child in the background would not get it.
     unshare --mount --pid --fork --kill-child --mount-proc "$self" inside "$work" "$root" "$@" <&0 &
     child=$!
-    trap 'interrupted "$child"; exit 143' TERM
-    trap 'interrupted "$child"; exit 130' INT
+    trap 'trap "" TERM INT; interrupted "$child"; exit 143' TERM
+    trap 'trap "" TERM INT; interrupted "$child"; exit 130' INT
     wait "$child" || status=$?
     exit "$status"
 }
@@ -100,7 +100,7 @@ run() {
 # of a file that one of them served would stay for ever, and not tell any more whose it is.
 interrupted() {
     local unshare=$1 first loops
-    first=$(ps --no-headers --format pid --ppid "$unshare" | tr -d ' ')
+    first=$(ps --no-headers --format pid --ppid "$unshare" | tr -d ' ') || true # it has ended by itself
     loops=$(losetup --list --noheadings --output BACK-MAJ:MIN,NAME | while read -r number loop; do
         ! grep --quiet --extended-regexp "^[0-9]+ [0-9]+ $number .* - fuse" "/proc/$first/mountinfo" || echo "$loop"
     done)

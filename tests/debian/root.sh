@@ -87,8 +87,9 @@ run() {
     work=$(mktemp --directory /var/tmp/debian-root.XXXXXX)
     # A process in there that was killed a moment ago may still write. What ends us may end our children with us (timeout).
     trap 'trap "" TERM INT; until_true 10 rm --recursive --force --one-file-system "$work"' EXIT
-    # What is on standard input is for the command; a child in the background would not get it.
-    unshare --mount --pid --fork --kill-child --mount-proc "$self" inside "$work" "$root" "$@" <&0 &
+    # What is on standard input is for the command; a child in the background would not get it. A session of its own: a
+    # signal for all of us (timeout's, the terminal's) is for us, who look first for what would stay.
+    setsid unshare --mount --pid --fork --kill-child --mount-proc "$self" inside "$work" "$root" "$@" <&0 &
     child=$!
     trap 'trap "" TERM INT; interrupted "$child"; exit 143' TERM
     trap 'trap "" TERM INT; interrupted "$child"; exit 130' INT

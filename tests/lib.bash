@@ -151,6 +151,22 @@ process_gone() {
     [[ -z $state || $state == [ZX]* ]]
 }
 
+# loops_served_for PID: the loop devices of files in FUSE file systems that the process sees mounted: those that the stand-in
+# mapped for it, or beside it. Whoever kills the programs that serve them lets `detach_loops` have the list afterwards: the
+# devices would stay for ever, and not tell any more whose they are.
+loops_served_for() {
+    local number loop
+    losetup --list --noheadings --output BACK-MAJ:MIN,NAME | while read -r number loop; do
+        ! grep --quiet --extended-regexp "^[0-9]+ [0-9]+ $number .* - fuse" "/proc/$1/mountinfo" || echo "$loop"
+    done
+}
+
+# detach_loops LOOPS
+detach_loops() {
+    # shellcheck disable=SC2086 # a list of devices
+    [[ -z $1 ]] || losetup --detach $1
+}
+
 # start_plugin LOG SOCKET [OPTION...]: starts the driver in the background; its pid is in $plugin_pid.
 start_plugin() {
     local log=$1 socket=$2

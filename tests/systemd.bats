@@ -4,7 +4,7 @@
 # The machine (tests/debian/machine.sh) and a cluster share a network of their own. What is not as on a user's host: rbd is the
 # stand-in for the kernel's, first on the driver's PATH by a drop-in.
 #
-# Environment: MACHINE_SUITE=bookworm  the Debian of the machine
+# Environment: MACHINE_DEBIAN=12  the Debian of the machine: 12 or 13
 # shellcheck disable=SC2154 # repo: of lib.bash
 
 bats_require_minimum_version 1.5.0
@@ -16,12 +16,12 @@ driver=docker-graph-driver
 drop_ins=/etc/systemd/system/$driver.service.d
 
 setup_file() {
-    local root package packages=()
+    local suites=([12]=bookworm [13]=trixie) version=${MACHINE_DEBIAN:-12} root package packages=()
     SITE=$(mktemp -d /var/tmp/dgd-systemd.XXXXXX)
     # What is typed is typed into the machine.
     export SITE TYPED_BY=on LAB_FAST_SNAPSHOTS=1
-    while read -r package; do packages+=("$package"); done < <(packages driver docker machine)
-    root=$("$repo/tests/debian/root.sh" make "${MACHINE_SUITE:-bookworm}" "${packages[@]}" 3>&-)
+    while read -r package; do packages+=("$package"); done < <(DEBIAN_VERSION=$version packages driver docker machine)
+    root=$("$repo/tests/debian/root.sh" make "${suites[version]}" "${packages[@]}" 3>&-)
     machine up "$root"
     machine network "$repo/tests/cluster.sh" up "$SITE/ceph" 3>&-
     # A client that died is known to be dead after 30 s otherwise.
@@ -233,9 +233,8 @@ another_driver_listens() {
     start_running --restart always
     for ending in halt cut; do
         machine "$ending"
-        run -0 machine boot
-        [[ $output == running ]]
-        is "$driver" active
+        machine boot
+        on systemctl is-active multi-user.target docker "$driver"
         run -0 on docker info --format '{{.Driver}}'
         [[ $output == ceph ]]
         until_true 60 on docker exec running test -s /count

@@ -4,7 +4,7 @@
 #
 #   tests/debian/machine.sh up DIR ROOT            makes it; DIR is for what this script has to remember. It is not booted
 #   tests/debian/machine.sh boot DIR               starts systemd in it, and waits until all that starts at boot has started
-#                                                  or failed; says "running" or "degraded" then
+#                                                  or failed; says "running" then, or "degraded"
 #   tests/debian/machine.sh halt DIR               lets systemd stop everything, as at a shutdown; its files stay
 #   tests/debian/machine.sh cut DIR                ends everything in it at once, as a power cut does; its files stay
 #   tests/debian/machine.sh run DIR COMMAND...     runs a command in it, in the project's directory
@@ -12,7 +12,7 @@
 #   tests/debian/machine.sh down DIR               nothing of it is left
 #
 # Its kernel is this machine's, so it has: loop devices, FUSE. It has no bus of the kernel's rbd, whose devices
-# would not appear in its /dev; it cannot write to /proc/sys, has no console and not the kernel's log.
+# would not appear in its /dev; it can set nothing in /proc/sys but net, has no console and not the kernel's log.
 set -euo pipefail
 
 # shellcheck source=../lib.bash
@@ -67,7 +67,12 @@ takes_commands() { inside "$(<"$dir/systemd")" timeout 10 systemctl list-units; 
 halt() { end_systemd "$1" RTMIN+4; }
 
 # cut DIR
-cut() { end_systemd "$1" KILL; }
+cut() {
+    local loops=
+    [[ ! -e $1/systemd ]] || loops=$(loops_served_for "$(<"$1/systemd")")
+    end_systemd "$1" KILL
+    detach_loops "$loops"
+}
 
 end_systemd() {
     local pid
@@ -147,8 +152,9 @@ init() {
         umount --recursive --lazy "$place"
     done
     mount --types proc proc /proc
-    # Settings of the kernel are this machine's.
+    # Settings of the kernel are this machine's, but those of the network.
     mount --bind /proc/sys /proc/sys
+    mount --bind /proc/sys/net /proc/sys/net
     mount --options remount,bind,ro /proc/sys
     mount --types sysfs sysfs /sys
     mount --types tmpfs tmpfs /sys/bus

@@ -100,15 +100,12 @@ run() {
 # unshare takes no other signal while it waits; the first process in there goes with it, and so all of them. A loop device
 # of a file that one of them served would stay for ever, and not tell any more whose it is.
 interrupted() {
-    local unshare=$1 first loops
-    first=$(ps --no-headers --format pid --ppid "$unshare" | tr -d ' ') || true # it has ended by itself
-    loops=$(losetup --list --noheadings --output BACK-MAJ:MIN,NAME | while read -r number loop; do
-        ! grep --quiet --extended-regexp "^[0-9]+ [0-9]+ $number .* - fuse" "/proc/$first/mountinfo" || echo "$loop"
-    done)
+    local unshare=$1 loops
+    # There is none if it has ended by itself.
+    loops=$(loops_served_for "$(pgrep --parent "$unshare" || true)")
     kill -KILL "$unshare"
     wait "$unshare" 2>/dev/null || true
-    # shellcheck disable=SC2086 # a list of devices
-    [[ -z $loops ]] || losetup --detach $loops
+    detach_loops "$loops"
 }
 
 # inside WORK ROOT COMMAND...: the first process of the namespaces. It stays, to reap what others leave to it.

@@ -28,6 +28,8 @@ log = logging.getLogger("command")
 # behind a block device). Then nobody can reap it; we go on and Python reaps it later.
 REAP_SECONDS = 2.0
 MESSAGE_LIMIT = 400
+# What `run` waits for, whichever thread it is.
+_running: set[subprocess.Popen[bytes]] = set()
 # Ceph's log lines ("2026-01-01T00:00:00.000+0000 7f.. -1 librbd: ...") follow the real message.
 _LOG_LINE = re.compile(r"^\d{4}-\d\d-\d\d[T ]\S+ +[0-9a-f]+ +-?\d+ ")
 
@@ -69,6 +71,15 @@ class CommandMissing(CommandError):
     """The program is not on PATH."""
 
 
+def end_running() -> None:
+    """Kill what `run` waits for. For the end of this process: nobody holds these commands to their deadlines after it."""
+    for process in tuple(_running):
+        if process.poll() is None:
+            log.warning("killed: %s", " ".join(map(str, process.args)))  # type: ignore[arg-type] # argv is a list
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
 def find(program: str) -> str | None:
     """Return the path of `program`, also in the usual directories, or None."""
     return shutil.which(program, path=environment.of_commands()["PATH"])
@@ -90,6 +101,7 @@ def run(
     started = time.monotonic()
     timeout = deadline.left(timeout)
     process = start(argv, pass_fds=pass_fds)
+    _running.add(process)
     try:
         stdout, stderr = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -98,6 +110,8 @@ def run(
     except BaseException:
         stop(process)
         raise
+    finally:
+        _running.discard(process)
     result = Result(process.returncode, os.fsdecode(stdout), os.fsdecode(stderr))
     log.debug("%s -> %d in %.0f ms", " ".join(argv), result.status, 1000 * (time.monotonic() - started))
     if result.status not in accept:

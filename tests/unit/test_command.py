@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -162,3 +163,14 @@ def test_what_is_stopped_tells_that_it_had_failed_before() -> None:
 
 def test_what_is_stopped_while_it_works_has_not_failed() -> None:
     assert command.stop(command.start(["sleep", "60"])) == ""
+
+
+def test_what_still_runs_at_our_end_does_not_outlive_us(tmp_path: Path) -> None:
+    """A daemon's thread ends with its process, and the deadline of its command with it."""
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(command.run, ["sh", "-c", f"sleep 600 & touch {tmp_path}/begun; wait"], timeout=600)
+        wait_until((tmp_path / "begun").exists, "it runs")
+        command.end_running()
+        with pytest.raises(command.CommandError, match="ended by signal 9"):
+            running.result(20)
+    command.end_running()

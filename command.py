@@ -72,7 +72,7 @@ class CommandMissing(CommandError):
 
 
 def end_running() -> None:
-    """Kill what `run` waits for. For the end of this process: nobody holds these commands to their deadlines after it."""
+    """Kill what `run` waits for. For the end of this process: after it, nobody holds these commands to a deadline."""
     for process in tuple(_running):
         if process.poll() is None:
             log.warning("killed: %s", " ".join(map(str, process.args)))  # type: ignore[arg-type] # argv is a list

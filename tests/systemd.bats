@@ -156,6 +156,18 @@ another_driver_listens() {
     new_containers_start
 }
 
+@test "the unit file of before is replaced: what required the driver wants it now" {
+    on sh -c "sed 's/^WantedBy=docker.service.*/WantedBy=multi-user.target\nRequiredBy=docker.service/' \
+        $repo/systemd/$driver.service >/etc/systemd/system/$driver.service"
+    typed 'systemctl daemon-reload'
+    typed 'systemctl reenable docker-graph-driver'
+    [[ " $(property docker Requires) " == *" $driver.service "* ]]
+    typed 'cp systemd/docker-graph-driver.service /etc/systemd/system/'
+    typed 'systemctl daemon-reload'
+    typed 'systemctl reenable docker-graph-driver'
+    [[ " $(property docker Requires) " != *" $driver.service "* && " $(property docker Wants) " == *" $driver.service "* ]]
+}
+
 @test "the driver is restarted: Docker and its containers run on" {
     start_running
     remember
@@ -260,8 +272,8 @@ another_driver_listens() {
     on rm "$drop_ins/test.conf"
     on systemctl daemon-reload
     until_true 30 is "$driver" active
-    on systemctl reset-failed docker
-    on systemctl start docker
+    typed 'systemctl reset-failed docker'
+    typed 'systemctl start docker'
     new_containers_start
 }
 

@@ -397,7 +397,7 @@ def serve(path: str, state_file: str, defaults: Options) -> None:
         os.unlink(path)
         if not _finish(server, plugin):
             log.warning("ended with work unfinished after %g s", FINISH_SECONDS)
-        command.end_running()
+            command.end_running()
 
 
 def _finish(server: Server, plugin: Plugin) -> bool:

@@ -314,6 +314,9 @@ class Driver:
             if parent in self._broken:
                 raise DriverError(f"layer {layer}: its parent {parent} is broken; remove it")
             if self._mounted.is_writable(parent):
+                # Docker makes layers of what it has put.
+                self._mounted.settle_guessed(parent)
+            if self._mounted.is_writable(parent):
                 raise DriverError(f"layer {layer}: its parent {parent} is mounted writable; put it first")
 
             def let_go() -> bool:

@@ -373,19 +373,30 @@ class MountedLayers:
         """
         self._unmount_builders()
         for layer, entry in list(self._entries.items()):
-            if Place.DOCKER not in entry.counts:
-                continue
-            writable = Place.DOCKER in entry.writable
-            try:
-                self._unmount(layer, entry, Place.DOCKER)
-            except LayerBusy as error:
-                log.info("%s stays mounted: %s", layer, error)
-                entry.counts[Place.DOCKER], entry.guessed = 1, True
-                continue
-            if mounts.in_use(entry.device):
-                self._mount_for_container(layer, entry, write=writable)
-            elif not entry.counts:
-                self._unmap(layer, entry)
+            if Place.DOCKER in entry.counts:
+                self._settle(layer, entry)
+
+    def settle_guessed(self, layer: str) -> None:
+        """Do the same to one layer, if its user for Docker is only guessed: the caller knows that Docker has put it.
+
+        A Put that met the end of an earlier life of ours is lost: Docker repeats it without a body, and gives up.
+        """
+        entry = self._entries.get(layer)
+        if entry is not None and entry.guessed and Place.DOCKER in entry.counts:
+            self._settle(layer, entry)
+
+    def _settle(self, layer: str, entry: _Entry) -> None:
+        writable = Place.DOCKER in entry.writable
+        try:
+            self._unmount(layer, entry, Place.DOCKER)
+        except LayerBusy as error:
+            log.info("%s stays mounted: %s", layer, error)
+            entry.counts[Place.DOCKER], entry.guessed = 1, True
+            return
+        if mounts.in_use(entry.device):
+            self._mount_for_container(layer, entry, write=writable)
+        elif not entry.counts:
+            self._unmap(layer, entry)
 
     def _unmount_builders(self) -> None:
         """End what BuildKit left mounted (buildkit, snapshot/localmounter_unix.go): no build is running now.

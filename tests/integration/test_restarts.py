@@ -449,3 +449,26 @@ def test_a_state_file_that_is_no_state(plugin: PluginProcess, new_id: NewId) -> 
     with open(state, encoding="utf-8") as source:
         assert source.read() == good
     plugin.client.create(new_id())
+
+
+@pytest.mark.parametrize("is_used", [False, True])
+def test_a_layer_whose_put_was_lost_gets_children_unless_a_container_uses_it(
+    plugin: PluginProcess, run_container: RunContainer, new_id: NewId, is_used: bool
+) -> None:
+    """A builder puts a layer while the driver ends: dockerd repeats the call without a body, and gives up."""
+    layer = plugin.client.create(new_id())
+    root = plugin.client.get(layer)
+    with open(os.path.join(root, "built"), "w", encoding="ascii") as target:
+        target.write("by the builder")
+    container = run_container(root) if is_used else None
+    assert plugin.terminate() == 0
+    plugin.start()
+    if container:
+        with pytest.raises(Refused, match="is mounted writable; put it first"):
+            plugin.client.create(new_id(), layer)
+        container.write("more", "by the container")
+        container.end()
+        plugin.client.put(layer)
+    else:
+        child = plugin.client.create(new_id(), layer)
+        assert plugin.client.read(child, "built") == b"by the builder"

@@ -9,7 +9,7 @@ set -euo pipefail
 # shellcheck source=lib.bash
 source "$(dirname "${BASH_SOURCE[0]}")/lib.bash"
 
-cache=${VM_CACHE:-/var/cache/docker-graph-driver-tests}
+cache=${VM_CACHE:-$test_cache}
 base=${PLUGIN_BASE:-$cache/plugin-base}
 
 if [[ ! -d $base ]]; then

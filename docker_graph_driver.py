@@ -31,7 +31,6 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
-from types import FrameType
 from typing import Any
 from urllib.parse import unquote
 
@@ -414,13 +413,22 @@ def _finish(server: Server, plugin: Plugin) -> bool:
 
 
 def _stop_on_signal(server: Server) -> None:
-    def stop(number: int, _: FrameType | None) -> None:
-        log.info("%s: finishing what runs", signal.Signals(number).name)
-        # `shutdown` waits for the loop that this very thread runs.
-        threading.Thread(target=server.shutdown, daemon=True).start()
+    """End the server's loop when SIGTERM or SIGINT comes.
 
+    A handler interrupts the main thread, which may hold a lock of Python's own just then. So the handler does nothing:
+    a thread learns of the signal from a socket (signal.set_wakeup_fd).
+    """
+    woken, waker = socket.socketpair()
+    waker.setblocking(False)
+
+    def stop() -> None:
+        log.info("%s: finishing what runs", signal.Signals(woken.recv(1)[0]).name)
+        server.shutdown()
+
+    threading.Thread(target=stop, name="signals", daemon=True).start()
+    signal.set_wakeup_fd(waker.detach())
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+        signal.signal(number, lambda *_: None)
 
 
 def _check_at_start(plugin: Plugin) -> None:

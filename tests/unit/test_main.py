@@ -127,6 +127,20 @@ def test_a_signal_ends_it_although_clients_are_connected(process: PluginProcess,
     assert not os.path.exists(process.socket)
 
 
+def test_a_signal_that_comes_while_a_connection_gets_its_thread() -> None:
+    """Python before 3.10 starts a thread under a lock that a handler would wait for, for ever, if it started one."""
+    program = (
+        f"import os, signal, sys, threading\nsys.path.insert(0, {REPO!r})\nimport docker_graph_driver\n"
+        "class Server:\n    shutdown = asked = None\n"
+        "server = Server()\nserver.asked = threading.Event()\nserver.shutdown = server.asked.set\n"
+        "docker_graph_driver._stop_on_signal(server)\n"
+        "threading._active_limbo_lock = threading.Lock()\n"
+        "with threading._active_limbo_lock:\n    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.exit(not server.asked.wait(20))\n"
+    )
+    assert subprocess.run([PYTHON, "-c", program], stdin=subprocess.DEVNULL, timeout=60, check=False).returncode == 0
+
+
 def test_sigterm_finishes_a_running_request(process: PluginProcess, short: Path) -> None:
     """Init asks a `rados` that takes its time; the answer must still come. No Ceph is needed for that."""
     tools = short / "tools"

@@ -386,8 +386,10 @@ def serve(path: str, state_file: str, defaults: Options) -> None:
     plugin = Plugin(state_file, defaults)
     with only_instance(path):
         plugin.restore()
+        # Before the socket is there: who sees it may end us the next moment.
+        caught = _catch_signals()
         with Server(path, plugin) as server:
-            _stop_on_signal(server)
+            _stop_on_signal(server, caught)
             threading.Thread(target=_check_at_start, args=(plugin,), name="check", daemon=True).start()
             log.info("listening on %s; plain files of archives are laid down by %s", path, archive.extractor())
             notifier.tell("READY=1", f"STATUS=listening on {path}")
@@ -412,23 +414,27 @@ def _finish(server: Server, plugin: Plugin) -> bool:
         return False
 
 
-def _stop_on_signal(server: Server) -> None:
-    """End the server's loop when SIGTERM or SIGINT comes.
+def _catch_signals() -> socket.socket:
+    """From now on, let SIGTERM and SIGINT do nothing but send their numbers to the socket that is returned.
 
-    A handler interrupts the main thread, which may hold a lock of Python's own just then. So the handler does nothing:
-    a thread learns of the signal from a socket (signal.set_wakeup_fd).
+    A handler interrupts the main thread, which may hold a lock of Python's own just then: it must not do more.
     """
-    woken, waker = socket.socketpair()
-    waker.setblocking(False)
+    caught, sender = socket.socketpair()
+    sender.setblocking(False)
+    signal.set_wakeup_fd(sender.detach())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    return caught
+
+
+def _stop_on_signal(server: Server, caught: socket.socket) -> None:
+    """End the server's loop when a signal was caught, in a thread: `shutdown` waits for that loop."""
 
     def stop() -> None:
-        log.info("%s: finishing what runs", signal.Signals(woken.recv(1)[0]).name)
+        log.info("%s: finishing what runs", signal.Signals(caught.recv(1)[0]).name)
         server.shutdown()
 
     threading.Thread(target=stop, name="signals", daemon=True).start()
-    signal.set_wakeup_fd(waker.detach())
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
 
 
 def _check_at_start(plugin: Plugin) -> None:

@@ -133,12 +133,33 @@ def test_a_signal_that_comes_while_a_connection_gets_its_thread() -> None:
         f"import os, signal, sys, threading\nsys.path.insert(0, {REPO!r})\nimport docker_graph_driver\n"
         "class Server:\n    shutdown = asked = None\n"
         "server = Server()\nserver.asked = threading.Event()\nserver.shutdown = server.asked.set\n"
-        "docker_graph_driver._stop_on_signal(server)\n"
+        "docker_graph_driver._stop_on_signal(server, docker_graph_driver._catch_signals())\n"
         "threading._active_limbo_lock = threading.Lock()\n"
         "with threading._active_limbo_lock:\n    os.kill(os.getpid(), signal.SIGTERM)\n"
         "sys.exit(not server.asked.wait(20))\n"
     )
     assert subprocess.run([PYTHON, "-c", program], stdin=subprocess.DEVNULL, timeout=60, check=False).returncode == 0
+
+
+def test_a_signal_that_comes_as_soon_as_the_socket_is_there(process: PluginProcess, short: Path) -> None:
+    """Whoever waited for the socket may end it before the loop runs: it ends in order, and takes the socket with it."""
+    program = short / "late.py"
+    program.write_text(
+        f"import os, sys, time\nsys.path.insert(0, {REPO!r})\nimport docker_graph_driver\n"
+        "at_once = docker_graph_driver._stop_on_signal\n"
+        "def late(*arguments):\n"
+        f"    while not os.path.exists({str(short / 'go')!r}): time.sleep(0.02)\n"
+        "    at_once(*arguments)\n"
+        "docker_graph_driver._stop_on_signal = late\nsys.exit(docker_graph_driver.main())\n",
+        encoding="ascii",
+    )
+    process.program = str(program)
+    process.start()
+    assert process.process
+    process.process.terminate()
+    (short / "go").touch()
+    assert process.process.wait(30) == 0
+    assert not os.path.exists(process.socket)
 
 
 def test_sigterm_finishes_a_running_request(process: PluginProcess, short: Path) -> None:

@@ -49,24 +49,14 @@ def _remove(
             if finding.record:
                 docker.forget(finding.record)
         elif finding.kind == inspection.STALE_MAPPING:
-            _unmap(finding.place, layers.pool)
+            layers.pool.unmap(finding.place)
         elif finding.kind == inspection.STALE_DIRECTORY:
             _remove_directory(finding.place)
-    except (FileNotFoundError, rbdcli.ImageMissing):
+    except (FileNotFoundError, rbdcli.ImageMissing, rbdcli.NotMapped):
         return Outcome(finding, True, "it went by itself")
     except (OSError, command.CommandError) as error:
         return Outcome(finding, False, str(error))
     return Outcome(finding, True, "")
-
-
-def _unmap(device: str, pool: rbdcli.Pool) -> None:
-    """Unmap a device, unless that was done meanwhile. Raises rbdcli.RbdError."""
-    try:
-        pool.unmap(device)
-    except rbdcli.RbdError:
-        if device in [item.device for item in pool.mappings()]:
-            raise
-        raise FileNotFoundError(device) from None
 
 
 def _remove_directory(path: str) -> None:

@@ -558,9 +558,7 @@ class MountedLayers:
             self._pool.unmap(device)
         except rbdcli.ImageBusy:
             return False
-        except rbdcli.RbdError as error:
-            if device in [item.device for item in self._pool.mappings()]:
-                raise
+        except rbdcli.NotMapped as error:
             log.error("layer %s: its device %s vanished: %s", layer, device, error)
         return True
 

@@ -52,6 +52,10 @@ class ImageBusy(RbdError):
     """Somebody maps or watches the image, or the device is open (EBUSY)."""
 
 
+class NotMapped(RbdError):
+    """The device is no image's of this pool: it was unmapped meanwhile, or went by itself (rbd-nbd killed)."""
+
+
 class ImageHasChildren(RbdError):
     """The image has snapshots, or a snapshot has clones (ENOTEMPTY)."""
 
@@ -340,12 +344,19 @@ class Pool:
             raise ImageLocked(error.argv, error.status, error.reason) from None
 
     def unmap(self, device: str) -> None:
-        """Take a block device away. Raises ImageBusy while it is open or mounted in any mount namespace.
+        """Take a block device away. Raises NotMapped, and ImageBusy while it is open or mounted in any mount namespace.
 
         rbd-nbd unmaps a mounted device without a word and kills its file system: look first.
         """
         options = ("--options", "noudev") if self.device_type == "krbd" else ()
-        self._rbd("device", "unmap", *self._device_type(), device, *options)
+        try:
+            self._rbd("device", "unmap", *self._device_type(), device, *options)
+        except ImageBusy:
+            raise
+        except RbdError as error:
+            if device in [item.device for item in self.mappings()]:
+                raise
+            raise NotMapped(error.argv, error.status, error.reason) from None
 
     def mappings(self) -> Sequence[Mapping]:
         """List what this host has mapped of this pool and namespace, by the configured device type.

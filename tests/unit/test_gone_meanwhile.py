@@ -33,7 +33,7 @@ def missing() -> rbdcli.RbdError:
 class FakePool:
     """What is called in a test is set there; all else is an error."""
 
-    name, namespace, client, timeout = "pool", "", "me", 5.0
+    name, namespace, client, timeout, device_type = "pool", "", "me", 5.0, "krbd"
 
     def __init__(self, **methods: Callable[..., Any]) -> None:
         for name, method in methods.items():
@@ -122,12 +122,14 @@ def collect(finding: inspection.Finding, pool: FakePool) -> garbage.Outcome:
 
 @pytest.mark.parametrize("gone", [True, False])
 def test_a_device_that_was_unmapped_meanwhile(gone: bool) -> None:
-    def unmap(device: str) -> None:
-        raise rbdcli.RbdError(("rbd", "device", "unmap"), 22, "not a mapped image")
+    def fails(*words: str) -> str:
+        raise rbdcli.RbdError(("rbd", *words), 22, "not a mapped image")
 
     left = [] if gone else [rbdcli.Mapping("docker_image_a", "/dev/rbd7")]
+    pool = FakePool(_rbd=fails, _device_type=tuple, mappings=lambda: left)
+    pool.unmap = lambda device: rbdcli.Pool.unmap(cast(rbdcli.Pool, pool), device)  # type: ignore[attr-defined]
     finding = inspection.Finding(inspection.STALE_MAPPING, "a", "", "/dev/rbd7", dead=True)
-    outcome = collect(finding, FakePool(unmap=unmap, mappings=lambda: left))
+    outcome = collect(finding, pool)
     assert outcome.removed is gone
 
 

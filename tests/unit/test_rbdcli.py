@@ -159,6 +159,25 @@ def test_rbd_nbd_has_no_udev_option(fake: Fake) -> None:
 
 
 @pytest.mark.parametrize(
+    ("status", "listed", "kind"),
+    [(22, "/dev/rbd8", rbdcli.NotMapped), (22, "/dev/rbd7", rbdcli.RbdError), (16, "/dev/rbd8", rbdcli.ImageBusy)],
+)
+def test_a_device_that_cannot_be_unmapped(fake: Fake, status: int, listed: str, kind: type[rbdcli.RbdError]) -> None:
+    """Only the list of devices tells whether it was unmapped meanwhile."""
+    mapping = {"pool": "pool", "namespace": "space", "name": "img", "device": listed}
+    script = f"""#!/bin/sh
+case "$*" in
+'device list '*) echo '{json.dumps([mapping])}' ;;
+*) exit {status} ;;
+esac
+"""
+    (fake.directory / "rbd").write_text(script, encoding="utf-8")
+    with pytest.raises(rbdcli.RbdError) as raised:
+        pool().unmap("/dev/rbd7")
+    assert type(raised.value) is kind
+
+
+@pytest.mark.parametrize(
     ("info_status", "lockers", "kind"),
     [
         (2, "", rbdcli.ImageMissing),

@@ -120,15 +120,13 @@ taken() { typed 'python3 docker_graph_driver.py takeover --host node1'; }
 
 # works_with CLIENT [OPTION]: a layer's life with a key that lies beside the configuration.
 works_with() {
-    local client=${1#ceph.client=} socket=$SITE/key.sock pid
+    local client=${1#ceph.client=} socket=$SITE/key.sock
     (
         printf '[global]\n'
         sed -n '/^mon_host/p' "$CEPH_CONF"
         printf 'keyring = %s\n' "$SITE/typed/ceph.client.$client.keyring"
     ) >"$SITE/$client.conf"
-    "$system_python" "$repo/docker_graph_driver.py" --socket "$socket" >"$SITE/key.log" 2>&1 3>&- </dev/null &
-    pid=$!
-    until_true 15 test -S "$socket"
+    start_plugin "$SITE/key.log" "$socket"
     call Init "{\"Home\": \"$SITE/$client\", \"Opts\": [\"ceph.configfile=$SITE/$client.conf\", \"ceph.datapool=docker\", \"$1\"${2:+, $2}]}" "$socket"
     call Create '{"ID": "parent"}' "$socket"
     call CreateReadWrite '{"ID": "child", "Parent": "parent"}' "$socket"
@@ -136,7 +134,7 @@ works_with() {
     call Put '{"ID": "child"}' "$socket"
     call Remove '{"ID": "child"}' "$socket"
     call Remove '{"ID": "parent"}' "$socket"
-    end_process "$pid" 60
+    end_process "$plugin_pid" 60
 }
 
 @test "nothing is left behind" {

@@ -60,7 +60,7 @@ class Host:
         """End all of it, whatever of it runs."""
         subprocess.run(lib_argv('end_recorded "$2/docker.pid" "$2"', self.directory), check=False)
         # The containers of a dockerd that did not come back.
-        self._end_tasks("list --quiet")
+        subprocess.run(lib_argv('end_containers "$2"', self.directory), check=False)
         subprocess.run(lib_argv('end_recorded "$2/containerd.pid" "$2"', self.directory), check=False)
         if self._plugin and self._plugin.running:
             self._plugin.terminate()
@@ -172,10 +172,7 @@ class Host:
         self.start_dockerd(*chance.choice(((), ("--live-restore",))))
         # A container that dockerd had made and not started yet when it ended is not known to the next one (seen on
         # 20.10.24). Its process waits for ever and holds its root, and Remove says so: an operator ends it.
-        self._end_tasks("list | awk '$3 == \"CREATED\" { print $1 }'")
-
-    def _end_tasks(self, which: str) -> None:
-        """End containers by containerd; `which` lists their ids as a command of `ctr tasks`."""
         ctr = 'timeout 20 ctr --address "$2/containerd.sock" --namespace moby tasks'
-        end = f"{ctr} {which} | xargs --no-run-if-empty --max-args 1 {ctr} delete --force"
+        created = f"{ctr} list | awk '$3 == \"CREATED\" {{ print $1 }}'"
+        end = f"{created} | xargs --no-run-if-empty --max-args 1 {ctr} delete --force"
         subprocess.run(lib_argv(end, self.directory), check=False, timeout=60)

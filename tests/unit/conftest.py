@@ -1,10 +1,12 @@
-"""What every unit test must hold: no process that it started runs on."""
+"""What unit tests share, and what each must hold: no process that it started runs on."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from plugin_client import wait_until
@@ -19,6 +21,13 @@ def nothing_runs_on() -> Iterator[None]:
     yield
     del os.environ[name]
     wait_until(lambda: not _running(mark), f"what the tests started has ended: {_running(mark)}")
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A short path: those of sockets end at 107 bytes."""
+    with tempfile.TemporaryDirectory() as directory:
+        yield Path(directory)
 
 
 def _running(mark: str) -> list[str]:

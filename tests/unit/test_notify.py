@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import socket
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,13 +14,6 @@ import pytest
 from plugin_client import PluginProcess, Refused, wait_until
 
 import notify
-
-
-@pytest.fixture
-def short() -> Iterator[Path]:
-    """A short path: those of sockets end at 107 bytes."""
-    with tempfile.TemporaryDirectory() as directory:
-        yield Path(directory)
 
 
 @contextlib.contextmanager

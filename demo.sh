@@ -33,7 +33,7 @@ main() {
     (($# <= 1)) || usage
     case ${1:-} in
     '' | --keep | --down) ;;
-    -h | --help) usage 0 ;;
+    -h | --help) head_of_script && return ;;
     *) usage ;;
     esac
     [[ $(id -u) == 0 ]] || die "this must run as root: it starts daemons and mounts file systems"
@@ -61,11 +61,6 @@ main() {
     else
         heading "Everything goes away again"
     fi
-}
-
-usage() {
-    sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" >&"$((${1:-2} ? 2 : 1))"
-    exit "${1:-2}"
 }
 
 # -- what is seen --------------------------------------------------------------------------------
@@ -244,11 +239,6 @@ TEXT
 }
 
 # -- its end -------------------------------------------------------------------------------------
-
-die() {
-    echo "demo.sh: $*" >&2
-    exit 1
-}
 
 # give_up WORDS [LOG...]: what failed and what to look at; then the ends of these logs; then nothing of the demo is left.
 give_up() {

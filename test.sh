@@ -178,11 +178,6 @@ side_by_side() {
     summary+=("$(printf '%-12s %-7s %4d s' "all" "" "$SECONDS")" "" "$passed passed, $broken failed")
 }
 
-usage() {
-    sed -n '2,/^# shellcheck/{/^# shellcheck/!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" >&2
-    exit 2
-}
-
 parts=()
 while (($#)) && [[ $1 != -* ]]; do
     [[ " ${all[*]} " == *" $1 "* ]] || usage

@@ -9,6 +9,49 @@ system_python=/usr/bin/python3
 # What is made once for this machine, and kept.
 test_cache=/var/cache/docker-graph-driver-tests
 
+# Where a login of root on Debian looks for programs.
+# shellcheck disable=SC2034 # for those who source this
+login_path=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+
+# die WORDS: what is wrong, in one line that begins with the name of the running script, and its end.
+die() {
+    printf '%s: %s\n' "${0##*/}" "$*" >&2
+    exit 1
+}
+
+# head_of_script: what the comment at the head of the running script says.
+head_of_script() { awk 'NR == 1 { next } !/^#/ || /^# shellcheck / { exit } { sub(/^# ?/, ""); print }' "$0"; }
+
+# usage: that, and the end of a script that was called in a wrong way.
+usage() {
+    head_of_script >&2
+    exit 2
+}
+
+# made_once PLACE SECONDS COMMAND...: makes a file or a directory that is kept, unless it is there: whole or not at all, by
+# one at a time, for which another one waits so long. The command makes $made, in a directory for its work; what it says is
+# shown if it fails. It is called in a condition, where its own commands need && between them.
+made_once() {
+    local place=$1 seconds=$2 lock work made status=0
+    shift 2
+    [[ ! -e $place ]] || return 0
+    mkdir --parents "${place%/*}"
+    exec {lock}>"$place.lock"
+    flock --wait "$seconds" "$lock" || { echo "another one has been making $place for too long" >&2 && return 1; }
+    if [[ ! -e $place ]]; then
+        echo "making $place" >&2
+        # Of one that was killed.
+        rm --recursive --force --one-file-system "$place".??????
+        work=$(mktemp --directory "$place.XXXXXX")
+        made=$work/made
+        { "$@" >"$work/log" 2>&1 3>&- </dev/null && mv "$made" "$place"; } || status=$?
+        ((status == 0)) || tail --lines 20 "$work/log" >&2
+        rm --recursive --force --one-file-system "$work"
+    fi
+    exec {lock}>&-
+    return "$status"
+}
+
 # debian_version: the number of this machine's Debian; its next one, which has none yet, is newer than all.
 debian_version() {
     # shellcheck source=/dev/null
@@ -326,24 +369,18 @@ debian_mirror() {
 
 # debian_image: prints the path of Debian's minbase with python3 as a tar, which is made once for this machine.
 debian_image() {
-    local release cache=$test_cache mirror work lock
+    local release
     # shellcheck source=/dev/null
     release=$(source /etc/os-release && echo "$VERSION_CODENAME")
-    mkdir -p "$cache"
-    exec {lock}>"$cache/debian.lock"
-    flock "$lock"
-    if [[ ! -e $cache/debian-$release.tar ]]; then
-        mirror=$(debian_mirror)
-        work=$(mktemp -d "$cache/debian.XXXXXX")
+    made_once "$test_cache/debian-$release.tar" 1200 make_debian_image "$release" && echo "$test_cache/debian-$release.tar"
+}
+
+# shellcheck disable=SC2154 # made: of made_once
+make_debian_image() {
+    local root=${made%/*}/root mirror
+    mirror=$(debian_mirror) &&
+        timeout 600 debootstrap --variant=minbase --include=python3-minimal "$1" "$root" "$mirror" &&
         # A layer does not need the archives of the packages that it holds.
-        timeout 600 debootstrap --variant=minbase --include=python3-minimal "$release" "$work/root" "$mirror" >"$work/log" 2>&1 3>&- &&
-            rm -f "$work"/root/var/cache/apt/archives/*.deb "$work"/root/var/lib/apt/lists/*_* &&
-            tar --create --file "$work/tar" --numeric-owner --xattrs --directory "$work/root" . &&
-            mv "$work/tar" "$cache/debian-$release.tar"
-        [[ -e $cache/debian-$release.tar ]] || tail -n 20 "$work/log" >&2
-        rm -rf --one-file-system "$work"
-    fi
-    exec {lock}>&-
-    echo "$cache/debian-$release.tar"
-    [[ -s $cache/debian-$release.tar ]]
+        rm -f "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*_* &&
+        tar --create --file "$made" --numeric-owner --xattrs --directory "$root" .
 }

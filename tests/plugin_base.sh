@@ -12,20 +12,13 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.bash"
 cache=${VM_CACHE:-$test_cache}
 base=${PLUGIN_BASE:-$cache/plugin-base}
 
-if [[ ! -d $base ]]; then
-    mkdir -p "$cache"
-    exec {lock}>"$cache/plugin-base.lock"
-    flock "$lock"
-fi
-if [[ ! -d $base ]]; then
-    work=$(mktemp --directory "$cache/plugin-base.XXXXXX")
-    trap 'rm -rf --one-file-system "$work"' EXIT
-    echo "making $base by debootstrap" >&2
-    if ! TYPED_IN=$work typed 'debootstrap --variant=minbase --include=python3-minimal,ceph-common,rbd-nbd,xfsprogs,e2fsprogs,mount bookworm base' >"$work/log" 2>&1; then
-        tail -n 5 "$work/log" >&2
-        exit 1
-    fi
-    rm -rf "$work"/base/var/cache/apt/archives/*.deb
-    mv "$work/base" "$base"
-fi
+# shellcheck disable=SC2154 # made: of made_once
+make_base() {
+    local work=${made%/*}
+    TYPED_IN=$work typed 'debootstrap --variant=minbase --include=python3-minimal,ceph-common,rbd-nbd,xfsprogs,e2fsprogs,mount bookworm base' &&
+        rm -rf "$work"/base/var/cache/apt/archives/*.deb &&
+        mv "$work/base" "$made"
+}
+
+made_once "$base" 1200 make_base
 echo "$base"

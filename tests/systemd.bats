@@ -5,7 +5,7 @@
 # stand-in for the kernel's, first on the driver's PATH by a drop-in.
 #
 # Environment: MACHINE_DEBIAN=12  the Debian of the machine: 12 or 13
-# shellcheck disable=SC2154 # repo: of lib.bash
+# shellcheck disable=SC2154 # repo, login_path: of lib.bash
 
 bats_require_minimum_version 1.5.0
 
@@ -31,7 +31,7 @@ setup_file() {
     # Programs find a keyring below /etc/ceph by its name.
     sed '/^\[client\]/,$d' "$SITE/ceph/ceph.conf" | on tee /etc/ceph/ceph.conf
     on tee /etc/ceph/ceph.client.admin.keyring <"$SITE/ceph/ceph.client.admin.keyring" >/dev/null
-    drop_in stand-in.conf "[Service]" "Environment=PATH=$repo/tests/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    drop_in stand-in.conf "[Service]" "Environment=PATH=$repo/tests/bin:$login_path"
 }
 
 # A test that failed may have left anything: what it set, and what does not run. Docker forgets what it removes while the

@@ -15,6 +15,7 @@ set -uo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../lib.bash"
 
 self=$repo/tests/debian/debian13.sh
+needs=(test driver lab docker build demo)
 passed=0
 failed=0
 # Seconds for one tool, and for all.
@@ -78,7 +79,9 @@ inside() {
 }
 
 nothing_is_missing() {
-    [[ -z $(missing_packages test driver lab docker build demo) ]] || { missing_packages test driver lab docker build demo && return 1; }
+    local missing
+    missing=$(missing_packages "${needs[@]}")
+    [[ -z $missing ]] || { echo "$missing" && return 1; }
 }
 
 # -- on this machine -----------------------------------------------------------------------------------
@@ -92,13 +95,10 @@ main() {
         inside "$2"
         return
         ;;
-    *)
-        sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" >&2
-        exit 2
-        ;;
+    *) usage ;;
     esac
     # shellcheck disable=SC2046 # a list of packages
-    root=$("$repo/tests/debian/root.sh" make trixie $(DEBIAN_VERSION=13 packages test driver lab docker build demo)) || exit 1
+    root=$("$repo/tests/debian/root.sh" make trixie $(DEBIAN_VERSION=13 packages "${needs[@]}")) || exit 1
     say "the root is there after $((SECONDS - begin)) s"
     exec timeout --kill-after 60 $deadline "$repo/tests/debian/root.sh" run "$root" "$self" inside "$what"
 }

@@ -20,11 +20,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/../lib.bash"
 
 self=$repo/tests/debian/machine.sh
 
-die() {
-    printf 'machine.sh: %s\n' "$*" >&2
-    exit 1
-}
-
 # -- outside ---------------------------------------------------------------------------------------
 
 # up DIR ROOT
@@ -97,7 +92,7 @@ inside() {
     local pid=$1
     shift
     nsenter --target "$pid" --mount --uts --ipc --net --pid --cgroup --root --wdns="$repo" -- \
-        env --ignore-environment HOME=/root LC_ALL=C.UTF-8 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@"
+        env --ignore-environment HOME=/root LC_ALL=C.UTF-8 PATH="$login_path" "$@"
 }
 
 # network DIR COMMAND...
@@ -162,7 +157,7 @@ init() {
     make_devices
     mount --types tmpfs --options mode=0755 tmpfs /run
     # This tells systemd that devices, the clock and file systems are not its business.
-    exec env --ignore-environment container=other PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+    exec env --ignore-environment container=other PATH="$login_path" \
         /lib/systemd/systemd
 }
 
@@ -180,11 +175,6 @@ make_devices() {
     mount --types devpts --options newinstance,ptmxmode=0666,mode=0620,gid=5 devpts /dev/pts
     ln --symbolic pts/ptmx /dev/ptmx
     ln --symbolic /proc/self/fd /dev/fd
-}
-
-usage() {
-    sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" >&2
-    exit 2
 }
 
 (($# >= 1)) || usage

@@ -26,41 +26,20 @@ apt_of_bullseye() {
         --option Acquire::Languages=none "$@" </dev/null
 }
 
-# download DIR: the packages, unpacked in DIR/root, and the tests' tools in DIR/site. Called in a condition.
+# download: the packages, unpacked in $made/root, and the tests' tools in $made/site.
+# shellcheck disable=SC2154 # made: of made_once
 download() {
-    local dir=$1 package
-    mkdir --parents "$dir/root" "$dir/deb" "$dir/apt/lists/partial" "$dir/apt/archives/partial" &&
-        echo "deb $(debian_mirror) bullseye main" >"$dir/apt/sources.list" &&
-        apt_of_bullseye "$dir/apt" update &&
-        (cd "$dir/deb" && apt_of_bullseye "$dir/apt" --option APT::Sandbox::User=root download "${packages[@]}") || return 1
-    for package in "$dir"/deb/*.deb; do
-        dpkg --extract "$package" "$dir/root" || return 1
+    local work=${made%/*} package
+    mkdir --parents "$made/root" "$work/deb" "$work/apt/lists/partial" "$work/apt/archives/partial" &&
+        echo "deb $(debian_mirror) bullseye main" >"$work/apt/sources.list" &&
+        apt_of_bullseye "$work/apt" update &&
+        (cd "$work/deb" && apt_of_bullseye "$work/apt" --option APT::Sandbox::User=root download "${packages[@]}") || return 1
+    for package in "$work"/deb/*.deb; do
+        dpkg --extract "$package" "$made/root" || return 1
     done
     # This Python's own pip needs more of Debian 11; the wheels are the same for all.
-    timeout 300 "$repo/.venv/bin/python" -m pip install --disable-pip-version-check --no-compile --target "$dir/site" \
+    timeout 300 "$repo/.venv/bin/python" -m pip install --disable-pip-version-check --no-compile --target "$made/site" \
         --no-deps --only-binary :all: --python-version 3.9 --requirement "$requirements"
-}
-
-# make: whole or not at all, by one at a time.
-make() {
-    local lock work status=0
-    mkdir --parents "$test_cache"
-    exec {lock}>"$place.lock"
-    flock --wait 900 "$lock" || return 1
-    if [[ ! -d $place ]]; then
-        work=$(mktemp --directory "$place.XXXXXX")
-        if download "$work" >"$work/log" 2>&1 3>&-; then
-            rm -r "$work/apt" "$work/deb"
-            chmod 0755 "$work"
-            mv "$work" "$place"
-        else
-            tail --lines 20 "$work/log" >&2
-            rm -r "$work"
-            status=1
-        fi
-    fi
-    exec {lock}>&-
-    return "$status"
 }
 
 # in_place COMMAND...: a child: as the first process of a namespace, the tests would inherit what others leave.
@@ -70,8 +49,8 @@ in_place() {
         mount --types overlay --options "lowerdir=$1:/usr" overlay /usr && shift && exec "$@"' - "$place/root/usr" "$@"
 }
 
-[[ $(id -u) == 0 ]] || { echo "python39.sh: must run as root" >&2 && exit 1; }
-make || { echo "python39.sh: a Python 3.9 could not be had" >&2 && exit 1; }
+[[ $(id -u) == 0 ]] || die "must run as root"
+made_once "$place" 900 download || die "a Python 3.9 could not be had"
 if (($#)); then
     in_place "$@"
     exit

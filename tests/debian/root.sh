@@ -20,39 +20,23 @@ source "$(dirname "${BASH_SOURCE[0]}")/../lib.bash"
 
 self=$repo/tests/debian/root.sh
 
-die() {
-    printf 'root.sh: %s\n' "$*" >&2
-    exit 1
-}
-
 # -- make ------------------------------------------------------------------------------------------
 
 # make SUITE PACKAGE...
 make() {
-    local suite=$1 root lock work status=0
+    local suite=$1 root
     shift
     # A root of another recipe is another root.
     root=$test_cache/root-$suite-$({ declare -f build && printf '%s\n' "$@" | sort --unique; } | sha256sum | cut -c -12)
-    mkdir --parents "$test_cache"
-    exec {lock}>"$root.lock"
-    flock --wait "${ROOT_SECONDS:-1200}" "$lock" || die "another one has been making $root for too long"
-    if [[ ! -d $root ]]; then
-        printf 'making a Debian %s in %s\n' "$suite" "$root" >&2
-        # Of one that was killed.
-        rm --recursive --force --one-file-system "$root".??????
-        work=$(mktemp --directory "$root.XXXXXX")
-        # What debootstrap mounts and starts ends with it.
-        timeout --kill-after 10 "${ROOT_SECONDS:-1200}" unshare --mount --pid --fork --kill-child --mount-proc \
-            "$self" build "$work/root" "$suite" "$@" >"$work/log" 2>&1 3>&- </dev/null || status=$?
-        if ((status == 0)); then
-            mv "$work/root" "$root"
-        else
-            tail --lines 20 "$work/log" >&2
-        fi
-        rm --recursive --force --one-file-system "$work"
-        ((status == 0)) || die "a Debian $suite could not be made ($status)"
-    fi
+    made_once "$root" "${ROOT_SECONDS:-1200}" build_alone "$suite" "$@" || die "a Debian $suite could not be made ($?)"
     echo "$root"
+}
+
+# build_alone SUITE PACKAGE...: what debootstrap mounts and starts ends with it.
+# shellcheck disable=SC2154 # made: of made_once
+build_alone() {
+    timeout --kill-after 10 "${ROOT_SECONDS:-1200}" unshare --mount --pid --fork --kill-child --mount-proc \
+        "$self" build "$made" "$@"
 }
 
 # build ROOT SUITE PACKAGE...: from nothing, in namespaces of its own.
@@ -142,18 +126,13 @@ inside() {
     umount --lazy .
     cd "$repo"
     unset TMPDIR CEPH_CONF
-    HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@"
+    HOME=/root PATH=$login_path "$@"
 }
 
 # share DIRECTORY PLACE: the directory is seen at that place of the root.
 share() {
     mkdir --parents "$root$2"
     mount --bind "$1" "$root$2"
-}
-
-usage() {
-    sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" >&2
-    exit 2
 }
 
 (($# >= 3)) || usage

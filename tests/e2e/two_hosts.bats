@@ -83,7 +83,7 @@ work() {
     docker exec precious sync
     run -2 b operator takeover --host host-a
     [[ $output == *"host-a lives"* ]]
-    die
+    host_dies
 
     # Its disk is put into the other one: the same data root, and a driver for it there.
     export RBD_STAND_IN_DIR=$LIVING/mapped
@@ -112,7 +112,7 @@ taken() { operator takeover --host host-a >"$SITE/takeover.log" 2>&1; }
 
 # What is left when the power of the first host fails: nothing but its disk. Its containers end first, since their
 # processes would hold what is mounted.
-die() {
+host_dies() {
     local place
     end docker KILL
     end_containers "$SITE"

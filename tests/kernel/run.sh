@@ -299,10 +299,7 @@ main() {
         case $word in
         --all | --plugin) what=${word#--} ;;
         krbd | nbd) types+=("$word") ;;
-        *)
-            sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" >&2
-            exit 2
-            ;;
+        *) usage ;;
         esac
     done
     ((${#types[@]})) || types=(krbd nbd)

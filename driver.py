@@ -170,6 +170,7 @@ class Driver:
         _check_id(layer)
         if parent:
             _check_id(parent)
+            self._check_not_removed(parent)
         size = parse_layer_size(storage_opt)
         self._postpone()
         # The only layer on an init layer is its container's, a copy of it: neither makes the chain longer.
@@ -194,6 +195,8 @@ class Driver:
         It is gone for Docker at once, and noted on this host as removed; its image goes behind. Raises LayerBusy.
         """
         _check_id(layer)
+        if self._mounted.is_removed(layer):
+            return
         with self._locks.hold(layer):
             if self._mounted.is_removed(layer):
                 return
@@ -222,6 +225,7 @@ class Driver:
     def get(self, layer: str, label: str) -> str:
         """Mount a layer for Docker and return the path of its root, the same on every call."""
         _check_id(layer)
+        self._check_not_removed(layer)
         with self._locks.hold(layer):
             self._acquire(layer, Place.DOCKER, write=True, label=label)
             if layer in self._sealed:
@@ -232,6 +236,8 @@ class Driver:
     def put(self, layer: str) -> None:
         """Undo one `get`; of a layer that is not mounted, nothing (a crash of dockerd ends with such calls)."""
         _check_id(layer)
+        if self._mounted.is_removed(layer):
+            return
         with self._locks.hold(layer):
             self._release(layer, Place.DOCKER)
             self._ahead.end(layer)
@@ -417,6 +423,7 @@ class Driver:
         self._trash.postpone(TRASH_SECONDS)
 
     def _check_not_removed(self, layer: str) -> None:
+        """Asked before the layer's lock is taken, too: its removal in the background holds that for very long."""
         if self._mounted.is_removed(layer):
             raise DriverError(f"layer {layer} does not exist: it was removed")
 
@@ -491,6 +498,7 @@ class Driver:
     def _mounted_root(self, layer: str, *, write: bool = False) -> Iterator[str]:
         """Get and Put of our own: the root directory of a layer for the length of a `with` block."""
         _check_id(layer)
+        self._check_not_removed(layer)
         with self._bounds(), self._locks.hold(layer):
             place = self._acquire(layer, Place.DRIVER, write=write)
         try:

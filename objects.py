@@ -15,6 +15,8 @@ from rbdcli import Pool, PoolMissing, RbdError
 
 # Made by `rbd pool init`, or with the first image; in no namespace (Ceph, librbd/image/ValidatePoolRequest.cc).
 _MADE_FOR_IMAGES = "rbd_info"
+# How `rados` says what its exit status does not tell: that there is no such object (ENOENT).
+_NO_OBJECT = "(2) No such file or directory"
 
 
 def pools(pool: Pool) -> Sequence[str]:
@@ -29,13 +31,15 @@ def is_made_for_images(pool: Pool) -> bool:
     """
     try:
         pool.rados_of_pool("stat", _MADE_FOR_IMAGES)
-    except RbdError:
-        # `rbd` tells by its exit status what `rados` does not: no right to the pool, no answer.
+    except RbdError as error:
+        # `rbd` tells by its exit status what `rados` does not: no right to the pool.
         try:
             pool.list()
         except PoolMissing:
             # The namespace is not there, which is told in other words.
             return True
+        if _NO_OBJECT not in str(error):
+            raise
         return False
     return True
 

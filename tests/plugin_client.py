@@ -323,8 +323,11 @@ class PluginProcess:
             return probe.connect_ex(self.socket) == 0
 
 
-def wait_until(condition: Any, what: str, seconds: float = 30) -> None:
-    """Wait for a condition; fails with `what` was waited for."""
+def wait_until(condition: Any, what: str, seconds: float = 120) -> None:
+    """Wait for a condition; fails with `what` was waited for.
+
+    The limit is some times the longest that the driver may let it wait (behind.RETRY_SECONDS).
+    """
     seconds *= SLOWNESS
     deadline = time.monotonic() + seconds
     while not condition():

@@ -41,24 +41,24 @@ start_ceph_plugin() {
     echo "$plugin_pid" >"$SITE/plugin.pid"
     disown "$plugin_pid" # bash need not tell that it was killed
     # The socket alone may be an older one's.
-    until_true 15 plugin_answers
+    until_true 120 plugin_answers
 }
 
 plugin_answers() {
     curl --silent --fail --max-time 5 --unix-socket "$plugins/$GRAPH.sock" --data '' http://plugin/Plugin.Activate
 }
 
-# start_ceph_dockerd [OPTION...]: dockerd on the plugin. Fails if it ends or is not ready within a minute.
+# start_ceph_dockerd [OPTION...]: dockerd on the plugin. Fails if it ends or is not ready within two minutes.
 start_ceph_dockerd() {
     start_dockerd "$SITE" "$GRAPH" --storage-opt "ceph.configfile=$CEPH_CONF" "$@"
 }
 
-# end DAEMON [SIGNAL]: plugin, docker or containerd; fails if it's not gone within 30 s.
+# end DAEMON [SIGNAL]: plugin, docker or containerd; fails if it's not gone within a minute.
 end() {
     local pid
     pid=$(<"$SITE/$1.pid")
     kill -s "${2:-TERM}" "$pid"
-    until_true 30 process_gone "$pid"
+    until_true 60 process_gone "$pid"
     rm -f "$SITE/$1.pid"
 }
 
@@ -142,22 +142,22 @@ operator() {
 
 # Told to look at what is no second old, check would find what the driver is about to remove.
 all_is_removed() {
-    until_true 60 nothing_is_to_be_removed "$SITE/data/$GRAPH"
-    until_true 60 trash_is_empty rbd
+    until_true 120 nothing_is_to_be_removed "$SITE/data/$GRAPH"
+    until_true 120 trash_is_empty rbd
 }
 
 # nothing_is_left [PREFIX [NAMESPACE]]: no layer, trash, mapping, mount or directory after everything was removed.
 nothing_is_left() {
     local prefix=${1:-docker_image} pool=rbd${2:+/$2}
     # BuildKit lets go of what it used a moment after the build.
-    until_true 60 only_base_is_left "$pool" "${prefix}_base_image" || {
+    until_true 120 only_base_is_left "$pool" "${prefix}_base_image" || {
         rbd ls "$pool"
         docker system df --verbose
         return 1
     }
-    until_true 60 trash_is_empty "$pool" || { rbd trash ls --all "$pool" && false; }
+    until_true 120 trash_is_empty "$pool" || { rbd trash ls --all "$pool" && false; }
     nothing_is_mapped
-    until_true 60 home_is_empty
+    until_true 120 home_is_empty
     run -1 grep --extended-regexp 'Traceback|a defect of the driver|is left behind' "$SITE/plugin.log"
 }
 
@@ -193,7 +193,7 @@ trash_is_empty() { [[ -z $(rbd trash ls --all "$1") ]]; }
 nothing_is_mapped() {
     run -0 mounts_below "$SITE/data/$GRAPH"
     [[ -z $output ]]
-    until_true 20 no_device_is_listed || {
+    until_true 120 no_device_is_listed || {
         rbd device list
         return 1
     }
@@ -210,7 +210,7 @@ no_device_is_listed() {
 mounted_once() {
     run -0 mounts_below "$SITE/data/$GRAPH"
     [[ $output == "$(data_of "$1" MountPoint)" ]]
-    until_true 20 only_device_is "$(data_of "$1" Image)"
+    until_true 120 only_device_is "$(data_of "$1" Image)"
 }
 
 only_device_is() { [[ $(rbd device list --format json | jq --raw-output '.[].name') == "$1" ]]; }

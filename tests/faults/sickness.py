@@ -42,11 +42,11 @@ def checks(cluster: Cluster) -> dict[str, object]:
 
 def wait_well(cluster: Cluster) -> None:
     """Wait until the cluster serves again."""
-    wait_until(lambda: not checks(cluster), "the cluster is well", 60)
+    wait_until(lambda: not checks(cluster), "the cluster is well")
     # An OSD that stood still may be taken for dead only now.
     for verb in (("create", "--size", "1M"), ("rm", "--no-progress")):
         cluster.rbd(*verb, f"{POOL}/trial")
-    wait_until(lambda: not checks(cluster), "the cluster is well", 60)
+    wait_until(lambda: not checks(cluster), "the cluster is well")
 
 
 @contextlib.contextmanager

@@ -86,8 +86,8 @@ def nothing_left(operation: Operation, stem: str, images: list[str]) -> None:
     cluster, home = operation.cluster, operation.home
     operation.client.call("Cleanup")
     assert cluster.images(stem) == images
-    wait_until(lambda: cluster.trash(stem) == [], "the trash is empty", 15)
-    wait_until(lambda: not [name for name in cluster.mapped() if name.startswith(stem)], "nothing is mapped", 15)
+    wait_until(lambda: cluster.trash(stem) == [], "the trash is empty")
+    wait_until(lambda: not [name for name in cluster.mapped() if name.startswith(stem)], "nothing is mapped")
     assert mounts_below(home) == []
     assert os.listdir(os.path.join(home, "mnt")) == []
     assert os.listdir(home) == ["mnt"]

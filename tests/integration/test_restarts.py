@@ -272,6 +272,7 @@ def test_what_was_removed_is_gone_for_docker_and_goes_from_the_pool(
                 call(layer)
         client.put(layer)
         client.remove(layer)
+        assert "removing: again" not in plugin.log_text(), "none of them waited for what is done in the background"
     finally:
         os.kill(osd, signal.SIGCONT)
     wait_until(lambda: f"docker_image_{layer}" not in cluster.images(), "its image is gone")

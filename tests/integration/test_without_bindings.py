@@ -80,5 +80,5 @@ def test_a_sick_cluster_is_explained(bare: PluginProcess, cluster: Cluster, daem
         # It may be taken for dead only now.
         cluster.rbd("create", "--size", "1M", "trial")
         cluster.rbd("rm", "--no-progress", "trial")
-        wait_until(lambda: "HEALTH_OK" in cluster.ceph("health"), "the cluster is well", 60)
+        wait_until(lambda: "HEALTH_OK" in cluster.ceph("health"), "the cluster is well")
     bare.client.remove(bare.client.create("layer"))

@@ -102,7 +102,7 @@ nothing_is_left_in_pool() {
     local images
     images=$(rbd ls | grep --invert-match --extended-regexp '_base_image$|^(krbd|nbd)_image_')
     [[ -z $images ]] || { echo "left in the pool: $images" && return 1; }
-    until_true 30 trash_is_empty || { rbd trash ls --all && return 1; }
+    until_true 120 trash_is_empty || { rbd trash ls --all && return 1; }
 }
 
 # The base images of all the prefixes that tests have used; a suite may look for other images than its own.

@@ -65,7 +65,7 @@ class Site:
             """
             for daemon in docker containerd plugin; do
                 pid=$(cat "$SITE/$daemon.pid" 2>/dev/null) && kill "$pid" 2>/dev/null || continue
-                until_true 30 process_gone "$pid" || { kill -KILL "$pid" && echo "$daemon: killed" >&2 && failed=1; }
+                until_true 60 process_gone "$pid" || { kill -KILL "$pid" && echo "$daemon: killed" >&2 && failed=1; }
                 rm -f "$SITE/$daemon.pid"
             done
             exit "${failed:-0}"

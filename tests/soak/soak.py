@@ -133,12 +133,12 @@ class Soak:
         host.end_dockerd(signal.SIGTERM)
         host.cluster.wait_unmapped()
         homes = f"{host.directory}/data/{host.name}/mnt"
-        wait_until(lambda: not os.listdir(homes), "what was removed is gone", 60)
+        wait_until(lambda: not os.listdir(homes), "what was removed is gone")
         collected = host.operator("gc", "--yes", "--min-age", "0")
         assert collected.returncode == 0, f"gc: {collected.stdout} {collected.stderr}"
         self.orphans = collected.stdout.count("removing: orphan-image")
         print(collected.stdout, end="")
-        wait_until(lambda: not host.cluster.trash(), "the trash is empty", 60)
+        wait_until(lambda: not host.cluster.trash(), "the trash is empty")
         # A dockerd that is killed while it makes or removes something keeps records of layers for which it has no
         # image, for ever and with every storage driver (moby, layer/layer_store.go): what it names must be there.
         named = {f"docker_image_{layer}" for layer in host.named()}

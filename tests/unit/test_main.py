@@ -235,13 +235,13 @@ def test_a_request_that_hangs_does_not_keep_the_driver_from_its_end(process: Plu
             get.result(30)
     for name in ("go", "go-layer"):
         (short / name).touch()
-    assert 2 <= took < 10
+    assert 2 <= took < 20
     assert "ended with work unfinished after 2 s" in process.log_text()
 
 
 def test_requests_and_what_is_done_in_the_background_have_one_deadline(process: PluginProcess, short: Path) -> None:
     """The request ends late, what is removed hangs on: the second does not get the time of the first once more."""
-    quick(process, short, 4)
+    quick(process, short, 8)
     restored(process)
     process.start(PATH=hanging_tools(short))
     wait_until(lambda: hangs(short, "_gone"), "the removed layer's image is to go")
@@ -251,15 +251,15 @@ def test_requests_and_what_is_done_in_the_background_have_one_deadline(process: 
         assert process.process
         process.process.terminate()
         began = time.monotonic()
-        time.sleep(3)
+        time.sleep(6)
         (short / "go-layer").touch()
         with pytest.raises(Refused, match="layer"):
             get.result(30)
         assert process.process.wait(60) == 0
     took = time.monotonic() - began
     (short / "go").touch()
-    assert 4 <= took < 3 + 4
-    assert "ended with work unfinished after 4 s" in process.log_text()
+    assert 8 <= took < 6 + 8
+    assert "ended with work unfinished after 8 s" in process.log_text()
 
 
 def test_systemd_waits_longer_than_the_longest_end() -> None:

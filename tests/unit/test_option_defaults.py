@@ -38,7 +38,7 @@ def test_a_bad_default_ends_the_driver_with_one_line(default: str, says: str, tm
     with pytest.raises(OptionError, match=says):
         parse([default])
     argv = [sys.executable, str(PROGRAM), "--socket", str(tmp_path / "ceph.sock"), "--default", default]
-    ended = subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False)
+    ended = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 1
     assert says in ended.stderr
     assert len(ended.stderr.splitlines()) == 1

@@ -86,7 +86,7 @@ def start(code: str) -> subprocess.Popen[str]:
 
 def test_the_driver_s_status_is_ours_and_its_log_goes_to_stdout() -> None:
     process = start("import os, sys; print('logged', file=sys.stderr); sys.exit(7)")
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=120)
     assert (process.returncode, out, err) == (7, "logged\n", "")
 
 
@@ -99,5 +99,5 @@ def test_sigterm_reaches_the_driver() -> None:
     assert process.stdout.readline() == "up\n"
     time.sleep(0.1)  # the handler is set after the driver is started
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     assert process.returncode == 3

@@ -63,8 +63,17 @@ def test_a_pool_that_is_missing(host: Host) -> None:
 
 
 def test_a_pool_that_was_not_made_for_images(host: Host) -> None:
-    host.has("rados", 'case "$*" in *lspools*) echo pool ;; *) exit 1 ;; esac')
+    missing = "error stat-ing pool/rbd_info: (2) No such file or directory"
+    host.has("rados", f'case "$*" in *lspools*) echo pool ;; *) echo "{missing}" >&2; exit 1 ;; esac')
     with pytest.raises(NotReady, match="pool pool is not made for images; do: rbd pool init pool"):
+        host.check()
+
+
+def test_a_pool_that_does_not_answer_in_time_is_not_taken_for_one_that_was_not_made(host: Host) -> None:
+    """It answers again by the time that `rbd` asks."""
+    late = "error stat-ing pool/rbd_info: (110) Connection timed out"
+    host.has("rados", f'case "$*" in *lspools*) echo pool ;; *) echo "{late}" >&2; exit 1 ;; esac')
+    with pytest.raises(rbdcli.RbdError, match="Connection timed out"):
         host.check()
 
 

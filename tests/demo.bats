@@ -79,9 +79,9 @@ interrupt() {
     # bats has us ignore SIGINT in the background.
     env --default-signal=INT,TERM setsid "$repo/demo.sh" >"$WORK/out" 2>&1 3>&- </dev/null &
     running=$!
-    until_true 120 shows "$3"
+    eventually shows "$3"
     kill -s "$1" -- "$2$running"
-    until_true 120 process_gone "$running"
+    eventually process_gone "$running"
     wait "$running" || status=$?
     running=
     cat "$WORK/out"
@@ -199,7 +199,7 @@ use_as_told() (
     local status=0
     env --default-signal=INT setsid "$repo/demo.sh" >"$WORK/out" 2>&1 3>&- </dev/null &
     running=$!
-    until_true 120 shows 'Everything goes away'
+    eventually shows 'Everything goes away'
     kill -INT -- "-$running"
     wait "$running" || status=$?
     running=

@@ -179,6 +179,10 @@ until_true() {
     done
 }
 
+# eventually COMMAND...: waits so for a state that must come, with one limit for all: four times the longest that the driver
+# may wait before it tries again (behind.RETRY_SECONDS), like `wait_until` of the tests in Python.
+eventually() { until_true 120 "$@"; }
+
 # end_process PID [SECONDS]: SIGTERM, and SIGKILL if it is still there after that many seconds (20).
 end_process() {
     local pid=$1
@@ -217,7 +221,7 @@ start_plugin() {
     # A session of its own, here and below: the terminal's Ctrl-C is for us, and we end them in their order.
     setsid "$system_python" "$repo/docker_graph_driver.py" --socket "$socket" "$@" >>"$log" 2>&1 3>&- </dev/null &
     plugin_pid=$!
-    until_true 120 started "$plugin_pid" "$socket" && ! process_gone "$plugin_pid"
+    eventually started "$plugin_pid" "$socket" && ! process_gone "$plugin_pid"
 }
 
 started() { process_gone "$1" || [[ -S $2 ]]; }
@@ -236,7 +240,7 @@ start_dockerd() {
             --address "$dir/containerd.sock" >>"$dir/containerd.log" 2>&1 3>&- </dev/null &
         containerd_pid=$!
         echo "$containerd_pid" >"$dir/containerd.pid"
-        until_true 120 started "$containerd_pid" "$dir/containerd.sock" && ! process_gone "$containerd_pid" || return 1
+        eventually started "$containerd_pid" "$dir/containerd.sock" && ! process_gone "$containerd_pid" || return 1
     fi
     # 27.x wants the variable before it loads a graph driver plugin, others ignore it.
     DOCKERD_DEPRECATED_GRAPHDRIVER_PLUGINS=1 setsid dockerd --experimental --storage-driver "$driver" \
@@ -244,7 +248,7 @@ start_dockerd() {
         --containerd "$dir/containerd.sock" --bridge none --iptables=false --ip6tables=false "$@" \
         >>"$dir/dockerd.log" 2>&1 3>&- </dev/null &
     dockerd_pid=$!
-    until_true 120 dockerd_up "$dockerd_pid" "$dir" && ! process_gone "$dockerd_pid"
+    eventually dockerd_up "$dockerd_pid" "$dir" && ! process_gone "$dockerd_pid"
 }
 
 dockerd_up() { process_gone "$1" || docker_cli "$2" version; }
@@ -267,7 +271,7 @@ docker_client() {
 }
 
 # remove_all_containers DIR: those of the daemon in DIR, running or not, also while some of them go by themselves.
-remove_all_containers() { until_true 120 no_container_is_left "$1"; }
+remove_all_containers() { eventually no_container_is_left "$1"; }
 
 no_container_is_left() {
     local ids

@@ -87,7 +87,7 @@ start_running() {
     # shellcheck disable=SC2016 # for the container's shell
     on docker run --detach --name running --stop-signal KILL "$@" small \
         sh -c 'echo precious >>/kept; sync; n=0; while echo $((n += 1)) >/count.new; do mv /count.new /count; usleep 50000; done'
-    until_true 120 on docker exec running test -s /count
+    eventually on docker exec running test -s /count
 }
 
 # The container's process, when it was started included; what is no more has none.
@@ -107,7 +107,7 @@ runs_on() {
     [[ $(pid_of docker) == "$docker_pid" ]]
     [[ $(container_process "$running_pid") == "$running_process" ]]
     before=$(count)
-    until_true 120 counted_on "$before"
+    eventually counted_on "$before"
 }
 
 # What the container wrote last; between a write and the next there is always one.
@@ -187,7 +187,7 @@ another_driver_listens() {
     start_running
     remember
     on systemctl kill --kill-who main --signal KILL "$driver"
-    until_true 120 another_driver_listens "$driver_pid"
+    eventually another_driver_listens "$driver_pid"
     runs_on
     is_served
     new_containers_start
@@ -231,11 +231,11 @@ another_driver_listens() {
         "ExecStart=/bin/sh -c 'touch /run/begun; until [ -e /run/go ]; do sleep 0.1; done; exec /usr/bin/python3 /opt/docker-graph-driver/docker_graph_driver.py'"
     on rm --force /run/begun /run/go
     on systemctl start --no-block docker
-    until_true 120 on test -e /run/begun
+    eventually on test -e /run/begun
     is "$driver" activating
     is docker inactive
     on touch /run/go
-    until_true 120 is docker active
+    eventually is docker active
     (($(property docker ExecMainStartTimestampMonotonic) >= $(property "$driver" ActiveEnterTimestampMonotonic)))
     new_containers_start
 }
@@ -249,7 +249,7 @@ another_driver_listens() {
         on systemctl is-active multi-user.target docker "$driver"
         run -0 on docker info --format '{{.Driver}}'
         [[ $output == ceph ]]
-        until_true 120 on docker exec running test -s /count
+        eventually on docker exec running test -s /count
         run -0 on docker exec running head -n 1 /kept
         [[ $output == precious ]]
         new_containers_start
@@ -268,10 +268,10 @@ another_driver_listens() {
     run -0 on journalctl --boot --no-pager --unit docker
     [[ $output == *'plugin \"ceph\" not found'* ]]
     # It was tried more often than systemd allows by default, and is tried on.
-    until_true 120 tried_often
+    eventually tried_often
     on rm "$drop_ins/test.conf"
     on systemctl daemon-reload
-    until_true 120 is "$driver" active
+    eventually is "$driver" active
     typed 'systemctl reset-failed docker'
     typed 'systemctl start docker'
     new_containers_start
@@ -282,10 +282,10 @@ tried_often() { (($(property "$driver" NRestarts) > 6)); }
 @test "nothing is left" {
     remove_containers
     on docker rmi small
-    until_true 120 only_base_is_left
-    until_true 120 nothing_is_mounted
+    eventually only_base_is_left
+    eventually nothing_is_mounted
     on systemctl stop docker.socket docker "$driver"
-    until_true 120 nothing_is_mapped
+    eventually nothing_is_mapped
     run -0 on journalctl --no-pager --unit "$driver"
     [[ $output != *Traceback* && $output != *"a defect of the driver"* && $output != *"timed out"* ]]
 }

@@ -28,7 +28,7 @@ up() {
     mkdir --parents "$dir"
     unshare --net "$repo/tests/debian/root.sh" run "$2" "$self" hold >"$dir/hold" 2>"$dir/log" 3>&- </dev/null &
     echo $! >"$dir/keeper"
-    until_true 120 grep --quiet held "$dir/hold" || {
+    eventually grep --quiet held "$dir/hold" || {
         cat "$dir/log" >&2
         down "$dir"
         die "there is no view of $2"
@@ -45,9 +45,9 @@ boot() {
         "$self" first >>"$dir/log" 2>&1 3>&- </dev/null &
     starter=$!
     # nsenter waits for unshare, and that for systemd.
-    until_true 120 systemd_of "$starter" || die "systemd did not start: $(tail --lines 5 "$dir/log")"
+    eventually systemd_of "$starter" || die "systemd did not start: $(tail --lines 5 "$dir/log")"
     systemd_of "$starter" >"$dir/systemd"
-    until_true 120 takes_commands || die "systemd takes no commands"
+    eventually takes_commands || die "systemd takes no commands"
     inside "$(<"$dir/systemd")" timeout 300 systemctl is-system-running --wait || true
 }
 
@@ -107,7 +107,7 @@ down() {
     dir=$1
     cut "$dir"
     if [[ -e $dir/view ]]; then
-        until_true 120 run "$dir" "$self" remove_cgroup || die "its cgroup is still in use"
+        eventually run "$dir" "$self" remove_cgroup || die "its cgroup is still in use"
     fi
     [[ ! -e $dir/keeper ]] || end_process "$(<"$dir/keeper")"
     rm -f "$dir"/{hold,log,keeper,view}

@@ -74,7 +74,7 @@ check_built() {
 # bats test_tags=debian13
 @test "BuildKit: stages, COPY --from, RUN, and the cache" {
     buildkit --tag buildkit "$SITE/buildkit"
-    until_true 120 nothing_is_mapped
+    eventually nothing_is_mapped
     run -0 buildkit --tag buildkit-again "$SITE/buildkit"
     [[ $(grep --count 'CACHED$' <<<"$output") -ge 7 ]]
     docker rmi buildkit-again
@@ -91,7 +91,7 @@ END
     run -1 buildkit - <"$SITE/failing"
     [[ $output == *"exit code: 7"* ]]
     [[ $output != *"GraphDriver"* ]]
-    until_true 120 nothing_is_mapped
+    eventually nothing_is_mapped
 }
 
 # bats test_tags=debian13
@@ -102,7 +102,7 @@ END
     [[ -n $(new_in_pool "$before") ]]
     docker builder prune --all --force
     docker image prune --force
-    until_true 120 pool_holds_no_more "$before"
+    eventually pool_holds_no_more "$before"
 }
 
 # bats test_tags=debian13

@@ -45,7 +45,7 @@ unmapped() { [[ $(rbd device list --format json) == "[]" ]]; }
     DOCKER_BUILDKIT=1 docker build --network none --tag built "$SITE/context"
     DOCKER_BUILDKIT=0 docker build --network none --tag classic "$SITE/context"
     docker rmi built classic
-    until_true 120 mounted_once running
+    eventually mounted_once running
     finds
     run -0 operator gc --yes
     [[ -z $output ]]
@@ -57,9 +57,9 @@ unmapped() { [[ $(rbd device list --format json) == "[]" ]]; }
 
 @test "both are killed during an import: its layer is found, and goes" {
     mkfifo "$SITE/archive"
-    (head -c 500000 "$E2E/busybox.tar" && until_true 120 test -e "$SITE/go-on") >"$SITE/archive" 2>/dev/null 3>&- &
+    (head -c 500000 "$E2E/busybox.tar" && eventually test -e "$SITE/go-on") >"$SITE/archive" 2>/dev/null 3>&- &
     docker import - half <"$SITE/archive" >"$SITE/import.log" 2>&1 3>&- &
-    until_true 120 is_mounted
+    eventually is_mounted
     end plugin KILL
     end docker KILL
     touch "$SITE/go-on"
@@ -93,7 +93,7 @@ is_mounted() { [[ -n $(mounts_below "$SITE/data/$GRAPH") ]]; }
     local layer
     docker create --name stopped small true
     layer=$(data_of stopped Image)
-    until_true 120 unmapped
+    eventually unmapped
     rbd device map --options noudev "rbd/$layer"
     collects stale-mapping
     unmapped

@@ -41,7 +41,7 @@ start_ceph_plugin() {
     echo "$plugin_pid" >"$SITE/plugin.pid"
     disown "$plugin_pid" # bash need not tell that it was killed
     # The socket alone may be an older one's.
-    until_true 120 plugin_answers
+    eventually plugin_answers
 }
 
 plugin_answers() {
@@ -142,22 +142,22 @@ operator() {
 
 # Told to look at what is no second old, check would find what the driver is about to remove.
 all_is_removed() {
-    until_true 120 nothing_is_to_be_removed "$SITE/data/$GRAPH"
-    until_true 120 trash_is_empty rbd
+    eventually nothing_is_to_be_removed "$SITE/data/$GRAPH"
+    eventually trash_is_empty rbd
 }
 
 # nothing_is_left [PREFIX [NAMESPACE]]: no layer, trash, mapping, mount or directory after everything was removed.
 nothing_is_left() {
     local prefix=${1:-docker_image} pool=rbd${2:+/$2}
     # BuildKit lets go of what it used a moment after the build.
-    until_true 120 only_base_is_left "$pool" "${prefix}_base_image" || {
+    eventually only_base_is_left "$pool" "${prefix}_base_image" || {
         rbd ls "$pool"
         docker system df --verbose
         return 1
     }
-    until_true 120 trash_is_empty "$pool" || { rbd trash ls --all "$pool" && false; }
+    eventually trash_is_empty "$pool" || { rbd trash ls --all "$pool" && false; }
     nothing_is_mapped
-    until_true 120 home_is_empty
+    eventually home_is_empty
     run -1 grep --extended-regexp 'Traceback|a defect of the driver|is left behind' "$SITE/plugin.log"
 }
 
@@ -193,7 +193,7 @@ trash_is_empty() { [[ -z $(rbd trash ls --all "$1") ]]; }
 nothing_is_mapped() {
     run -0 mounts_below "$SITE/data/$GRAPH"
     [[ -z $output ]]
-    until_true 120 no_device_is_listed || {
+    eventually no_device_is_listed || {
         rbd device list
         return 1
     }
@@ -210,7 +210,7 @@ no_device_is_listed() {
 mounted_once() {
     run -0 mounts_below "$SITE/data/$GRAPH"
     [[ $output == "$(data_of "$1" MountPoint)" ]]
-    until_true 120 only_device_is "$(data_of "$1" Image)"
+    eventually only_device_is "$(data_of "$1" Image)"
 }
 
 only_device_is() { [[ $(rbd device list --format json | jq --raw-output '.[].name') == "$1" ]]; }

@@ -50,7 +50,7 @@ pool_lacks() { [[ $(rbd ls rbd) != *"$1"* ]]; }
     run -0 rbd ls rbd
     [[ $output == *"$image"* ]]
     docker rm --force goner
-    until_true 120 pool_lacks "$image"
+    eventually pool_lacks "$image"
     nothing_is_mapped
 }
 
@@ -128,7 +128,7 @@ info_tells() { [[ $(docker info) == *" $1"* ]]; }
     local row
     start_sleeper shown
     # Others are unmapped some seconds after Docker has put them.
-    until_true 120 info_tells "Mapped Devices: 1"
+    eventually info_tells "Mapped Devices: 1"
     run -0 docker info
     for row in "Storage Driver: $GRAPH" "Pool: rbd" "Namespace: " "Image Prefix: docker_image" "Device Type: krbd" \
         "Base Size: 10G" "Backing Filesystem: xfs" "Pool Used: " "Pool Available: " "Ceph Health: HEALTH_OK" \
@@ -167,7 +167,7 @@ info_tells() { [[ $(docker info) == *" $1"* ]]; }
     [[ $output == *"'big' is not a size"* ]]
     run -125 docker run --rm --storage-opt color=red small true
     [[ $output == *"unknown storage option 'color' for a container; valid is size"* ]]
-    until_true 120 pool_holds_no_more "$before"
+    eventually pool_holds_no_more "$before"
 }
 
 @test "the root of a container holds nothing but its image" {
@@ -202,12 +202,12 @@ pool_holds_images() { [[ $(rbd ls rbd | wc -l) == "$1" ]]; }
     [[ $output == *"must force"* ]]
     docker container prune --force
     run -0 docker rmi top
-    until_true 120 pool_holds_images 4
+    eventually pool_holds_images 4
     docker tag small other
     docker rmi other
     run -0 docker run --rm small cat /last
     docker system prune --all --force
-    until_true 120 pool_holds docker_image_base_image
+    eventually pool_holds docker_image_base_image
     docker load --input "$E2E/small.tar"
     run -0 docker run --rm small cat /last
 }

@@ -102,7 +102,7 @@ start_keeper() {
 nothing_of_layers_is_mounted() {
     run -0 mounts_below "$(directory_of "$GRAPH")/propagated-mount/$GRAPH"
     [[ -z $output ]]
-    until_true 120 no_device_is_listed
+    eventually no_device_is_listed
 }
 
 # plugin_pid ID: the driver's in a plugin. Another plugin's looks the same but for its mounts.
@@ -218,8 +218,8 @@ holds_of_set() { [[ $(rbd --pool "$pool" ls | grep '^set_') == "$1" ]]; }
     start_keeper keeper
     pid=$(plugin_pid "$id")
     kill -KILL "$pid"
-    until_true 120 process_gone "$pid"
-    until_true 120 plugin_pid "$id"
+    eventually process_gone "$pid"
+    eventually plugin_pid "$id"
     as_it_was keeper
     docker restart --time 0 keeper
     as_it_was keeper
@@ -232,7 +232,7 @@ holds_of_set() { [[ $(rbd --pool "$pool" ls | grep '^set_') == "$1" ]]; }
     mkdir "$SITE/registry"
     "$system_python" "$repo/tests/registry.py" "$SITE/registry" >"$SITE/registry.log" 2>&1 3>&- </dev/null &
     echo $! >"$SITE/registry.pid"
-    until_true 120 test -e "$SITE/registry/port"
+    eventually test -e "$SITE/registry/port"
     remote=localhost:$(<"$SITE/registry/port")/managed:next
     "$repo/build_plugin.sh" --name "$remote" --base "$BASE" --ceph-key "$SITE/empty"
     docker plugin push "$remote"
@@ -258,7 +258,7 @@ holds_of_set() { [[ $(rbd --pool "$pool" ls | grep '^set_') == "$1" ]]; }
     start_keeper keeper
     docker stop keeper
     # Docker kills a plugin that does not end within 10 s, and its notes of what is still to be removed go with it.
-    until_true 120 nothing_is_to_be_removed "$(directory_of "$GRAPH")/propagated-mount/$GRAPH"
+    eventually nothing_is_to_be_removed "$(directory_of "$GRAPH")/propagated-mount/$GRAPH"
     docker plugin disable --force "$GRAPH"
     docker plugin rm --force "$GRAPH"
     make_plugin "$GRAPH" "ceph.source=$SITE/ceph"
@@ -298,7 +298,7 @@ holds_of_set() { [[ $(rbd --pool "$pool" ls | grep '^set_') == "$1" ]]; }
         "$root" "$SITE/data/plugins/storage"
     docker rm first
     docker rmi second small
-    until_true 120 holds_of_set set_base_image
+    eventually holds_of_set set_base_image
     restart_dockerd "$GRAPH"
     docker plugin disable "$name"
     docker plugin rm "$name"
@@ -334,7 +334,7 @@ use_plugin() {
     docker load --input "$E2E/small.tar"
     [[ $(docker run --rm small cat /last) == 2 ]]
     docker rmi small
-    until_true 120 only_base_is_in docker
+    eventually only_base_is_in docker
     restart_dockerd overlay2
     docker plugin disable ceph
 }
@@ -346,8 +346,8 @@ holds_of_docker() { [[ $(rbd --pool "$pool" ls | grep --invert-match '^set_') ==
 @test "removal: nothing is left on the host, nor in the pool" {
     local id
     remove_everything
-    until_true 120 holds_of_docker docker_image_base_image
-    until_true 120 trash_is_empty $pool
+    eventually holds_of_docker docker_image_base_image
+    eventually trash_is_empty $pool
     nothing_of_layers_is_mounted
     id=$(id_of "$GRAPH")
     restart_dockerd vfs

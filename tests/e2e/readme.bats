@@ -46,7 +46,7 @@ teardown_file() {
 
 @test "without systemd: the driver, and then Docker on it" {
     typed 'python3 docker_graph_driver.py' >"$SITE/plugin.log" 2>&1 3>&- </dev/null &
-    until_true 120 plugin_answers
+    eventually plugin_answers
     python_below $! >"$SITE/plugin.pid"
     start_ceph_dockerd
     docker load --input "$E2E/small.tar"
@@ -57,8 +57,8 @@ teardown_file() {
 }
 
 @test "check and gc: nothing belongs to nobody, then a layer that Docker does not know" {
-    until_true 120 nothing_is_to_be_removed "$SITE/data/$GRAPH"
-    until_true 120 trash_is_empty rbd
+    eventually nothing_is_to_be_removed "$SITE/data/$GRAPH"
+    eventually trash_is_empty rbd
     run -0 typed 'python3 docker_graph_driver.py check'
     [[ -z $output ]]
     run -0 typed 'python3 docker_graph_driver.py gc'
@@ -93,13 +93,13 @@ call() {
     unshare --uts sh -c 'hostname node1 && exec "$@"' - "$system_python" "$repo/docker_graph_driver.py" \
         --socket "$socket" >"$SITE/node1.log" 2>&1 3>&- </dev/null &
     pid=$!
-    until_true 120 test -S "$socket"
+    eventually test -S "$socket"
     call Init "{\"Home\": \"$SITE/node1\", \"Opts\": [\"ceph.configfile=$CEPH_CONF\"]}" "$socket"
     call Create '{"ID": "precious"}' "$socket"
     run -2 typed 'python3 docker_graph_driver.py takeover --host node1'
     [[ $output == *"node1 lives"* ]]
     kill -KILL "$pid"
-    until_true 120 taken
+    eventually taken
     run -0 call Get '{"ID": "precious"}'
     call Put '{"ID": "precious"}'
     call Remove '{"ID": "precious"}'

@@ -21,7 +21,7 @@ start_pair() {
     docker run --detach --name running --stop-signal KILL small \
         sh -c 'echo precious >/kept; n=0; while echo $((n += 1)) >/count.new; do mv /count.new /count; usleep 50000; done'
     docker run --name stopped small sh -c 'echo precious >/kept'
-    until_true 120 docker exec running test -s /count
+    eventually docker exec running test -s /count
 }
 
 # It still counts: its file system can be written, and what it writes is seen.
@@ -29,7 +29,7 @@ still_runs() {
     local before
     [[ $(state_of running) == running ]]
     before=$(docker exec running cat /count)
-    until_true 120 counted_on "$before"
+    eventually counted_on "$before"
     run -0 docker exec running cat /kept
     [[ $output == precious ]]
     mounted_once running
@@ -41,11 +41,11 @@ counted_on() { (($(docker exec running cat /count) > $1)); }
 import_half() {
     nothing_is_mapped
     mkfifo "$SITE/archive"
-    (head -c 500000 "$E2E/busybox.tar" && until_true 120 test -e "$SITE/go-on" && tail -c +500001 "$E2E/busybox.tar") \
+    (head -c 500000 "$E2E/busybox.tar" && eventually test -e "$SITE/go-on" && tail -c +500001 "$E2E/busybox.tar") \
         >"$SITE/archive" 2>/dev/null 3>&- &
     docker import - half <"$SITE/archive" >"$SITE/import.log" 2>&1 3>&- &
     import_pid=$!
-    until_true 120 mounts_below_are 1
+    eventually mounts_below_are 1
 }
 
 mounts_below_are() { [[ $(mounts_below "$SITE/data/$GRAPH" | wc -l) == "$1" ]]; }
@@ -110,7 +110,7 @@ work_as_before() {
     wait_for_import
     start_ceph_dockerd
     nothing_is_mapped
-    until_true 120 pool_holds_no_more "$before"
+    eventually pool_holds_no_more "$before"
     run -0 docker import "$E2E/busybox.tar" whole
     docker rmi whole
 }
@@ -171,7 +171,7 @@ work_as_before() {
     docker run --rm small cat /last >"$SITE/waited" 3>&- &
     client=$!
     # Its first try has failed.
-    until_true 120 grep 'Unable to connect to plugin' "$SITE/dockerd.log"
+    eventually grep 'Unable to connect to plugin' "$SITE/dockerd.log"
     start_ceph_plugin
     wait "$client"
     [[ $(<"$SITE/waited") == 2 ]]
@@ -185,7 +185,7 @@ work_as_before() {
     start_ceph_plugin
     wait_for_import
     nothing_is_mapped
-    until_true 120 pool_holds_no_more "$before"
+    eventually pool_holds_no_more "$before"
     run -0 docker import "$E2E/busybox.tar" whole
     docker rmi whole
 }

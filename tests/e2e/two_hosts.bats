@@ -66,9 +66,9 @@ work() {
     wait "$other"
     [[ $(rbd ls rbd | grep --count ^docker_image_base_image) == 1 ]]
     # What the one has, to the other belongs to somebody.
-    until_true 120 nothing_is_to_be_removed "$SITE/data/$GRAPH"
-    until_true 120 nothing_is_to_be_removed "$LIVING/data/${GRAPH}b"
-    until_true 120 trash_is_empty rbd
+    eventually nothing_is_to_be_removed "$SITE/data/$GRAPH"
+    eventually nothing_is_to_be_removed "$LIVING/data/${GRAPH}b"
+    eventually trash_is_empty rbd
     run -0 operator check --min-age 0
     run -0 b operator check --min-age 0
     [[ $(docker run --rm small cat /last) == 2 ]]
@@ -79,7 +79,7 @@ work() {
 
 @test "one dies: its containers are refused to the other, then taken over and used" {
     docker run --detach --name precious small sh -c 'echo kept >/kept; sync; sleep 1000' >/dev/null
-    until_true 120 docker exec precious test -s /kept
+    eventually docker exec precious test -s /kept
     docker exec precious sync
     run -2 b operator takeover --host host-a
     [[ $output == *"host-a lives"* ]]
@@ -92,20 +92,20 @@ work() {
     run docker start precious
     echo "$output"
     [[ $output == *"belongs to host host-a"*"takeover --host host-a"* ]]
-    until_true 120 taken || { cat "$SITE/takeover.log" && false; }
+    eventually taken || { cat "$SITE/takeover.log" && false; }
     docker start precious
     run -0 docker exec precious cat /kept
     [[ $output == kept ]]
     docker rm --force precious
-    until_true 120 home_is_empty
-    until_true 120 trash_is_empty rbd
+    eventually home_is_empty
+    eventually trash_is_empty rbd
     run -0 operator check --min-age 0
     [[ $(docker run --rm small cat /last) == 2 ]]
     docker rmi small
     [[ $(b docker run --rm small cat /last) == 2 ]]
     b docker rmi small
-    until_true 120 pool_holds docker_image_base_image
-    until_true 120 trash_is_empty rbd
+    eventually pool_holds docker_image_base_image
+    eventually trash_is_empty rbd
 }
 
 taken() { operator takeover --host host-a >"$SITE/takeover.log" 2>&1; }

@@ -190,8 +190,8 @@ new/root 0:0"
 
 @test "nothing is left" {
     plain remove_everything
-    until_true 120 only_base_is_left rbd docker_image_base_image
-    until_true 120 trash_is_empty rbd
+    eventually only_base_is_left rbd docker_image_base_image
+    eventually trash_is_empty rbd
     nothing_is_mapped
     run -0 mounts_below "$SITE/data/$FIRST.$FIRST/$GRAPH"
     [[ -z $output ]]

@@ -102,7 +102,7 @@ nothing_is_left_in_pool() {
     local images
     images=$(rbd ls | grep --invert-match --extended-regexp '_base_image$|^(krbd|nbd)_image_')
     [[ -z $images ]] || { echo "left in the pool: $images" && return 1; }
-    until_true 120 trash_is_empty || { rbd trash ls --all && return 1; }
+    eventually trash_is_empty || { rbd trash ls --all && return 1; }
 }
 
 # The base images of all the prefixes that tests have used; a suite may look for other images than its own.
@@ -149,7 +149,7 @@ load_deep_image() {
 
 # A dockerd that ends while the driver still empties the trash loses patience after 15 s, and leaves its data root mounted.
 remove_deep_image() {
-    start_site && docker_cli "$lab/site" rmi deep:latest >/dev/null && until_true 120 trash_is_empty && end_site
+    start_site && docker_cli "$lab/site" rmi deep:latest >/dev/null && eventually trash_is_empty && end_site
 }
 
 # longest_chain: how many ancestors the deepest image of the driver's has, as Ceph tells it.

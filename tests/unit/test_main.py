@@ -21,12 +21,21 @@ from plugin_client import PYTHON, REPO, PluginProcess, Refused, wait_until
 import docker_graph_driver
 
 PROGRAM = [PYTHON, os.path.join(REPO, "docker_graph_driver.py")]
+# How a program of a test's own begins.
+IMPORTED = f"import sys\nsys.path.insert(0, {REPO!r})\nimport docker_graph_driver\n"
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*PROGRAM, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
     )
+
+
+def changed(process: PluginProcess, short: Path, change: str) -> None:
+    """Let the driver's process change its module before it runs."""
+    program = short / "changed.py"
+    program.write_text(f"{IMPORTED}{change}\nsys.exit(docker_graph_driver.main())\n", encoding="ascii")
+    process.program = str(program)
 
 
 @pytest.fixture
@@ -122,7 +131,7 @@ def test_a_signal_ends_it_although_clients_are_connected(process: PluginProcess,
 def test_a_signal_that_comes_while_a_connection_gets_its_thread() -> None:
     """Python before 3.10 starts a thread under a lock that a handler would wait for, for ever, if it started one."""
     program = (
-        f"import os, signal, sys, threading\nsys.path.insert(0, {REPO!r})\nimport docker_graph_driver\n"
+        f"{IMPORTED}import os, signal, threading\n"
         "class Server:\n    shutdown = asked = None\n"
         "server = Server()\nserver.asked = threading.Event()\nserver.shutdown = server.asked.set\n"
         "docker_graph_driver._stop_on_signal(server, docker_graph_driver._catch_signals())\n"
@@ -135,17 +144,15 @@ def test_a_signal_that_comes_while_a_connection_gets_its_thread() -> None:
 
 def test_a_signal_that_comes_as_soon_as_the_socket_is_there(process: PluginProcess, short: Path) -> None:
     """Whoever waited for the socket may end it before the loop runs: it ends in order, and takes the socket with it."""
-    program = short / "late.py"
-    program.write_text(
-        f"import os, sys, time\nsys.path.insert(0, {REPO!r})\nimport docker_graph_driver\n"
-        "at_once = docker_graph_driver._stop_on_signal\n"
+    changed(
+        process,
+        short,
+        "import os, time\nat_once = docker_graph_driver._stop_on_signal\n"
         "def late(*arguments):\n"
         f"    while not os.path.exists({str(short / 'go')!r}): time.sleep(0.02)\n"
         "    at_once(*arguments)\n"
-        "docker_graph_driver._stop_on_signal = late\nsys.exit(docker_graph_driver.main())\n",
-        encoding="ascii",
+        "docker_graph_driver._stop_on_signal = late",
     )
-    process.program = str(program)
     process.start()
     assert process.process
     process.process.terminate()
@@ -206,13 +213,7 @@ def hangs(short: Path, word: str) -> bool:
 
 def quick(process: PluginProcess, short: Path, seconds: float) -> None:
     """Let the driver take `seconds` for its end, and not a minute."""
-    program = short / "quick.py"
-    program.write_text(
-        f"import sys\nsys.path.insert(0, {REPO!r})\nimport docker_graph_driver\n"
-        f"docker_graph_driver.FINISH_SECONDS = {seconds}\nsys.exit(docker_graph_driver.main())\n",
-        encoding="ascii",
-    )
-    process.program = str(program)
+    changed(process, short, f"docker_graph_driver.FINISH_SECONDS = {seconds}")
 
 
 def restored(process: PluginProcess) -> None:

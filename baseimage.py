@@ -126,5 +126,4 @@ class BaseImage:
             if mapping.image == image:
                 self._pool.unmap(mapping.device)
         with contextlib.suppress(rbdcli.ImageMissing):
-            self._pool.trash(image)
-            self._layers.reap()
+            self._layers.remove(image[len(self._layers.image("")) :])

@@ -61,6 +61,15 @@ def stays_in_use(device: str, seconds: float = BUSY_SECONDS) -> bool:
     return all(mounts.in_use(device) for _ in until_free(seconds))
 
 
+def is_mounted_anywhere(device: str) -> bool:
+    """Tell whether any process sees a device mounted; if none does, and it is in use, the kernel is at work with it."""
+    try:
+        return bool(mounts.mounted_by(mounts.device_number(device)))
+    except OSError:
+        # The device is gone.
+        return False
+
+
 def until_free(seconds: float = BUSY_SECONDS) -> Iterator[None]:
     """Yield at growing intervals until so many seconds have passed."""
     end, pause = time.monotonic() + deadline.left(seconds), BUSY_PAUSE

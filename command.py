@@ -12,11 +12,12 @@ import errno
 import logging
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, TypeVar
 
 import deadline
@@ -28,8 +29,14 @@ log = logging.getLogger("command")
 # behind a block device). Then nobody can reap it; we go on and Python reaps it later.
 REAP_SECONDS = 2.0
 MESSAGE_LIMIT = 400
+# How soon a command that may run for hours is ended when its caller wants that.
+POLL_SECONDS = 0.2
+# What is kept of its output, in bytes: the end says why it failed.
+_KEPT = 16 << 10
 # What `run` waits for, whichever thread it is.
 _running: set[subprocess.Popen[bytes]] = set()
+# How Ceph's programs say how far they are ("Removing image: 7% complete...").
+_PROGRESS = re.compile(r"^.*: \d+% complete\.\.\..*$")
 # Ceph's log lines ("2026-01-01T00:00:00.000+0000 7f.. -1 librbd: ...") follow the real message.
 _LOG_LINE = re.compile(r"^\d{4}-\d\d-\d\d[T ]\S+ +[0-9a-f]+ +-?\d+ ")
 
@@ -65,6 +72,10 @@ class CommandError(Exception):
 
 class CommandTimeout(CommandError):
     """The command was killed at its deadline: what it was about to do may have been done."""
+
+
+class CommandGivenUp(CommandError):
+    """The command was killed since its caller did not want it any more: it may have done all of it, or a part."""
 
 
 class CommandMissing(CommandError):
@@ -117,6 +128,46 @@ def run(
     if result.status not in accept:
         raise CommandError(argv, result.status, _reason(result))
     return result
+
+
+def run_on(argv: Sequence[str], *, timeout: float, give_up: Callable[[], bool]) -> None:
+    """Run `argv` for as long as it tells how far it is, or anything else, at least every `timeout` seconds.
+
+    Once `give_up` says so, it is killed within moments. Raises CommandGivenUp then, and what `run` does.
+    """
+    process = start(argv, stderr=subprocess.STDOUT)
+    assert process.stdout
+    _running.add(process)
+    try:
+        said = _listen(process.stdout.fileno(), argv, timeout, give_up)
+        status = process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        raise CommandTimeout(argv, None, f"no end within {timeout:.3g} s") from None
+    finally:
+        _running.discard(process)
+        if process.poll() is None:
+            stop(process)
+        process.stdout.close()
+    if status:
+        raise CommandError(argv, status, _reason(Result(status, "", os.fsdecode(said))))
+
+
+def _listen(output: int, argv: Sequence[str], timeout: float, give_up: Callable[[], bool]) -> bytes:
+    """Read to the end of an output and return the last of it."""
+    said = b""
+    waiting = select.poll()
+    waiting.register(output, select.POLLIN)
+    end = time.monotonic() + timeout
+    while True:
+        if waiting.poll(1000 * POLL_SECONDS):
+            chunk = os.read(output, _KEPT)
+            if not chunk:
+                return said
+            said, end = (said + chunk)[-_KEPT:], time.monotonic() + timeout
+        elif time.monotonic() > end:
+            raise CommandTimeout(argv, None, f"no progress within {timeout:.3g} s")
+        if give_up():
+            raise CommandGivenUp(argv, None, "given up")
 
 
 def start(
@@ -174,7 +225,7 @@ def _subject(argv: Sequence[str]) -> str:
 def _reason(result: Result) -> str:
     """Choose what to tell of stderr: the program's own words, not the log lines around them."""
     lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
-    spoken = [line for line in lines if not _LOG_LINE.match(line)] or lines
+    spoken = [line for line in lines if not (_LOG_LINE.match(line) or _PROGRESS.match(line))] or lines
     text = "; ".join(dict.fromkeys(spoken))[:MESSAGE_LIMIT]
     if result.status < 0:
         return f"ended by signal {-result.status}" + (f": {text}" if text else "")

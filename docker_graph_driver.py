@@ -199,7 +199,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Answer one call; every failure becomes one line of `Err`."""
-        with self.server.requests.shared():
+        # Who is alone inside is the end of this process.
+        with self.server.requests.shared(threading.TIMEOUT_MAX):
             self._answer()
 
     def _answer(self) -> None:

@@ -15,6 +15,7 @@ import contextlib
 import logging
 import os
 import re
+import threading
 import time
 from collections.abc import Iterator, Mapping
 
@@ -33,7 +34,7 @@ from busy import LayerBusy
 from layers import BASE, INIT_SUFFIX, OBJECT_SIZE, ROOT_DIRECTORY, LayerError, Layers
 from locks import Locks
 from lookahead import LookAhead
-from mounted import MountedLayers, Place
+from mounted import LayerLost, MountedLayers, Place
 from options import Options, parse_layer_size
 from presence import Presence
 
@@ -53,6 +54,10 @@ MAPPED_SECONDS = 3.0
 # not later than that.
 REMOVE_SECONDS, TRASH_SECONDS, BEHIND_LATEST = 0.5, 1.0, 10.0
 TRASH = "trash"
+# One that takes long, or waits for somebody, does not keep the others.
+DELETIONS_AT_ONCE = 4
+# A Remove waits so long for a sick cluster to say whose a layer is, or to take what the kernel still writes to it.
+ASK_SECONDS, DISCARD_SECONDS = 5.0, 15.0
 # While the cluster sees that we live, nobody takes our layers; cut off from it, not for another 30 s (presence.py).
 OWNER_SECONDS = 20.0
 
@@ -73,7 +78,7 @@ class Driver:
         self._pool = pool
         self._layers = Layers(pool, options, home)
         self._mounted = MountedLayers(pool, self._root, self._layers, options.fs, options.mountopt)
-        self._presence = Presence(pool, options.imageprefix, self._layers.owner())
+        self._presence = Presence(pool, options.imageprefix, self._layers.owner(), self._wake)
         self._locks = Locks()
         # Layers that are finished and only read from now on; layers made by us and not finished yet;
         # layers whose archive failed. A layer in none of them is from before our start: look at its note.
@@ -83,11 +88,20 @@ class Driver:
         # Layers of which a container was copied: the next one shall be a clone.
         self._to_prepare: set[str] = set()
         # What a sick cluster, or an rbd that prints what we do not know, may raise: no reason to give up.
-        expected = (command.CommandError, LayerBusy, LayerError, LookupError, ValueError)
-        self._trash = Behind("the trash", lambda _: not self._layers.reap(), expected)
-        self._unmapping = Behind("unmapping", self._let_go, expected)
-        self._removing = Behind("removing", self._remove, expected)
+        expected = (command.CommandError, deadline.Overdue, LayerBusy, LayerError, LayerLost, OSError, ValueError)
+        self._trash = Behind("deleting from the trash", self._delete_trashed, expected, DELETIONS_AT_ONCE)
+        self._unmapping = Behind("unmapping layer", self._let_go, expected)
+        self._removing = Behind("removing layer", self._remove, expected, DELETIONS_AT_ONCE)
+        # Set: what may take hours shall end now.
+        self._ending = threading.Event()
+        # What was found at the start and nobody needs.
+        self._left_over: list[str] = []
         self._ahead = LookAhead(self._layers, self._locks, self._mount_ahead, self._leave_ahead, expected)
+
+    @property
+    def timeout(self) -> float:
+        """The seconds that one command may take."""
+        return self._options.timeout
 
     @contextlib.contextmanager
     def request(self) -> Iterator[None]:
@@ -113,37 +127,60 @@ class Driver:
 
     # -- the daemon's start and end -----------------------------------------------------------
 
-    def initialise(self) -> None:
-        """Make ready for a daemon that just started: check what is needed, make the base image, settle what is mounted.
+    def prepare(self) -> None:
+        """Look whether all is there that is needed, and make the base image; a driver that runs already is not disturbed.
 
-        Called again without an end before it when dockerd crashed or kept its containers (live-restore).
+        Raises readiness.NotReady, LayerError, command.CommandError.
         """
         self.check()
         self._make_home()
         BaseImage(self._layers, self._options, self._home).ensure()
-        self.adopt()
-        self._mounted.settle()
 
-    def adopt(self) -> None:
-        """Take over what an earlier life of this process mounted, and empty the trash that it left."""
+    def learn(self) -> None:
+        """Learn what an earlier life of this process, or another object, had mounted. Raises command.CommandError."""
         self._make_home()
-        self._mounted.adopt()
+        self._left_over = self._mounted.learn()
+
+    def settle(self) -> None:
+        """A daemon has just started: keep mounted what containers still use.
+
+        Called also without an end of the daemon before it when it crashed or kept its containers (live-restore).
+        """
+        self._left_over = self._mounted.settle()
+
+    def start(self) -> None:
+        """Begin what is done in the background: with what was left from before, and what was in the trash."""
         self._presence.start()
+        for layer in self._left_over:
+            self._unmapping.later(layer, 0)
         for layer in self._mounted.removed():
             self._removing.later(layer, 0, 0)
         self._trash.later(TRASH, 0, 0)
 
-    def retire(self, timeout: float) -> None:
-        """Do nothing more behind: another object takes over, and it can tell from the host what this one had mapped.
+    def pause(self, timeout: float) -> None:
+        """Do nothing in the background until `resume` or `end`: another object is about to take over from the host.
 
-        Raises DriverError if something that was begun is not over within `timeout` seconds.
+        Raises DriverError if something that was begun is not over within `timeout` seconds; it goes on then.
         """
+        until = time.monotonic() + timeout
+        self._ending.set()
+        for work in (self._ahead, self._unmapping, self._removing, self._trash):
+            if not work.pause(max(0.0, until - time.monotonic())):
+                self.resume()
+                raise DriverError(f"the former daemon's layers are still being unmapped after {timeout:g} s")
+        self._mounted.end_readers()
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self._ending.clear()
+        for work in (self._ahead, self._unmapping, self._removing, self._trash):
+            work.resume()
+
+    def end(self) -> None:
+        """Do nothing any more: another object has taken over, and could tell from the host what this one had mapped."""
+        for work in (self._ahead, self._unmapping, self._removing, self._trash):
+            work.end()
         self._presence.stop()
-        self._ahead.finish(timeout)
-        self._unmapping.drain(timeout)
-        # What is still to be removed is known to who takes over, too.
-        if not all(behind.stop(timeout) for behind in (self._removing, self._unmapping, self._trash)):
-            raise DriverError(f"the former daemon's layers are still being unmapped or deleted after {timeout:g} s")
 
     def check(self) -> None:
         """Raise readiness.NotReady unless what the options name, and the programs for it, are there."""
@@ -171,13 +208,15 @@ class Driver:
         if parent:
             _check_id(parent)
             self._check_not_removed(parent)
+            if parent == layer:
+                raise DriverError(f"layer {layer} cannot be its own parent")
         size = parse_layer_size(storage_opt)
         self._postpone()
         # The only layer on an init layer is its container's, a copy of it: neither makes the chain longer.
         leaf = leaf or layer.endswith(INIT_SUFFIX)
+        if self._mounted.is_removed(layer) and not self._removing.finish(layer, deadline.left(self._options.timeout)):
+            raise DriverError(f"layer {layer} is still being removed; try again")
         with self._locks.hold(layer), contextlib.ExitStack() as undo:
-            if self._mounted.is_removed(layer):
-                self._finish_removal(layer)
             before = self._make(layer, parent, size, leaf=leaf)
             undo.callback(self._layers.remove, layer)
             self._open.add(layer)
@@ -198,22 +237,41 @@ class Driver:
         if self._mounted.is_removed(layer):
             return
         with self._locks.hold(layer):
-            if self._mounted.is_removed(layer):
+            if self._mounted.is_removed(layer) or not self._is_there(layer):
                 return
-            try:
-                # Whose it was once it still is, or its image stays: that is asked again before it goes.
-                if self._mounted.device(layer) is None:
-                    self._layers.check_owner(layer, lease=float("inf"))
-            except rbdcli.ImageMissing:
-                return
-            self._ahead.end(layer)
-            self._mounted.discard(layer)
+            self._discard(layer)
+            self._mounted.note_removed(layer)
             self._forget(layer)
             if self._mounted.device(layer):
                 # An end of this process that is cut short leaves rather an image than a device.
                 self._unmapping.later(layer, REMOVE_SECONDS, BEHIND_LATEST)
         self._removing.later(layer, REMOVE_SECONDS, BEHIND_LATEST)
         self._postpone()
+
+    def _is_there(self, layer: str) -> bool:
+        """Tell whether a layer that is to be removed is there. Raises LayerError if it is another host's."""
+        if self._mounted.device(layer):
+            return True
+        try:
+            # Whose it was once it still is, or its image stays: that is asked again before it goes.
+            with deadline.within(ASK_SECONDS):
+                self._layers.check_owner(layer, lease=float("inf"))
+        except rbdcli.ImageMissing:
+            return False
+        except command.CommandError as error:
+            if not diagnosis.is_sick(error):
+                raise
+            log.warning("layer %s is removed once the cluster answers: %s", layer, error)
+        return True
+
+    def _discard(self, layer: str) -> None:
+        """Unmount a layer that is to be removed, as far as the cluster lets the kernel do it now. Raises LayerBusy."""
+        try:
+            with deadline.within(DISCARD_SECONDS):
+                self._ahead.leave(layer)
+                self._mounted.discard(layer)
+        except (command.CommandTimeout, deadline.Overdue) as error:
+            log.warning("layer %s is removed once the kernel has let go of it: %s", layer, error)
 
     def exists(self, layer: str) -> bool:
         """Tell whether a layer is there."""
@@ -240,7 +298,7 @@ class Driver:
             return
         with self._locks.hold(layer):
             self._release(layer, Place.DOCKER)
-            self._ahead.end(layer)
+            self._ahead.leave(layer)
 
     # -- archives ----------------------------------------------------------------------------
 
@@ -345,7 +403,8 @@ class Driver:
         place = self._acquire(layer, Place.DRIVER, write=True)
         try:
             root = os.path.join(self._mounted.point(layer, place), ROOT_DIRECTORY)
-            os.chown(root, self._ids.uids[0].host_id, self._ids.gids[0].host_id)
+            owner = self._ids.uids[0].host_id, self._ids.gids[0].host_id
+            deadline.call(lambda: os.chown(root, *owner), root, self._options.timeout)
         finally:
             self._release(layer, place)
 
@@ -388,34 +447,66 @@ class Driver:
             self._unmapping.later(layer, MAPPED_SECONDS)
 
     def _remove(self, layer: str) -> bool:
-        with self._locks.hold(layer):
-            if self._mounted.is_removed(layer):
-                self._finish_removal(layer)
-        return True
-
-    def _finish_removal(self, layer: str) -> None:
-        """Let the image of a layer that is noted as removed go; the caller holds its lock."""
-        self._mounted.let_go(layer)
-        existed = True
+        """Let the image of a layer go that is noted as removed; its lock is held only for what is short."""
+        if not self._unmapped(layer):
+            return False
+        trashed = False
         try:
-            self._check_owner(layer)
-            existed = self._remove_image(layer)
+            self._layers.check_owner_of_removed(layer)
+            trashed = self._remove_image(layer)
         except rbdcli.ImageMissing:
-            existed = False
+            pass
+        except command.CommandGivenUp:
+            return False
         except LayerError as error:
             # It was taken over while this host was taken for dead.
             log.error("its image stays: %s", error)
-        self._mounted.forget(layer)
-        if existed:
-            self._trash.later(TRASH, TRASH_SECONDS, BEHIND_LATEST)
+        with self._locks.hold(layer):
+            self._mounted.forget(layer)
+        # What is in the trash may have waited for this one.
+        self._trash.later(TRASH, 0 if trashed else TRASH_SECONDS, BEHIND_LATEST)
+        return True
+
+    def _unmapped(self, layer: str) -> bool:
+        """Unmap a removed layer; tell whether that is done. Raises LayerBusy."""
+        with deadline.within(self._options.timeout), self._locks.hold(layer):
+            try:
+                self._mounted.let_go(layer)
+                return True
+            except LayerBusy:
+                if not self._mounted.is_written_back(layer):
+                    raise
+        # Without the lock: it asks the cluster more than once.
+        self._layers.check_owner_of_removed(layer)
+        self._layers.empty(layer, lambda: not self._mounted.is_written_back(layer))
+        return False
 
     def _remove_image(self, layer: str) -> bool:
         try:
-            return self._layers.remove(layer)
+            return self._layers.remove(layer, self._ending.is_set)
         except rbdcli.ImageBusy:
             if not self._mounted.reclaim(layer):
                 raise
-            return self._layers.remove(layer)
+            return self._layers.remove(layer, self._ending.is_set)
+
+    def _delete_trashed(self, item: str) -> bool:
+        """Delete one image in the trash, or ask for that of all."""
+        if item == TRASH:
+            for image_id in self._layers.trashed():
+                self._trash.later(image_id, 0)
+            return True
+        try:
+            if self._layers.delete_trashed(item, self._ending.is_set):
+                # A parent waits for its children.
+                self._trash.later(TRASH, 0)
+        except command.CommandGivenUp:
+            return False
+        return True
+
+    def _wake(self) -> None:
+        """The cluster answers: what failed may be possible now."""
+        for work in (self._unmapping, self._removing, self._trash):
+            work.wake()
 
     def _postpone(self) -> None:
         """Docker is at work: what nobody waits for can wait."""
@@ -429,7 +520,7 @@ class Driver:
 
     def _let_go(self, layer: str) -> bool:
         """Unmap what Docker was done with some seconds ago; take the snapshot of what containers start from."""
-        with self._locks.hold(layer):
+        with deadline.within(self._options.timeout), self._locks.hold(layer):
             if not self._mounted.is_removed(layer):
                 self._mounted.tidy(layer, OBJECT_SIZE)
             self._mounted.let_go(layer)

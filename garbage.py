@@ -1,7 +1,7 @@
 """Removes what an inspection has proven dead, and nothing else; safe beside a running driver and dockerd.
 
-Each thing is looked at once more just before it goes. An image is moved to the trash, which Ceph refuses
-while anybody has it mapped writable; a device is unmapped, which the kernel refuses while it is in use; a
+Each thing is looked at once more just before it goes. An image is deleted, which Ceph refuses while anybody has it
+open; a device is unmapped, which the kernel refuses while it is in use; a
 directory is removed only if it is empty. What Docker's layer store keeps of a container that is gone goes with
 its layers: a dockerd that runs forgets it at its next start. The trash is emptied at the end.
 """
@@ -45,7 +45,7 @@ def _remove(
         if not look.still_dead(finding):
             return Outcome(finding, False, "somebody has come to know or use it since")
         if finding.kind in (inspection.ORPHAN, inspection.HALF_MADE):
-            layers.pool.trash(finding.place)
+            layers.remove(finding.id)
             if finding.record:
                 docker.forget(finding.record)
         elif finding.kind == inspection.STALE_MAPPING:

@@ -21,10 +21,11 @@ class Gate:
         self._closed = False
 
     @contextlib.contextmanager
-    def shared(self) -> Iterator[None]:
-        """Be inside with others."""
+    def shared(self, timeout: float) -> Iterator[None]:
+        """Be inside with others. Raises GateTimeout if who is alone inside takes more than `timeout` seconds."""
         with self._state:
-            self._state.wait_for(lambda: not self._closed)
+            if not self._state.wait_for(lambda: not self._closed, timeout):
+                raise GateTimeout
             self._inside += 1
         try:
             yield

@@ -21,12 +21,12 @@ import hashlib
 import logging
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import command
+import objects
 import rbdcli
 from options import Options, format_size
 
@@ -43,6 +43,8 @@ TAKEN_KEY = "docker_graph_driver.taken_over"
 # Copying a layer object by object is bound by their number, copy-up by their size; see HACKING.md.
 OBJECT_SIZE = 256 << 10
 INIT_SUFFIX = "-init"
+# How many objects go between two looks whether enough have gone.
+EMPTY_AT_ONCE = 100
 # What a parent may hold to be copied. Each layer of an image stores its copy for good: 40 tiny layers on busybox store
 # 40 MB with this limit, 130 with the other. Only the first container of an image is a copy, see Driver._let_go.
 COPY_LIMIT, LEAF_COPY_LIMIT = 2 << 20, 8 << 20
@@ -82,9 +84,10 @@ class Layers:
         # Caches of what Ceph knows: layers, and those of them that have their snapshot.
         self._known: dict[str, Layer] = {}
         self._snapshotted = {BASE}
+        # Whose snapshot timed out: it may have been taken all the same.
+        self._doubtful: set[str] = set()
         # When it was asked, on the monotonic clock, that a layer belongs to this host.
         self._ours: dict[str, float] = {}
-        self._reaping = threading.Lock()
 
     def image(self, layer: str) -> str:
         """Return the image name of a layer."""
@@ -151,13 +154,20 @@ class Layers:
         if asked is not None and time.monotonic() - asked < lease:
             return
         began = time.monotonic()
-        owner = self.pool.metadata(self.image(layer)).get(OWNER_KEY, "")
+        self._refuse_stranger(layer, self.pool.metadata(self.image(layer)).get(OWNER_KEY, ""))
+        self._ours[layer] = began
+
+    def check_owner_of_removed(self, layer: str) -> None:
+        """Do the same in a way that a full pool answers, too; it takes one command more."""
+        image_id = self.pool.data(self.image(layer)).image_id
+        self._refuse_stranger(layer, objects.metadata(self.pool, image_id, OWNER_KEY) or "")
+
+    def _refuse_stranger(self, layer: str, owner: str) -> None:
         if owner and host_of(owner) != host_of(self.owner()):
             raise LayerError(
                 f"layer {layer} belongs to host {host_of(owner)} ({owner.partition(' ')[2]}); if that host is dead, or "
                 f"is this one by a former name: docker_graph_driver.py takeover --host {host_of(owner)}"
             )
-        self._ours[layer] = began
 
     def is_abandoned(self, layer: str) -> bool:
         """Tell whether what this host has mapped of a layer may be taken by us: it is ours, or its home is gone."""
@@ -223,47 +233,70 @@ class Layers:
         if origin.depth < MAX_ANCESTORS:
             self._snapshot(layer, origin.depth)
 
-    def remove(self, layer: str) -> bool:
-        """Move a layer's image to the trash, which `reap` empties; tell whether there was one.
+    def remove(self, layer: str, give_up: Callable[[], bool] = _nobody) -> bool:
+        """Delete a layer's image, which nobody has mapped; tell whether it is in the trash, since it has clones.
 
-        Raises rbdcli.ImageBusy if another host has it mapped.
+        It is deleted where it is: a full pool lets nothing be moved to the trash. Takes as long as there is progress,
+        or until `give_up`. Raises rbdcli.ImageBusy if somebody has it mapped, rbdcli.ImageMissing.
         """
         self._forget(layer)
+        image = self.image(layer)
         try:
-            self.pool.trash(self.image(layer))
-        except rbdcli.ImageMissing:
-            return False
-        return True
+            self.pool.remove_slowly(image, give_up)
+        except rbdcli.ImageHasChildren:
+            if self.pool.remove_snapshots(image):
+                return self.remove(layer, give_up)
+            self.pool.trash(image)
+            return True
+        return False
 
-    def reap(self) -> bool:
-        """Delete from the pool's trash what has our prefix and no children; tell whether something is left.
+    def empty(self, layer: str, enough: Callable[[], bool]) -> None:
+        """Delete content of a removed layer's image, mapped or not, until `enough` of it is gone; the image stays.
 
-        Every driver of the pool may do this for all: what lies in the trash is nobody's layer any more.
+        A full pool does not take what the kernel still has to write, and the image cannot go before the kernel is done
+        with it: so a container that filled the pool makes room for that itself.
         """
-        with self._reaping:
-            ours = self._trashed()
-            # A parent can go only after its children: begin anew as long as something went.
-            while sum(self._delete(item) for item in ours):
-                ours = self._trashed()
-            return bool(ours)
+        image = self.image(layer)
+        data = self.pool.data(image)
+        names = [f"{data.prefix}.{offset // data.object_size:016x}" for offset in self.pool.extents(image)]
+        for at in range(0, len(names), EMPTY_AT_ONCE):
+            if enough():
+                return
+            objects.delete(self.pool, names[at : at + EMPTY_AT_ONCE])
 
-    def _trashed(self) -> list[rbdcli.Trashed]:
-        return [item for item in self.pool.trashed() if item.name.startswith(self._options.imageprefix + "_")]
+    def trashed(self) -> list[str]:
+        """Return the ids of the images in the pool's trash that have our prefix.
 
-    def _delete(self, item: rbdcli.Trashed) -> bool:
-        """Delete a trashed image, or the snapshots that keep it; tell whether that did anything."""
+        Every driver of the pool may delete them for all: what lies in the trash is nobody's layer any more.
+        """
+        ours = self._options.imageprefix + "_"
+        return [item.image_id for item in self.pool.trashed() if item.name.startswith(ours)]
+
+    def delete_trashed(self, image_id: str, give_up: Callable[[], bool] = _nobody) -> bool:
+        """Delete an image in the trash and its snapshots; tell whether it is gone now: one with clones waits for them.
+
+        Raises rbdcli.RbdError if somebody is at work with it, or it was put there until a date.
+        """
         try:
-            try:
-                self.pool.remove_trashed(item.image_id)
-            except rbdcli.ImageHasChildren:
-                return self.pool.remove_snapshots(item.image_id) > 0
+            self.pool.remove_trashed(image_id, give_up)
+        except rbdcli.ImageHasChildren:
+            return self.pool.remove_snapshots_of_trashed(image_id) > 0 and self.delete_trashed(image_id, give_up)
         except rbdcli.ImageMissing:
-            return False
-        except rbdcli.RbdError as error:
-            # Watched by a client that is going away, being deleted by another driver, or put there until a date.
-            log.info("%s stays in the trash for now: %s", item.name, error)
-            return False
+            pass
         return True
+
+    def reap(self) -> None:
+        """Delete what can be deleted of the trash now."""
+        # A parent can go only after its children: begin anew as long as something went.
+        while sum(self._reap(image_id) for image_id in self.trashed()):
+            pass
+
+    def _reap(self, image_id: str) -> bool:
+        try:
+            return self.delete_trashed(image_id)
+        except command.CommandError as error:
+            log.info("%s stays in the trash for now: %s", image_id, error)
+            return False
 
     def _make(
         self,
@@ -311,9 +344,10 @@ class Layers:
         """
         if parent in self._snapshotted:
             return None
-        held = None if origin.copied is None or written is None else origin.copied + written
+        held = None if origin.copied is None or written is None or parent in self._doubtful else origin.copied + written
         if held is None and not parent.endswith(INIT_SUFFIX):
             usage = self.pool.usage(self.image(parent))
+            self._doubtful.discard(parent)
             if usage.snapshots:
                 self._snapshotted.add(parent)
                 return None
@@ -331,9 +365,15 @@ class Layers:
         """Return the snapshot that children of a layer share, taken if there is none."""
         snapshot = rbdcli.Parent(self.image(parent), f"depth{depth}")
         if parent not in self._snapshotted:
-            # Another host may have taken it since we looked.
-            with contextlib.suppress(rbdcli.ImageExists):
+            try:
                 self.pool.snapshot(snapshot.image, snapshot.snapshot)
+            except rbdcli.ImageExists:
+                # Another host has taken it since we looked, or we have, when it timed out.
+                pass
+            except command.CommandTimeout:
+                # A copy of the parent would get it too, and then take it for its own.
+                self._doubtful.add(parent)
+                raise
             self._snapshotted.add(parent)
         return snapshot
 
@@ -356,6 +396,7 @@ class Layers:
     def _forget(self, layer: str) -> None:
         self._known.pop(layer, None)
         self._ours.pop(layer, None)
+        self._doubtful.discard(layer)
         if layer != BASE:
             self._snapshotted.discard(layer)
 

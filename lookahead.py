@@ -57,16 +57,30 @@ class LookAhead:
         self._got[self._layers.image(layer)] = now
         self._guessing.later(layer, 0)
 
-    def end(self, layer: str) -> None:
+    def leave(self, layer: str) -> None:
         """Docker has put a layer, or removes it; the caller holds its lock. Raises LayerBusy."""
         if layer in self._held:
             self._unmount(layer)
             self._held.discard(layer)
 
+    def pause(self, timeout: float) -> bool:
+        """Begin nothing until `resume`; tell whether what is being done ended within `timeout` seconds."""
+        return self._guessing.pause(timeout) and self._ending.pause(timeout)
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        self._guessing.resume()
+        self._ending.resume()
+
+    def end(self) -> None:
+        """Begin nothing any more. What is mounted ahead stays so: who comes after finds it on the host."""
+        self._guessing.end()
+        self._ending.end()
+
     def finish(self, timeout: float) -> bool:
         """Unmount all of it; tell whether that was tried within `timeout` seconds."""
-        end = time.monotonic() + timeout
-        return self._guessing.stop(timeout) and self._ending.drain(max(0.0, end - time.monotonic()))
+        until = time.monotonic() + timeout
+        return self._guessing.pause(timeout) and self._ending.drain(max(0.0, until - time.monotonic()))
 
     def _guess(self, layer: str) -> bool:
         try:
@@ -93,5 +107,5 @@ class LookAhead:
 
     def _end(self, layer: str) -> bool:
         with self._locks.hold(layer):
-            self.end(layer)
+            self.leave(layer)
         return True

@@ -37,6 +37,8 @@ log = logging.getLogger("mounted")
 
 REMOVED = "removed"
 BUILDER_MOUNT = "buildkit-mount"
+# What one layer from before may take of a start: the others wait for it.
+LEARN_SECONDS = 5.0
 
 
 class Place(enum.Enum):
@@ -222,6 +224,13 @@ class MountedLayers:
         if entry and entry.reader is None:
             entry.reader = mounts.read_ahead(self._fs, self.point(layer, place), began, chunks)
 
+    def end_readers(self) -> None:
+        """End what reads ahead: nobody waits for it, and another object would not know of it."""
+        for entry in self._entries.values():
+            if entry.reader:
+                command.stop(entry.reader)
+                entry.reader = None
+
     def tidy(self, layer: str, granule: int) -> None:
         """Give back what mounting stored in a layer that is mapped for nobody, in units of `granule` bytes."""
         entry = self._entries.get(layer)
@@ -233,9 +242,15 @@ class MountedLayers:
                 log.warning("layer %s keeps 2 MiB that it does not need: %s", layer, error)
 
     def let_go(self, layer: str) -> None:
-        """Unmap a layer that is mapped for nobody. Raises LayerBusy."""
+        """Unmount and unmap a layer that is mounted and mapped for nobody, or removed. Raises LayerBusy."""
         entry = self._entries.get(layer)
-        if entry and not entry.counts:
+        if entry is None:
+            return
+        self._look_again(layer, entry)
+        for place, count in list(entry.counts.items()):
+            if not count or layer in self._removed:
+                self._unmount(layer, entry, place)
+        if not entry.counts:
             self._unmap(layer, entry)
 
     def grow(self, layer: str) -> None:
@@ -268,18 +283,30 @@ class MountedLayers:
     # -- removal -----------------------------------------------------------------------------
 
     def discard(self, layer: str) -> None:
-        """Unmount a layer whatever its counts say (BuildKit removes what it never put), and note that it is removed.
+        """Unmount a layer whatever its counts say: BuildKit removes what it never put.
 
-        The note is as good as this host's memory: a power cut may lose it, the end of this process does not. Raises
-        LayerBusy if somebody holds the layer; it is not removed then.
+        Raises LayerBusy if somebody has it mounted, command.CommandTimeout or deadline.Overdue if the kernel does not
+        come to its end: it may still write what nobody wants any more.
         """
         entry = self._entries.get(layer)
-        if entry:
-            self._look_again(layer, entry)
-            for place in list(entry.counts):
-                self._unmount(layer, entry, place)
-            if busy.stays_in_use(entry.device):
-                raise self._busy(layer, entry)
+        if entry is None:
+            return
+        self._look_again(layer, entry)
+        for place in list(entry.counts):
+            self._unmount(layer, entry, place)
+        if busy.stays_in_use(entry.device) and busy.is_mounted_anywhere(entry.device):
+            raise self._busy(layer, entry)
+
+    def is_written_back(self, layer: str) -> bool:
+        """Tell whether nobody has a layer mounted, but the kernel is not done with its file system."""
+        entry = self._entries.get(layer)
+        return entry is not None and mounts.in_use(entry.device) and not busy.is_mounted_anywhere(entry.device)
+
+    def note_removed(self, layer: str) -> None:
+        """Note that a layer is removed.
+
+        The note is as good as this host's memory: a power cut may lose it, the end of this process does not.
+        """
         mounts.make_directory(self._note(layer))
         self._removed.add(layer)
         self._written.pop(layer, None)
@@ -295,7 +322,8 @@ class MountedLayers:
     def forget(self, layer: str) -> None:
         """Take the note away that a layer is removed, which is unmapped."""
         self._removed.discard(layer)
-        os.rmdir(self._note(layer))
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(self._note(layer))
         self._remove_directories(layer)
 
     def _note(self, layer: str) -> str:
@@ -303,60 +331,69 @@ class MountedLayers:
 
     # -- after a restart ---------------------------------------------------------------------
 
-    def adopt(self) -> None:
-        """Learn from the host what an earlier life of this process had mapped, and end what was only its own.
+    def learn(self) -> list[str]:
+        """Learn from the host what an earlier life of this process had mapped; return what is to be let go of it.
 
-        A mount for Docker counts as one user (moby's graphdriver/counter.go does the same).
+        A mount for Docker counts as one user (moby's graphdriver/counter.go does the same). What was mounted or mapped
+        for that life's own work counts as nobody's. One layer that cannot be looked at does not keep the others.
         """
         self._entries.clear()
         self._written.clear()
-        self._adopt_removed()
+        layers = sorted(os.listdir(self._root))
+        self._removed = {layer for layer in layers if os.path.isdir(self._note(layer))}
         mounted = {item.point: item for item in mounts.table()}
-        for layer in set(os.listdir(self._root)) - self._removed:
+        devices = {item.image: item.device for item in self._pool.mappings()} if layers else {}
+        for layer in layers:
             mounts.make_directory(os.path.join(self._root, layer))
-            self._unmount_leftover(layer, mounted)
-            found = mounted.get(self.point(layer, Place.DOCKER))
             try:
-                if found:
-                    self._adopt(layer, found)
-                elif not self._mount_again(layer):
-                    self._unmap_leftover(layer)
-            except LayerBusy as error:
-                # One layer is no reason to leave all others without a driver.
-                log.error("%s", error)
+                with deadline.within(LEARN_SECONDS):
+                    self._learn(layer, mounted, devices.get(self._images.image(layer)))
+            except (OSError, mounts.MountError, command.CommandError, deadline.Overdue) as error:
+                log.error("layer %s from before: %s", layer, error)
+        return [layer for layer in self._entries if layer not in self._removed and not self._is_wanted(layer)]
 
-    def _adopt_removed(self) -> None:
-        """Find the layers that are noted as removed; some may still be mapped."""
-        self._removed = {layer for layer in os.listdir(self._root) if os.path.isdir(self._note(layer))}
-        devices = {item.image: item.device for item in self._pool.mappings()} if self._removed else {}
-        for layer in self._removed:
-            if device := devices.get(self._images.image(layer)):
-                self._entries[layer] = _Entry(device)
+    def _is_wanted(self, layer: str) -> bool:
+        return any(self._entries[layer].counts.values())
 
-    def _adopt(self, layer: str, found: mounts.Mount) -> None:
+    def _learn(self, layer: str, mounted: dict[str, mounts.Mount], device: str | None) -> None:
+        found = {place: mounted[point] for place in Place if (point := self.point(layer, place)) in mounted}
+        if found:
+            self._learn_mounts(layer, found)
+        elif device:
+            self._entries[layer] = _Entry(device, mounts.is_read_only(device))
+            if layer not in self._removed:
+                self._mount_again(layer)
+        elif layer not in self._removed:
+            self._remove_directories(layer)
+
+    def _learn_mounts(self, layer: str, found: dict[Place, mounts.Mount]) -> None:
+        first = next(iter(found.values()))
         try:
-            device = mounts.device_path(found.device_number)
+            device = mounts.device_path(first.device_number)
         except mounts.MountError as error:
             log.error("unmounting layer %s: %s", layer, error)
-            busy.unmount(found.point, self._pool.timeout)
+            for item in found.values():
+                busy.unmount(item.point, self._pool.timeout)
             self._remove_directories(layer)
             return
-        entry = _Entry(device, mounts.is_read_only(device), guessed=True, label=found.label)
-        entry.writable, entry.counts = set() if found.read_only else {Place.DOCKER}, {Place.DOCKER: 1}
+        entry = _Entry(device, mounts.is_read_only(device), guessed=True, label=first.label)
+        entry.writable = {place for place, item in found.items() if not item.read_only}
+        entry.counts = {place: int(place is Place.DOCKER) for place in found}
         self._entries[layer] = entry
+        if Place.DRIVER in found:
+            log.warning("%s was left behind by a crash", self.point(layer, Place.DRIVER))
 
-    def _mount_again(self, layer: str) -> bool:
-        """Mount a layer that a container uses although our own mount is gone; tell whether there was such.
+    def _mount_again(self, layer: str) -> None:
+        """Mount a layer that a container uses although our own mount is gone.
 
         The mount namespace of a managed plugin ends with it (`docker plugin disable --force`), or it was killed in a
         Put that had to mount anew; the containers have a namespace of their own, and the kernel keeps the device.
         """
-        for mapping in self._mappings(layer):
-            if mounts.in_use(mapping.device):
-                entry = self._entries[layer] = _Entry(mapping.device, mounts.is_read_only(mapping.device))
-                self._mount_for_container(layer, entry, write=not entry.read_only)
-                return True
-        return False
+        entry = self._entries[layer]
+        if mounts.in_use(entry.device):
+            self._mount_for_container(layer, entry, write=not entry.read_only)
+        else:
+            log.warning("layer %s was left mapped as %s by a crash", layer, entry.device)
 
     def _mount_for_container(self, layer: str, entry: _Entry, *, write: bool) -> None:
         with contextlib.ExitStack() as undo:
@@ -365,16 +402,23 @@ class MountedLayers:
         entry.counts[Place.DOCKER], entry.guessed = 1, True
         log.info("%s is in use by a running container, mounted at %s", layer, self.point(layer, Place.DOCKER))
 
-    def settle(self) -> None:
-        """Docker has started anew: keep mounted, as one user each, what a container still uses; release the rest.
+    def settle(self) -> list[str]:
+        """Docker has started anew: keep mounted, as one user each, what a container still uses; unmount the rest.
+
+        Returns the layers that are mapped for nobody now. One that cannot be unmounted does not keep the others.
 
         A running container (live-restore) holds the file system in its own mount namespace: without
         our mount the device is then still in use. A builder that was killed with the former daemon holds it in ours.
         """
         self._unmount_builders()
         for layer, entry in list(self._entries.items()):
-            if Place.DOCKER in entry.counts:
-                self._settle(layer, entry)
+            if Place.DOCKER in entry.counts and layer not in self._removed:
+                try:
+                    with deadline.within(LEARN_SECONDS):
+                        self._settle(layer, entry)
+                except (OSError, command.CommandError, deadline.Overdue) as error:
+                    log.error("layer %s from before: %s", layer, error)
+        return [layer for layer in self._entries if layer not in self._removed and not self._is_wanted(layer)]
 
     def settle_guessed(self, layer: str) -> None:
         """Do the same to one layer, if its user for Docker is only guessed: the caller knows that Docker has put it.
@@ -384,6 +428,8 @@ class MountedLayers:
         entry = self._entries.get(layer)
         if entry is not None and entry.guessed and Place.DOCKER in entry.counts:
             self._settle(layer, entry)
+            if not entry.counts:
+                self._unmap(layer, entry)
 
     def _settle(self, layer: str, entry: _Entry) -> None:
         writable = Place.DOCKER in entry.writable
@@ -395,8 +441,6 @@ class MountedLayers:
             return
         if mounts.in_use(entry.device):
             self._mount_for_container(layer, entry, write=writable)
-        elif not entry.counts:
-            self._unmap(layer, entry)
 
     def _unmount_builders(self) -> None:
         """End what BuildKit left mounted (buildkit, snapshot/localmounter_unix.go): no build is running now.
@@ -411,13 +455,11 @@ class MountedLayers:
         for item in reversed(mounts.table()):
             if os.path.basename(item.point).startswith(BUILDER_MOUNT) and item.device_number in devices:
                 log.warning("unmounting %s, left behind by a builder", item.point)
-                busy.unmount(item.point, self._pool.timeout)
-
-    def _unmount_leftover(self, layer: str, mounted: dict[str, mounts.Mount]) -> None:
-        point = self.point(layer, Place.DRIVER)
-        if point in mounted:
-            log.warning("unmounting %s, left behind by a crash", point)
-            busy.unmount(point, self._pool.timeout)
+                try:
+                    with deadline.within(LEARN_SECONDS):
+                        busy.unmount(item.point, self._pool.timeout)
+                except (LayerBusy, command.CommandError) as error:
+                    log.error("%s", error)
 
     def _unmap_leftover(self, layer: str) -> None:
         """A directory without a mount: the image may be mapped all the same."""
@@ -475,8 +517,9 @@ class MountedLayers:
     def _check_alive(self, layer: str, entry: _Entry) -> None:
         """Raise LayerLost if the file system of a mounted layer was shut down, since its device went away."""
         for place in entry.counts:
+            point = self.point(layer, place)
             try:
-                os.stat(self.point(layer, place))
+                deadline.call(lambda point=point: os.stat(point), point, self._pool.timeout)  # type: ignore[misc]
             except OSError as error:
                 raise LayerLost(
                     f"layer {layer}: its device {entry.device} is gone ({error.strerror}); stop what uses it: "

@@ -29,6 +29,8 @@ DIRECTORY_MODE = 0o711
 # -K / nodiscard: a new image is empty, discarding it object by object takes seconds.
 MKFS = {"xfs": ("mkfs.xfs", "-q", "-f", "-K"), "ext4": ("mkfs.ext4", "-q", "-F", "-E", "nodiscard")}
 GROW = {"xfs": ("xfs_growfs",), "ext4": ("e2fsck", "resize2fs")}
+# Whether a device is in use, the kernel tells at once, unless it has to write out what is left in memory.
+PROBE_SECONDS = 10.0
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 _CONTEXT = re.compile(rb'(?:^|,)context="?([^"]+)"?')
 
@@ -203,10 +205,15 @@ def written(device: str) -> int:
 def in_use(device: str) -> bool:
     """Tell whether a block device is mounted in any mount namespace, or claimed by another driver.
 
-    An exclusive open of a block device fails while a file system has it (open(2), O_EXCL without O_CREAT).
+    An exclusive open of a block device fails while a file system has it (open(2), O_EXCL without O_CREAT). Raises
+    deadline.Overdue: the close writes out what is left in memory.
     """
-    try:
+
+    def probe() -> None:
         os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+
+    try:
+        deadline.call(probe, device, PROBE_SECONDS)
     except OSError as error:
         if error.errno == errno.EBUSY:
             return True
@@ -218,6 +225,11 @@ def in_use(device: str) -> bool:
 
 def holders(number: str) -> str:
     """Say who holds a block device ("major:minor"), for an error message: processes whose mount table has it."""
+    return "; ".join(mounted_by(number)) or "a process has the device open"
+
+
+def mounted_by(number: str) -> list[str]:
+    """Return a process of each mount namespace that has a block device ("major:minor") mounted, and where."""
     seen: dict[str, str] = {}
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -230,7 +242,7 @@ def holders(number: str) -> str:
         except OSError:
             # The process ended while we looked: it holds nothing any more.
             continue
-    return "; ".join(filter(None, seen.values())) or "a process has the device open"
+    return [said for said in seen.values() if said]
 
 
 def _read_table(path: str) -> list[Mount]:

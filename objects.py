@@ -69,6 +69,38 @@ def start_watching(pool: Pool, name: str) -> subprocess.Popen[bytes]:
     return command.start(pool.rados_argv("watch", name), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
+def metadata(pool: Pool, image_id: str, key: str) -> str | None:
+    """Return one image-meta value of an image, None if it has none. Raises RbdError also if there is no such image.
+
+    `rbd image-meta` opens the image to write, which a full pool does not let it do (ceph, cls/rbd/cls_rbd.cc,
+    metadata_set: the value lies in the header object's omap, as it is).
+    """
+    try:
+        said = pool.rados("getomapval", f"rbd_header.{image_id}", f"metadata_{key}")
+    except RbdError as error:
+        if "No such key" not in str(error):
+            raise
+        return None
+    # "00000000  76 6d 20 2f 68 6f 6d 65  20 78                    |vm /home x|"
+    rows = re.findall(r"^[0-9a-f]{8}  (.{48})  \|", said, re.MULTILINE)
+    return bytes.fromhex("".join(rows)).decode("utf-8", "surrogateescape")
+
+
+def delete(pool: Pool, names: Sequence[str]) -> None:
+    """Delete objects, also in a full pool; those that are not there are no failure. Raises RbdError."""
+    left = list(names)
+    while left:
+        try:
+            pool.rados("--force-full", "rm", *left)
+            return
+        except RbdError as error:
+            # It ends with the first that is not there.
+            missing = next((name for name in left if f">{name}: {_NO_OBJECT}" in str(error)), None)
+            if missing is None:
+                raise
+            del left[: left.index(missing) + 1]
+
+
 def lock(pool: Pool, name: str, lock: str, holder: str, seconds: float) -> bool:
     """Take a lock of an object for some seconds, whoever runs the commands in them; false if another has it.
 

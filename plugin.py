@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 import archive
@@ -128,8 +128,20 @@ class Plugin:
         if method not in self._calls:
             known = ", ".join(["Init", *self._calls, "Diff", "ApplyDiff"])
             raise UnknownMethod(f"unknown method GraphDriver.{method[:80]}; known are {known}")
-        with self._gate.shared(), self._request():
+        with self._inside(), self._request():
             return self._calls[method](Request(method, body)) or {}
+
+    @contextlib.contextmanager
+    def _inside(self) -> Iterator[None]:
+        """Be at work with the driver; while a daemon's Init makes another one, wait for it. Raises DriverError."""
+        # An Init has as long as any other request, and what a former driver still does.
+        seconds = 2 * (self._driver or self._defaults).timeout + INIT_WAIT_SECONDS
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(self._gate.shared(seconds))
+            except GateTimeout:
+                raise DriverError(f"a daemon's Init has been at work for {seconds:g} s; try again") from None
+            yield
 
     def _request(self) -> contextlib.AbstractContextManager[None]:
         """The driver's bounds of a call; some calls are answered without a driver."""
@@ -138,18 +150,18 @@ class Plugin:
     def diff(self, body: bytes) -> Generator[bytes, None, None]:
         """Yield the archive of a Diff call; close it to end early."""
         request = Request("Diff", body)
-        with self._gate.shared(), self.driver.explaining():
+        with self._inside(), self.driver.explaining():
             yield from self.driver.diff(_id(request), request.text("Parent"))
 
     def apply_diff(self, layer: str, stream: archive.Readable) -> dict[str, Any]:
         """Lay an archive down in a layer."""
-        with self._gate.shared(), self.driver.explaining():
+        with self._inside(), self.driver.explaining():
             return {"Size": self.driver.apply_diff(layer, stream)}
 
     def abandon(self, layer: str) -> None:
         """Remove a layer whose archive was cut off by the caller's end."""
         log.warning("removing layer %s: its archive was cut off", layer)
-        with self._gate.shared(), self._request():
+        with self._inside(), self._request():
             self.driver.remove(layer)
 
     def _create(self, request: Request) -> None:
@@ -166,16 +178,30 @@ class Plugin:
     def _init(self, request: Request) -> dict[str, Any]:
         driver = self._make_driver(request)
         try:
-            with self._gate.alone(INIT_WAIT_SECONDS):
-                if self._driver:
-                    self._driver.retire(INIT_WAIT_SECONDS)
-                with driver.request():
-                    driver.initialise()
-                self._save(request)
-                self._driver = driver
+            with self._gate.alone(INIT_WAIT_SECONDS), driver.request():
+                driver.prepare()
+                self._take_over(driver, request)
         except GateTimeout:
             raise DriverError(f"Init: requests of the former daemon still run after {INIT_WAIT_SECONDS:g} s") from None
         return {}
+
+    def _take_over(self, driver: Driver, request: Request) -> None:
+        """Let a driver that is ready serve in the place of the former one, which goes on as before if that fails."""
+        former = self._driver
+        if former:
+            former.pause(INIT_WAIT_SECONDS)
+        try:
+            driver.learn()
+            self._save(request)
+        except BaseException:
+            if former:
+                former.resume()
+            raise
+        driver.settle()
+        self._driver = driver
+        if former:
+            former.end()
+        driver.start()
 
     def _make_driver(self, request: Request) -> Driver:
         """Make the driver that an Init asks for; it has touched nothing yet."""
@@ -201,7 +227,8 @@ class Plugin:
             log.error("%s is of no use, restart dockerd: %s", self._state_file, error)
             return
         driver = Driver(*settings)
-        driver.adopt()
+        driver.learn()
+        driver.start()
         self._driver = driver
         log.info("took over the layers below %s from before", settings[0])
 

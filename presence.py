@@ -12,6 +12,7 @@ import hashlib
 import logging
 import subprocess
 import threading
+from collections.abc import Callable
 
 import command
 import objects
@@ -32,12 +33,13 @@ def object_of(prefix: str, owner: str) -> str:
 
 
 class Presence:
-    """One thread that keeps the watch, and renews it when it is lost."""
+    """One thread that keeps the watch, and renews it when it is lost. `answers` is called when the cluster took it."""
 
-    def __init__(self, pool: rbdcli.Pool, prefix: str, owner: str) -> None:
+    def __init__(self, pool: rbdcli.Pool, prefix: str, owner: str, answers: Callable[[], None]) -> None:
         self._pool = pool
         self._object = object_of(prefix, owner)
         self._owner = owner
+        self._answers = answers
         self._stopped = threading.Event()
         self._watching = False
         self._process: subprocess.Popen[bytes] | None = None
@@ -55,11 +57,11 @@ class Presence:
             self._thread.start()
 
     def stop(self) -> None:
-        """End the watch; the process that kept it is gone afterwards."""
+        """End the watch. The process that kept it is gone then; one whose start hangs goes when that is over."""
         self._stopped.set()
         self._leave()
         if self._thread:
-            self._thread.join()
+            self._thread.join(LEAVE_SECONDS)
 
     def _work(self) -> None:
         told = ""
@@ -87,6 +89,7 @@ class Presence:
             if watched and not self._stopped.is_set():
                 self._watching = True
                 log.debug("watching %s", self._object)
+                self._answers()
                 process.stdout.readline()
         finally:
             self._watching = False

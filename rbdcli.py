@@ -16,7 +16,7 @@ import contextlib
 import errno
 import json
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -104,6 +104,14 @@ class Lock(NamedTuple):
     address: str
 
 
+class Data(NamedTuple):
+    """Where the content of an image lies: the image's id, what its objects' names begin with, their size in bytes."""
+
+    image_id: str
+    prefix: str
+    object_size: int
+
+
 class Usage(NamedTuple):
     """What an image itself holds: bytes, counted in whole objects, and the number of its snapshots."""
 
@@ -185,6 +193,13 @@ class Pool:
         """Delete an image at once. Raises ImageMissing, ImageBusy, ImageHasChildren."""
         self._rbd("rm", *self._image(image), "--no-progress")
 
+    def remove_slowly(self, image: str, give_up: Callable[[], bool]) -> None:
+        """Delete an image, for as long as that makes progress, or until `give_up` says so: it may take hours.
+
+        What was begun goes on with the next call. Raises command.CommandGivenUp, and what `remove` does.
+        """
+        self._rbd("rm", *self._image(image), give_up=give_up)
+
     def info(self, image: str) -> Info:
         """Describe one image. Raises ImageMissing."""
         said = self._json("info", *self._image(image))
@@ -194,6 +209,15 @@ class Pool:
             size=int(said["size"]),
             parent=Parent(parent["image"], parent["snapshot"]) if parent else None,
         )
+
+    def data(self, image: str) -> Data:
+        """Say where an image's content lies. Raises ImageMissing."""
+        said = self._json("info", *self._image(image))
+        return Data(str(said["id"]), str(said["block_name_prefix"]), int(said["object_size"]))
+
+    def extents(self, image: str) -> Sequence[int]:
+        """Return the offsets of the objects from which an image is read, its ancestors' too. Raises ImageMissing."""
+        return [int(item["offset"]) for item in self._json("diff", *self._image(image), "--whole-object")]
 
     def created(self, image: str) -> float:
         """Return when an image was made, by the cluster's clock, in seconds since 1970. Raises ImageMissing."""
@@ -289,12 +313,18 @@ class Pool:
         said = self._json("children", *self._image(parent.image), "--snap", parent.snapshot)
         return [str(item["image"]) for item in said]
 
-    def remove_snapshots(self, image_id: str) -> int:
-        """Delete every snapshot of an image in the trash and count them; others may do the same. Raises ImageMissing.
+    def remove_snapshots(self, image: str) -> int:
+        """Delete every snapshot of an image and count them; others may do the same. Raises ImageMissing.
 
         A snapshot that has clones lives on, unnamed, until they go.
         """
-        where = (*self._where(), "--image-id", image_id)
+        return self._remove_snapshots(*self._image(image))
+
+    def remove_snapshots_of_trashed(self, image_id: str) -> int:
+        """Do the same to an image in the trash."""
+        return self._remove_snapshots(*self._where(), "--image-id", image_id)
+
+    def _remove_snapshots(self, *where: str) -> int:
         names = [str(snapshot["name"]) for snapshot in self._json("snap", "ls", *where)]
         for name in names:
             with contextlib.suppress(ImageMissing):
@@ -316,9 +346,9 @@ class Pool:
         items = self._json("trash", "ls", "--long", *self._where())
         return [Trashed(str(item["id"]), str(item["name"]), _time(item["deleted_at"])) for item in items]
 
-    def remove_trashed(self, image_id: str) -> None:
-        """Delete an image from the trash. Raises ImageHasChildren while it has snapshots or clones."""
-        self._rbd("trash", "rm", *self._where(), "--image-id", image_id, "--no-progress")
+    def remove_trashed(self, image_id: str, give_up: Callable[[], bool]) -> None:
+        """Delete an image from the trash, as `remove_slowly` does. Raises ImageHasChildren for snapshots, too."""
+        self._rbd("trash", "rm", *self._where(), "--image-id", image_id, give_up=give_up)
 
     # -- devices --------------------------------------------------------------------------
 
@@ -452,11 +482,11 @@ class Pool:
     def _json(self, *words: str) -> Any:
         return json.loads(self._rbd(*words, "--format", "json") or "null")
 
-    def _rbd(self, *words: str) -> str:
+    def _rbd(self, *words: str, give_up: Callable[[], bool] | None = None) -> str:
         verbs = next((at for at, word in enumerate(words) if word.startswith("-")), len(words))
         connect = ("--client-mount-timeout", self._connect_seconds())
         try:
-            return self._run(("rbd", *words[:verbs], *self._client(), *connect, *words[verbs:]))
+            return self._run(("rbd", *words[:verbs], *self._client(), *connect, *words[verbs:]), give_up)
         except ImageMissing as error:
             if words[0] == "ls":
                 raise PoolMissing(error.argv, error.status, error.reason) from None
@@ -468,10 +498,14 @@ class Pool:
     def _connect_seconds(self) -> str:
         return str(max(1, int(deadline.left(self.timeout) * CONNECT_SHARE)))
 
-    def _run(self, argv: Sequence[str]) -> str:
+    def _run(self, argv: Sequence[str], give_up: Callable[[], bool] | None = None) -> str:
+        """Run a command within the time that one may take, or, with `give_up`, for as long as it makes progress."""
         try:
-            return command.run(argv, timeout=self.timeout).stdout
-        except (command.CommandTimeout, command.CommandMissing):
+            if give_up is None:
+                return command.run(argv, timeout=self.timeout).stdout
+            command.run_on(argv, timeout=self.timeout, give_up=give_up)
+            return ""
+        except (command.CommandTimeout, command.CommandGivenUp, command.CommandMissing):
             raise
         except command.CommandError as error:
             raise _BY_ERRNO.get(error.status or 0, RbdError)(error.argv, error.status, error.reason) from None

@@ -174,3 +174,33 @@ def test_what_still_runs_at_our_end_does_not_outlive_us(tmp_path: Path) -> None:
         with pytest.raises(command.CommandError, match="ended by signal 9"):
             running.result(20)
     command.end_running()
+
+
+# -- as long as there is progress ------------------------------------------------------------------
+
+
+def test_what_makes_progress_may_take_longer_than_a_command() -> None:
+    script = 'for n in 1 2 3 4; do printf "\\rRemoving image: %d%% complete..." "$n" >&2; sleep 0.4; done'
+    command.run_on(["sh", "-c", script], timeout=1, give_up=lambda: False)
+
+
+def test_what_makes_none_is_killed(tmp_path: Path) -> None:
+    script = f"echo $$ >{tmp_path}/pid; echo 'Removing image: 1% complete...'; sleep 600"
+    with pytest.raises(command.CommandTimeout, match="no progress within 0.5 s"):
+        command.run_on(["sh", "-c", script], timeout=0.5, give_up=lambda: False)
+    pid = int((tmp_path / "pid").read_text(encoding="ascii"))
+    wait_until(lambda: process_state(pid) in ("", "Z"), "it is gone")
+
+
+def test_why_it_failed_is_told_without_its_progress() -> None:
+    script = r"printf '\rRemoving image: 7%% complete...\rRemoving image: 7%% complete...failed.\nrbd: in use\n' >&2; exit 16"
+    with pytest.raises(command.CommandError, match="rbd: in use") as failed:
+        command.run_on(["sh", "-c", script], timeout=5, give_up=lambda: False)
+    assert failed.value.status == 16
+    assert failed.value.reason == "rbd: in use (exit 16)"
+
+
+def test_who_does_not_want_it_any_more_need_not_wait() -> None:
+    asked = iter([False, False, True])
+    with pytest.raises(command.CommandGivenUp):
+        command.run_on(["sleep", "600"], timeout=600, give_up=lambda: next(asked))

@@ -10,6 +10,7 @@ import logging
 import os
 import time
 
+import deadline
 import mounts
 import objects
 import rbdcli
@@ -60,12 +61,12 @@ class BaseImage:
         is whole afterwards; so one at a time. The lock of a host that died in between ends by itself, one of our own
         from before a crash is broken.
         """
-        lock, deadline = (f"{base}.lock", "rename"), time.monotonic() + 2 * (self._pool.timeout + BASE_LOCK_SECONDS)
+        lock, until = (f"{base}.lock", "rename"), time.monotonic() + 2 * (self._pool.timeout + BASE_LOCK_SECONDS)
         while not objects.lock(self._pool, *lock, self._layers.owner(), self._pool.timeout + BASE_LOCK_SECONDS):
             if self._has_base(base):
                 self._remove_scratch(scratch)
                 return
-            if time.monotonic() > deadline:
+            if time.monotonic() > until:
                 raise LayerError(f"another host has been about to make {base} for too long; try again")
             time.sleep(LOCK_PAUSE)
         if self._has_base(base):
@@ -109,8 +110,7 @@ class BaseImage:
         mounts.mount(fs, device, point, extra, read_only=False, timeout=timeout)
         try:
             root = os.path.join(point, ROOT_DIRECTORY)
-            os.mkdir(root)
-            os.chmod(root, 0o755)  # noqa: S103 - it is the `/` of containers, whatever the umask
+            deadline.call(lambda: _make_world_readable(root), root, timeout)
         finally:
             mounts.unmount(point, timeout=timeout)
             os.rmdir(point)
@@ -126,4 +126,10 @@ class BaseImage:
             if mapping.image == image:
                 self._pool.unmap(mapping.device)
         with contextlib.suppress(rbdcli.ImageMissing):
-            self._layers.remove(image[len(self._layers.image("")) :])
+            self._layers.delete(image)
+
+
+def _make_world_readable(directory: str) -> None:
+    """Make what is the `/` of containers, whatever the umask is."""
+    os.mkdir(directory)
+    os.chmod(directory, 0o755)  # noqa: S103 - see above

@@ -128,7 +128,7 @@ class Driver:
     # -- the daemon's start and end -----------------------------------------------------------
 
     def prepare(self) -> None:
-        """Look whether all is there that is needed, and make the base image; a driver that runs already is not disturbed.
+        """Look whether all is there that is needed, and make the base image. It does not disturb a driver that runs.
 
         Raises readiness.NotReady, LayerError, command.CommandError.
         """

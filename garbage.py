@@ -45,7 +45,7 @@ def _remove(
         if not look.still_dead(finding):
             return Outcome(finding, False, "somebody has come to know or use it since")
         if finding.kind in (inspection.ORPHAN, inspection.HALF_MADE):
-            layers.remove(finding.id)
+            layers.delete(finding.place)
             if finding.record:
                 docker.forget(finding.record)
         elif finding.kind == inspection.STALE_MAPPING:

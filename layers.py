@@ -234,18 +234,21 @@ class Layers:
             self._snapshot(layer, origin.depth)
 
     def remove(self, layer: str, give_up: Callable[[], bool] = _nobody) -> bool:
-        """Delete a layer's image, which nobody has mapped; tell whether it is in the trash, since it has clones.
+        """Delete a layer's image, as `delete` does."""
+        self._forget(layer)
+        return self.delete(self.image(layer), give_up)
+
+    def delete(self, image: str, give_up: Callable[[], bool] = _nobody) -> bool:
+        """Delete an image that nobody has mapped; tell whether it is in the trash, since it has clones.
 
         It is deleted where it is: a full pool lets nothing be moved to the trash. Takes as long as there is progress,
         or until `give_up`. Raises rbdcli.ImageBusy if somebody has it mapped, rbdcli.ImageMissing.
         """
-        self._forget(layer)
-        image = self.image(layer)
         try:
             self.pool.remove_slowly(image, give_up)
         except rbdcli.ImageHasChildren:
             if self.pool.remove_snapshots(image):
-                return self.remove(layer, give_up)
+                return self.delete(image, give_up)
             self.pool.trash(image)
             return True
         return False

@@ -14,7 +14,7 @@ def test_many_are_inside_at_once() -> None:
     gate, all_inside = Gate(), threading.Barrier(10)
 
     def work(_: int) -> None:
-        with gate.shared():
+        with gate.shared(20):
             all_inside.wait(20)
 
     with ThreadPoolExecutor(10) as threads:
@@ -25,7 +25,7 @@ def test_alone_waits_for_those_inside_and_keeps_others_out() -> None:
     gate, inside, leave, order = Gate(), threading.Event(), threading.Event(), list[str]()
 
     def first() -> None:
-        with gate.shared():
+        with gate.shared(20):
             inside.set()
             leave.wait(20)
             order.append("first")
@@ -35,7 +35,7 @@ def test_alone_waits_for_those_inside_and_keeps_others_out() -> None:
             order.append("alone")
 
     def late() -> None:
-        with gate.shared():
+        with gate.shared(20):
             order.append("late")
 
     with ThreadPoolExecutor(3) as threads:
@@ -55,10 +55,10 @@ def test_alone_waits_for_those_inside_and_keeps_others_out() -> None:
 
 def test_alone_gives_up_and_lets_others_in_again() -> None:
     gate = Gate()
-    with gate.shared():
+    with gate.shared(20):
         with pytest.raises(GateTimeout), gate.alone(0.05):
             pytest.fail("was alone with another inside")
-        with gate.shared():
+        with gate.shared(20):
             pass
     with gate.alone(0.05), pytest.raises(GateTimeout), gate.alone(0.05):
         pytest.fail("two were alone")
@@ -68,7 +68,16 @@ def test_an_exception_opens_the_gate() -> None:
     gate = Gate()
     with pytest.raises(KeyError), gate.alone(1):
         raise KeyError
-    with pytest.raises(KeyError), gate.shared():
+    with pytest.raises(KeyError), gate.shared(20):
         raise KeyError
     with gate.alone(1):
         pass
+
+
+def test_who_is_alone_for_too_long_is_not_waited_for() -> None:
+    gate = Gate()
+    with ThreadPoolExecutor(1) as threads, gate.alone(20):
+        with pytest.raises(GateTimeout):
+            threads.submit(lambda: gate.shared(0.1).__enter__()).result(20)
+    with gate.shared(0.1):
+        assert True

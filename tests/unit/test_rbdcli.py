@@ -116,8 +116,12 @@ CALLS: list[tuple[Callable[[Pool], object], list[str]]] = [
     ),
     (lambda p: p.trash("img"), ["trash", "mv", *CLIENT, *IMAGE]),
     (
-        lambda p: p.remove_trashed("1234"),
-        ["trash", "rm", *CLIENT, *WHERE, "--image-id", "1234", "--no-progress"],
+        lambda p: p.remove_slowly("img", lambda: False),
+        ["rm", *CLIENT, *IMAGE],
+    ),
+    (
+        lambda p: p.remove_trashed("1234", lambda: False),
+        ["trash", "rm", *CLIENT, *WHERE, "--image-id", "1234"],
     ),
     (
         lambda p: p.unmap("/dev/rbd7"),
@@ -423,7 +427,7 @@ def test_metadata(fake: Fake) -> None:
 
 def test_snapshots_of_a_trashed_image_are_removed_one_by_one(fake: Fake) -> None:
     fake.says([{"id": 4, "name": "depth0", "size": 5, "protected": "false", "timestamp": "Mon"}])
-    assert pool().remove_snapshots("5e2d") == 1
+    assert pool().remove_snapshots_of_trashed("5e2d") == 1
     assert fake.calls() == [
         ["rbd", "snap", "ls", *CLIENT, *WHERE, "--image-id", "5e2d", "--format", "json"],
         ["rbd", "snap", "rm", *CLIENT, *WHERE, "--image-id", "5e2d", "--snap", "depth0", "--no-progress"],
@@ -441,7 +445,7 @@ case "$*" in
 esac
 """
     (fake.directory / "rbd").write_text(script, encoding="utf-8")
-    assert pool().remove_snapshots("5e2d") == 2
+    assert pool().remove_snapshots_of_trashed("5e2d") == 2
     assert "--snap depth2 " in (fake.directory / "done").read_text(encoding="utf-8")
 
 

@@ -26,6 +26,8 @@ from plugin import Plugin
 class FakeDriver:
     """Does what a test tells it: by default everything works and nothing is there."""
 
+    timeout = 60.0
+
     def __init__(self) -> None:
         self.calls: list[tuple[str, ...]] = []
         self.archive: Callable[[], Iterator[bytes]] = lambda: iter([b"archive"])

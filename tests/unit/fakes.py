@@ -1,0 +1,238 @@
+"""A pool in memory, for the tests of what is decided by it: layers, what is mounted, the driver, what is dead.
+
+What a real pool, and the kernel, do with it is seen in tests/integration.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import command
+import rbdcli
+
+SIZE = 1 << 30
+
+
+def failed(kind: type[rbdcli.RbdError], status: int, words: str = "it failed") -> rbdcli.RbdError:
+    """What a command of rbd's ends with."""
+    return kind(("rbd",), status, words)
+
+
+def missing() -> rbdcli.RbdError:
+    """What a command of rbd's ends with that asks for what has gone."""
+    return failed(rbdcli.ImageMissing, errno.ENOENT, "No such file or directory")
+
+
+def timed_out() -> command.CommandTimeout:
+    """What a command ends with that does not answer."""
+    return command.CommandTimeout(("rbd",), None, "no answer within 5 s")
+
+
+@dataclass
+class FakeImage:
+    """An image: what it holds itself, its snapshots (name: what it held then), whose clone it is, who has it open."""
+
+    image_id: str
+    held: str = ""
+    size: int = SIZE
+    used: int = 0
+    parent: rbdcli.Parent | None = None
+    snapshots: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+    watchers: list[str] = field(default_factory=list)
+    created: float = field(default_factory=time.time)
+
+
+class FakePool:
+    """A pool with images, a trash and a host that maps. `fails[METHOD]`: raised by its next calls, one after the other.
+
+    An exception in a pair with True is raised after the method has done its work: what timed out may be done.
+    """
+
+    name, namespace, client, configfile, timeout, device_type = "pool", "", "me", "/ceph.conf", 5.0, "krbd"
+
+    def __init__(self) -> None:
+        self.images: dict[str, FakeImage] = {}
+        self.trashed_images: dict[str, tuple[str, FakeImage]] = {}
+        self.devices: dict[str, str] = {}
+        self.fails: dict[str, Any] = {}
+        self.calls: list[tuple[Any, ...]] = []
+        self._ids = 0
+
+    def as_pool(self) -> rbdcli.Pool:
+        """Return it by the type that those have who use it."""
+        return cast(rbdcli.Pool, self)
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        if name.startswith("_") or not callable(found) or name in ("as_pool", "add", "named"):
+            return found
+        return lambda *words, **options: self._called(name, found, *words, **options)
+
+    def _called(self, name: str, method: Callable[..., Any], *words: Any, **options: Any) -> Any:
+        self.calls.append((name, *words))
+        failure = self.fails[name].pop(0) if self.fails.get(name) else None
+        if isinstance(failure, tuple):
+            method(*words, **options)
+            failure = failure[0]
+        if failure is not None:
+            raise failure
+        return method(*words, **options)
+
+    def named(self, method: str) -> Sequence[Any]:
+        """The first words of all calls of a method."""
+        return [call[1] for call in self.calls if call[0] == method]
+
+    def add(self, image: str, **fields: Any) -> FakeImage:
+        """Put an image into the pool."""
+        self._ids += 1
+        self.images[image] = FakeImage(f"id{self._ids}", **fields)
+        return self.images[image]
+
+    def _image(self, image: str) -> FakeImage:
+        if image not in self.images:
+            raise missing()
+        return self.images[image]
+
+    def _new(self, image: str, **fields: Any) -> None:
+        if image in self.images:
+            raise failed(rbdcli.ImageExists, errno.EEXIST)
+        self.add(image, **fields)
+
+    def _clones(self, image_id: str) -> Sequence[str]:
+        everything = [*self.images.items(), *self.trashed_images.values()]
+        names = {name for name, item in everything if item.image_id == image_id}
+        return [name for name, item in everything if item.parent and item.parent.image in names]
+
+    # -- images ------------------------------------------------------------------------------
+
+    def create(self, image: str, size: int, features: Sequence[str], object_size: int) -> None:
+        self._new(image, size=size)
+
+    def clone(self, parent: rbdcli.Parent, image: str, features: Sequence[str]) -> None:
+        origin = self._image(parent.image)
+        if parent.snapshot not in origin.snapshots:
+            raise missing()
+        held = origin.snapshots[parent.snapshot]
+        self._new(image, held=held, size=origin.size, parent=parent, metadata=dict(origin.metadata))
+
+    def deep_copy(self, source: str, image: str) -> None:
+        origin = self._image(source)
+        same = {"held": origin.held, "size": origin.size, "used": origin.used, "parent": origin.parent}
+        self._new(image, **same, snapshots=dict(origin.snapshots), metadata=dict(origin.metadata))
+
+    def copy(self, source: str, image: str, features: Sequence[str], object_size: int) -> None:
+        origin = self._image(source)
+        self._new(image, held=origin.held, size=origin.size, metadata=dict(origin.metadata))
+
+    def resize(self, image: str, size: int) -> None:
+        self._image(image).size = size
+
+    def info(self, image: str) -> rbdcli.Info:
+        item = self._image(image)
+        return rbdcli.Info(image, item.size, item.parent)
+
+    def data(self, image: str) -> rbdcli.Data:
+        return rbdcli.Data(self._image(image).image_id, f"rbd_data.{self._image(image).image_id}", 1 << 18)
+
+    def extents(self, image: str) -> Sequence[int]:
+        return [at << 18 for at in range(self._image(image).used >> 18)]
+
+    def usage(self, image: str) -> rbdcli.Usage:
+        return rbdcli.Usage(self._image(image).used, len(self._image(image).snapshots))
+
+    def created(self, image: str) -> float:
+        return self._image(image).created
+
+    def watchers(self, image: str) -> Sequence[str]:
+        return self._image(image).watchers
+
+    def locks(self, image: str) -> Sequence[rbdcli.Lock]:
+        self._image(image)
+        return []
+
+    def list(self) -> Sequence[str]:
+        return [*self.images]
+
+    def details(self, prefix: str) -> Sequence[rbdcli.Listed]:
+        return [
+            rbdcli.Listed(name, item.parent.image if item.parent else None, tuple(item.snapshots))
+            for name, item in self.images.items()
+            if name.startswith(prefix)
+        ]
+
+    def metadata(self, image: str) -> dict[str, str]:
+        return dict(self._image(image).metadata)
+
+    def set_metadata(self, image: str, key: str, value: str) -> None:
+        self._image(image).metadata[key] = value
+
+    def snapshot(self, image: str, snapshot: str) -> None:
+        item = self._image(image)
+        if snapshot in item.snapshots:
+            raise failed(rbdcli.ImageExists, errno.EEXIST)
+        item.snapshots[snapshot] = item.held
+
+    def children(self, parent: rbdcli.Parent) -> Sequence[str]:
+        self._image(parent.image)
+        return [name for name, item in self.images.items() if item.parent == parent]
+
+    # -- removal -----------------------------------------------------------------------------
+
+    def remove(self, image: str) -> None:
+        item = self._image(image)
+        if item.watchers:
+            raise failed(rbdcli.ImageBusy, errno.EBUSY)
+        if item.snapshots or self._clones(item.image_id):
+            raise failed(rbdcli.ImageHasChildren, errno.ENOTEMPTY)
+        del self.images[image]
+
+    def remove_slowly(self, image: str, give_up: Callable[[], bool]) -> None:
+        self.remove(image)
+
+    def remove_snapshots(self, image: str) -> int:
+        item = self._image(image)
+        count, item.snapshots = len(item.snapshots), {}
+        return count
+
+    def trash(self, image: str) -> None:
+        item = self._image(image)
+        del self.images[image]
+        self.trashed_images[item.image_id] = (image, item)
+
+    def trashed(self) -> Sequence[rbdcli.Trashed]:
+        return [rbdcli.Trashed(image_id, name) for image_id, (name, _) in self.trashed_images.items()]
+
+    def trashed_with_dates(self) -> Sequence[rbdcli.Trashed]:
+        return [rbdcli.Trashed(image_id, name, 0.0) for image_id, (name, _) in self.trashed_images.items()]
+
+    def remove_trashed(self, image_id: str, give_up: Callable[[], bool]) -> None:
+        if image_id not in self.trashed_images:
+            raise missing()
+        if self.trashed_images[image_id][1].snapshots or self._clones(image_id):
+            raise failed(rbdcli.ImageHasChildren, errno.ENOTEMPTY)
+        del self.trashed_images[image_id]
+
+    def remove_snapshots_of_trashed(self, image_id: str) -> int:
+        name, item = self.trashed_images[image_id]
+        self.trashed_images[image_id] = (name, replace(item, snapshots={}))
+        return len(item.snapshots)
+
+    # -- objects and devices -----------------------------------------------------------------
+
+    def rados(self, *words: str) -> str:
+        if words[0] == "getomapval":
+            image_id, key = words[1].partition(".")[2], words[2].partition("_")[2]
+            value = next(item for item in self.images.values() if item.image_id == image_id).metadata.get(key)
+            if value is None:
+                raise failed(rbdcli.RbdError, 1, f"No such key: {words[2]}")
+            rows = [value.encode()[at : at + 16] for at in range(0, len(value), 16)]
+            return "\n".join(f"{16 * at:08x}  {row.hex(' '):48}  |..|" for at, row in enumerate(rows))
+        return ""
+
+    def mappings(self) -> Sequence[rbdcli.Mapping]:
+        return [rbdcli.Mapping(image, device) for image, device in self.devices.items()]

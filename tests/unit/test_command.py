@@ -186,14 +186,15 @@ def test_what_makes_progress_may_take_longer_than_a_command() -> None:
 
 def test_what_makes_none_is_killed(tmp_path: Path) -> None:
     script = f"echo $$ >{tmp_path}/pid; echo 'Removing image: 1% complete...'; sleep 600"
-    with pytest.raises(command.CommandTimeout, match="no progress within 0.5 s"):
+    with pytest.raises(command.CommandTimeout, match=r"no progress within 0\.5 s"):
         command.run_on(["sh", "-c", script], timeout=0.5, give_up=lambda: False)
     pid = int((tmp_path / "pid").read_text(encoding="ascii"))
     wait_until(lambda: process_state(pid) in ("", "Z"), "it is gone")
 
 
 def test_why_it_failed_is_told_without_its_progress() -> None:
-    script = r"printf '\rRemoving image: 7%% complete...\rRemoving image: 7%% complete...failed.\nrbd: in use\n' >&2; exit 16"
+    progress = r"\rRemoving image: 7%% complete..."
+    script = rf"printf '{progress}{progress}failed.\nrbd: in use\n' >&2; exit 16"
     with pytest.raises(command.CommandError, match="rbd: in use") as failed:
         command.run_on(["sh", "-c", script], timeout=5, give_up=lambda: False)
     assert failed.value.status == 16

@@ -76,8 +76,7 @@ def test_an_exception_opens_the_gate() -> None:
 
 def test_who_is_alone_for_too_long_is_not_waited_for() -> None:
     gate = Gate()
-    with ThreadPoolExecutor(1) as threads, gate.alone(20):
-        with pytest.raises(GateTimeout):
-            threads.submit(lambda: gate.shared(0.1).__enter__()).result(20)
+    with ThreadPoolExecutor(1) as threads, gate.alone(20), pytest.raises(GateTimeout):
+        threads.submit(lambda: gate.shared(0.1).__enter__()).result(20)
     with gate.shared(0.1):
         assert True

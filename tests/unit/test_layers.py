@@ -6,12 +6,12 @@ import socket
 import time
 
 import pytest
+from unit.fakes import FakePool, failed, timed_out
 
 import options
 import rbdcli
 from command import CommandGivenUp, CommandTimeout
-from layers import BASE, LEAF_COPY_LIMIT, OWNER_KEY, LayerError, Layers
-from tests.unit.fakes import FakePool, failed, missing, timed_out
+from layers import LEAF_COPY_LIMIT, OWNER_KEY, LayerError, Layers
 
 LARGE = LEAF_COPY_LIMIT + 1
 OWNER = f"{socket.gethostname()} /home"

@@ -103,9 +103,9 @@ def test_live_restore_keeps_what_a_container_uses_and_releases_the_rest(
     container.write("before", "1")
 
     plugin.init()
-    assert holds_device(cluster, running)
-    assert cluster.mapped() == [f"docker_image_{running}"]
     assert mounts_below(plugin.home) == [os.path.dirname(root)]
+    wait_until(lambda: cluster.mapped() == [f"docker_image_{running}"], "the rest is unmapped")
+    assert holds_device(cluster, running)
     assert client.get(running) == root
     client.put(running)
     assert mounts_below(plugin.home) == [os.path.dirname(root)]
@@ -248,7 +248,8 @@ def test_what_a_killed_builder_has_mounted_elsewhere_is_unmounted(
     os.makedirs(point)
     cluster.run(["mount", "--bind", plugin.client.get(layer), point])
     plugin.init()
-    assert mounts_below(session_directory) == []
+    assert mounts_below(os.path.dirname(point)) == []
+    assert mounts_below(plugin.home) == []
     cluster.wait_unmapped()
 
 

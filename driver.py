@@ -476,9 +476,12 @@ class Driver:
             except LayerBusy:
                 if not self._mounted.is_written_back(layer):
                     raise
-        # Without the lock: it asks the cluster more than once.
+            except (command.CommandTimeout, deadline.Overdue) as error:
+                log.warning("layer %s cannot be unmapped now, its content goes first: %s", layer, error)
+        # A full pool takes neither what the kernel has to write, nor that it lets go of the image's lock. So what filled
+        # it makes room for that itself. Without the lock: it asks the cluster more than once.
         self._layers.check_owner_of_removed(layer)
-        self._layers.empty(layer, lambda: not self._mounted.is_written_back(layer))
+        self._layers.empty(layer, self._ending.is_set)
         return False
 
     def _remove_image(self, layer: str) -> bool:

@@ -192,7 +192,11 @@ class FakePool:
         del self.images[image]
 
     def remove_slowly(self, image: str, give_up: Callable[[], bool]) -> None:
-        self.remove(image)
+        item = self._image(image)
+        if self._clones(item.image_id) and not item.snapshots:
+            self.trash(image)
+        else:
+            self.remove(image)
 
     def remove_snapshots(self, image: str) -> int:
         item = self._image(image)

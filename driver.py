@@ -264,8 +264,6 @@ class Driver:
         except rbdcli.ImageMissing:
             return False
         except command.CommandError as error:
-            if not diagnosis.is_sick(error):
-                raise
             log.warning("layer %s is removed once the cluster answers: %s", layer, error)
         return True
 
@@ -482,8 +480,8 @@ class Driver:
                     raise
             except (command.CommandTimeout, deadline.Overdue) as error:
                 log.warning("layer %s cannot be unmapped now, its content goes first: %s", layer, error)
-        # A full pool takes neither what the kernel has to write, nor that it lets go of the image's lock. So what filled
-        # it makes room for that itself. Without the lock: it asks the cluster more than once.
+        # A full pool takes neither what the kernel has to write, nor that it gives the image's lock back. So what
+        # filled it makes room for that itself. Without the layer's lock: it asks the cluster more than once.
         self._layers.check_owner_of_removed(layer)
         self._layers.empty(layer, self._ending.is_set)
         return False

@@ -241,8 +241,8 @@ class Layers:
     def delete(self, image: str, give_up: Callable[[], bool] = _nobody) -> None:
         """Delete an image that nobody has mapped, and its snapshots; one with clones goes with the last of them.
 
-        Works in a full pool; takes as long as there is progress, or until `give_up`. Raises rbdcli.ImageBusy if somebody
-        has it mapped, rbdcli.ImageMissing, rbdcli.ImageHasChildren for a snapshot that cannot be deleted.
+        Works in a full pool; takes as long as there is progress, or until `give_up`. Raises rbdcli.ImageBusy if
+        somebody has it mapped, rbdcli.ImageMissing, rbdcli.ImageHasChildren for a snapshot that cannot be deleted.
         """
         try:
             self.pool.remove_slowly(image, give_up)

@@ -27,7 +27,7 @@ import deadline
 # Format 2 needs no protected snapshots, and a parent may go to the trash before its children
 # (man rbd, `--rbd-default-clone-format`); a fresh cluster would otherwise make format 1.
 CLONE_FORMAT = ("--rbd-default-clone-format", "2")
-# `rbd rm` moves an image to the trash before it deletes it there (librbd/api/Image.cc, remove); so it can stay there as well.
+# `rbd rm` moves an image to the trash before it deletes it (librbd/api/Image.cc, remove): it may as well stay there.
 PARENT_TO_TRASH = ("--rbd-move-parent-to-trash-on-remove", "true")
 # A cluster that does not answer is told by rbd itself, before the deadline kills it without a word.
 CONNECT_SHARE = 0.5

@@ -238,5 +238,21 @@ class FakePool:
             return "\n".join(f"{16 * at:08x}  {row.hex(' '):48}  |..|" for at, row in enumerate(rows))
         return ""
 
+    def rados_argv(self, *words: str) -> Sequence[str]:
+        """A command that watches until its standard input ends."""
+        return ("sh", "-c", "echo watching; exec cat")
+
+    def map(self, image: str, *, read_only: bool) -> str:
+        self._image(image)
+        self._ids += 1
+        self.devices[image] = f"/dev/fake{self._ids}"
+        return self.devices[image]
+
+    def unmap(self, device: str) -> None:
+        images = [image for image, mapped in self.devices.items() if mapped == device]
+        if not images:
+            raise failed(rbdcli.NotMapped, errno.EINVAL)
+        del self.devices[images[0]]
+
     def mappings(self) -> Sequence[rbdcli.Mapping]:
         return [rbdcli.Mapping(image, device) for image, device in self.devices.items()]

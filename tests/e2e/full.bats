@@ -20,7 +20,6 @@ teardown_file() {
     search_for_leaks
 }
 
-
 pool_is_full() { ceph health detail | grep --quiet "pool 'full' is full"; }
 
 pool_has_room() { ! pool_is_full; }

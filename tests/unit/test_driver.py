@@ -1,4 +1,4 @@
-"""driver.py: what Docker is told at once, and what is done in the background until it is done; pool and kernel in memory."""
+"""driver.py: what Docker is told at once, and what is done in the background until it is done."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""mounted.py: counts, what a time-out leaves in doubt, removal, and what is learned after a crash; the kernel in memory."""
+"""mounted.py: counts, what a time-out leaves in doubt, removal, and what is learned after a crash."""
 
 from __future__ import annotations
 

@@ -30,6 +30,8 @@ TIMEOUT = 2.0
 # Twice that for the commands of a request, and what is undone after it; see README.
 REQUEST_SECONDS = 2 * TIMEOUT + 5 * 3.0
 STATUS_SECONDS = 5.0 + 2.0
+# What only reads is answered by a pool that takes no writes, and so is what removes.
+WRITES_ONLY = (sickness.quota_reached, sickness.disks_full)
 CONTENT: dict[str, bytes | str | None] = {"file": "x", "large": LARGE[: 1 << 20]}
 
 
@@ -111,6 +113,9 @@ def fall_ill(site: Site, cluster: Cluster, sick: Sickness) -> dict[str, Outcome]
             assert again.seconds < STATUS_SECONDS
             assert again.error == ""
         outcomes = {name: future.result() for name, future in futures.items()}
+        if sick in WRITES_ONLY:
+            gone = f"docker_image_{site.doomed}"
+            wait_until(lambda: gone not in cluster.images(spec="sick"), "what is removed makes room in a full pool")
     for name, outcome in outcomes.items():
         print(f"{name}: {outcome.seconds:.1f} s {outcome.error}")
         assert outcome.seconds < REQUEST_SECONDS, name
@@ -163,8 +168,6 @@ CLUSTER_SAYS = {
     "key_revoked": "for the key: ceph auth get client.sick",
     "key_lost": "for the key: ceph auth get client.sick",
 }
-# What only reads is answered by a pool that takes no writes.
-WRITES_ONLY = {"quota_reached", "disks_full"}
 
 
 @pytest.mark.parametrize("name", CLUSTER_SAYS)
@@ -172,7 +175,7 @@ def test_every_request_ends_and_says_why(name: str, site: Site, cluster: Cluster
     sick: Sickness = getattr(sickness, name)
     outcomes = fall_ill(site, cluster, sick)
     failed = ["Create", "CreateReadWrite"]
-    if name not in WRITES_ONLY:
+    if sick not in WRITES_ONLY:
         failed += ["Get", "Exists", "Diff"]
     for request in failed:
         assert re.search(CLUSTER_SAYS[name], outcomes[request].error), (request, outcomes[request].error)
@@ -256,6 +259,80 @@ def test_a_command_that_hangs(start_plugin: StartPlugin, session_directory: str,
             timed(request)
             assert client.listing(layer) == client.listing(mounted) == []
         tally("commands that hang survived", 1)
+
+
+@pytest.mark.parametrize("name", CLUSTER_SAYS)
+def test_remove_needs_no_cluster_after_a_restart_either(name: str, site: Site, cluster: Cluster) -> None:
+    """Nothing is known of the layer any more; whose it is will be asked before its image goes."""
+    client = site.plugin.client
+    client.put(site.running)
+    client.call("Cleanup")
+    assert site.plugin.terminate() == 0
+    site.plugin.start()
+    with getattr(sickness, name)(cluster):
+        outcome = timed(lambda: client.remove(site.doomed))
+        assert outcome.error == ""
+        assert outcome.seconds < REQUEST_SECONDS
+        again = timed(lambda: client.get(site.doomed))
+        assert "does not exist: it was removed" in again.error
+        assert again.seconds < 1
+    wait_until(lambda: f"docker_image_{site.doomed}" not in cluster.images(spec="sick"), "what was removed is gone")
+
+
+def test_a_left_over_that_hangs_keeps_nobody_from_starting(site: Site, cluster: Cluster) -> None:
+    """The plugin was killed while it laid an archive down, and an OSD hangs when it starts again."""
+    client = site.plugin.client
+    broken = client.create(new_id(), site.parent)
+    begun = threading.Event()
+
+    def archive() -> Iterator[bytes]:
+        yield make_tar({"large": bytes(32 << 20)})[: 16 << 20]
+        begun.set()
+        time.sleep(1)
+        yield b""
+
+    with ThreadPoolExecutor() as threads:
+        applying = threads.submit(lambda: client.apply_diff(broken, archive()))
+        assert begun.wait(60)
+        site.plugin.kill()
+        with pytest.raises(Exception, match=""):
+            applying.result()
+    with sickness.osd_stopped(cluster):
+        began = time.monotonic()
+        site.plugin.start()
+        assert time.monotonic() - began < REQUEST_SECONDS
+        assert timed(client.status).error == ""
+    client.remove(broken)
+    recover(site)
+
+
+def test_many_daemons_leave_no_threads(site: Site) -> None:
+    """Each Init makes a driver, and ends the one before."""
+
+    def threads() -> int:
+        assert site.plugin.process
+        return len(os.listdir(f"/proc/{site.plugin.process.pid}/task"))
+
+    client = site.plugin.client
+    client.put(site.running)
+    client.call("Cleanup")
+    before = threads()
+    for _ in range(4):
+        site.plugin.init()
+        client.listing(site.idle)
+        client.call("Cleanup")
+    wait_until(lambda: threads() <= before, "the threads of former drivers have ended")
+
+
+def test_an_init_that_fails_leaves_the_driver_whole(site: Site, cluster: Cluster) -> None:
+    """What was removed still goes, and other hosts still see that this one lives."""
+    client = site.plugin.client
+    with pytest.raises(Refused, match="pool nowhere does not exist"):
+        client.init(site.plugin.home, [*site.plugin.options, "ceph.datapool=nowhere"])
+    client.remove(site.doomed)
+    wait_until(lambda: f"docker_image_{site.doomed}" not in cluster.images(spec="sick"), "what was removed is gone")
+    assert "the watch that shows that this host lives was lost" not in site.plugin.log_text()
+    recover(site)
 
 
 def test_a_layer_that_hangs_does_not_hold_up_others(site: Site, cluster: Cluster) -> None:

@@ -8,7 +8,7 @@ setup_file() {
     ceph osd pool create full 8
     rbd pool init full
     start_ceph_plugin
-    start_ceph_dockerd --storage-opt ceph.datapool=full --storage-opt ceph.timeout=10
+    start_ceph_dockerd --storage-opt ceph.datapool=full --storage-opt ceph.timeout=20
     docker load --input "$E2E/small.tar"
 }
 

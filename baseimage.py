@@ -62,7 +62,7 @@ class BaseImage:
         from before a crash is broken.
         """
         lock, until = (f"{base}.lock", "rename"), time.monotonic() + 2 * (self._pool.timeout + BASE_LOCK_SECONDS)
-        while not objects.lock(self._pool, *lock, self._layers.owner(), self._pool.timeout + BASE_LOCK_SECONDS):
+        while not objects.lock(self._pool, *lock, str(self._layers.owner()), self._pool.timeout + BASE_LOCK_SECONDS):
             if self._has_base(base):
                 self._remove_scratch(scratch)
                 return

@@ -1,10 +1,10 @@
 """Whose a layer is: a host, and a driver's home on it. Written as "HOST/MACHINE HOME" in the metadata of images.
 
-MACHINE is the machine-id of systemd (machine-id(5)), which tells two hosts of one name apart, and stays when a host gets
-another name. Where there is none, as in the managed plugin, or where an older version wrote it, it is "HOST HOME", and the
-name alone tells. A container's image may bring a machine-id of its own, and clones of a machine share one. So the
+MACHINE is the machine-id of systemd (machine-id(5)), which tells two hosts of one name apart, and stays when a host
+gets another name. Where there is none, as in the managed plugin, or where an older version wrote it, it is "HOST HOME",
+and the name alone tells. Clones of a machine share its machine-id, and so do containers whose image has one. So the
 machine-id alone makes nobody the owner of what was made under another name: that host must not live (layers.py), and
-gc keeps what it made (inspection.py). Two that have it all in common are told by their claims (claim.py).
+gc keeps what it made (inspection.py). Two that have all of it in common are told by their claims (claim.py).
 """
 
 from __future__ import annotations

@@ -32,6 +32,8 @@ from owner import Owner
 log = logging.getLogger("layers")
 
 BASE = "base_image"
+# The base image has no ancestors.
+BASE_SNAPSHOT = "depth0"
 # What a container sees as `/` is this directory of the file system: the file system's own root has
 # lost+found (ext4) and our notes.
 ROOT_DIRECTORY = "rootfs"
@@ -98,7 +100,8 @@ class Layers:
             try:
                 info = self.pool.info(self.image(layer))
             except rbdcli.ImageMissing:
-                raise LayerError(f"layer {layer} does not exist: no image {self.image(layer)}") from None
+                gone = f"layer {layer} does not exist: no image {self.image(layer)}"
+                raise LayerError(gone if layer != BASE else self._base_missing()) from None
             self._known[layer] = Layer(info.size, _depth(info.parent), info.parent)
         return self._known[layer]
 
@@ -343,13 +346,30 @@ class Layers:
                     raise
                 return self._copy(source, image, replace(origin, copied=None), undo)
             with self._undone(image, undo):
-                self.pool.clone(snapshot, image, self._features)
+                self._clone(snapshot, image)
             return Layer(origin.size, origin.depth + 1, snapshot, copied=0)
         except rbdcli.ImageExists:
             raise LayerError(f"layer {layer} exists already: image {image}") from None
         except rbdcli.ImageMissing as error:
             self._forget(parent)
-            raise LayerError(f"layer {layer}: its parent {parent} does not exist ({error.reason})") from None
+            why = f"its parent {parent} does not exist" if parent != BASE else self._base_missing()
+            raise LayerError(f"layer {layer}: {why} ({error.reason})") from None
+
+    def _clone(self, snapshot: rbdcli.Parent, image: str) -> None:
+        try:
+            self.pool.clone(snapshot, image, self._features)
+        except rbdcli.ImageMissing:
+            if snapshot.image != self.image(BASE):
+                # The next call looks whether it has one.
+                raise
+            # Somebody has deleted it, as `rbd snap purge` does. What it would hold has never changed.
+            with contextlib.suppress(rbdcli.ImageExists):
+                self.pool.snapshot(*snapshot)
+            log.warning("%s has lost its snapshot %s; it was taken anew", *snapshot)
+            self.pool.clone(snapshot, image, self._features)
+
+    def _base_missing(self) -> str:
+        return f"image {self.image(BASE)} does not exist any more; restart dockerd, then it is made anew"
 
     def _to_copy(self, parent: str, origin: Layer, written: int | None, limit: int) -> Layer | None:
         """Return what a copy of a parent will be; None if the parent's snapshot is to be cloned.

@@ -58,8 +58,9 @@ class Owner:
         return self.is_same_host(other) and self.home == other.home
 
     def seen_from(self, other: Owner) -> str:
-        """Name the host for a reader on another one: with the machine-id if the names are the same."""
-        return f"{self.host}/{self.machine}" if self.machine and self.host == other.host else self.host
+        """Name the host for a reader on another one: with the machine-id if the name alone would be the reader's."""
+        namesake = self.host == other.host and self.machine not in ("", other.machine)
+        return f"{self.host}/{self.machine}" if namesake else self.host
 
     def object(self, prefix: str) -> str:
         """Return the name of the object that this owner's driver watches."""

@@ -61,3 +61,10 @@ def test_a_machine_id_that_is_none(
 
 def test_a_boot_has_an_id() -> None:
     assert len(owner.boot_id()) == 36
+
+
+@pytest.mark.parametrize(
+    ("reader", "named"), [("vm", f"vm/{M}"), (f"vm/{N}", f"vm/{M}"), (f"vm/{M}", "vm"), (f"other/{N}", "vm")]
+)
+def test_a_host_is_named_so_that_it_is_not_the_readers(reader: str, named: str) -> None:
+    assert Owner.parse(f"vm/{M} /home").seen_from(Owner.parse(f"{reader} /home")) == named

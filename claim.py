@@ -101,11 +101,16 @@ class Claim:
 
     def _rivals(self) -> Sequence[str]:
         """Return the addresses of those who live under our name on another machine, or before a reboot of this one."""
-        found = [] if boot_id() in objects.holders(self._pool, self.object, CLAIM) else self._watching(self.object)
         if self._owner.machine:
-            return [*found, *self._watching(self._by_name)]
-        named = machines(self._pool, self._prefix, self._owner)
-        return [*found, *(address for other in named for address in self._watching(other.object(self._prefix)))]
+            names = [self.object, self._by_name]
+        else:
+            others = machines(self._pool, self._prefix, self._owner)
+            names = [self.object, *(other.object(self._prefix) for other in others)]
+        return [address for name in names if not self._is_ours(name) for address in self._watching(name)]
+
+    def _is_ours(self, name: str) -> bool:
+        """Tell whether the claim of an object is this boot's: of ourselves, or of the plugin, whose gc runs outside."""
+        return boot_id() in objects.holders(self._pool, name, CLAIM)
 
     def _doubles(self) -> Sequence[str]:
         """Return the same, or all who watch our object if they are several."""

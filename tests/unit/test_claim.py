@@ -131,12 +131,21 @@ def test_one_without_a_machine_id_lives(pool: FakePool) -> None:
 
 def test_we_have_no_machine_id_and_one_that_has_lives(pool: FakePool) -> None:
     of(pool).take(watching(pool))
-    with pytest.raises(OwnerTaken, match=r"10\.0\.0\.1:0/1.*no machine-id"):
+    lives(pool, OURS, "another")
+    with pytest.raises(OwnerTaken, match=f"{THERE}.*no machine-id"):
         of(pool, OURS.by_name).wait_alone()
     pool.objects.watchers.clear()
     of(pool, OURS.by_name).wait_alone()
     of(pool, OURS.by_name).take(watching(pool, OURS.by_name))
     of(pool, OURS.by_name).wait_single()
+
+
+def test_gc_on_the_host_of_a_plugin_that_sees_no_machine_id(pool: FakePool) -> None:
+    of(pool, OURS.by_name).take(watching(pool, OURS.by_name))
+    of(pool).wait_single()
+    lives(pool, OURS.by_name, "another")
+    with pytest.raises(OwnerTaken):
+        of(pool).wait_single()
 
 
 def test_who_comes_second_waits_until_the_first_watches(pool: FakePool) -> None:

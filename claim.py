@@ -18,6 +18,7 @@ are taken for each other.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +27,8 @@ import deadline
 import objects
 import rbdcli
 from owner import Owner, boot_id
+
+log = logging.getLogger("claim")
 
 OWNER_ATTRIBUTE = "docker_graph_driver.owner"
 # With the machine-id behind it, on the object of the name alone.
@@ -128,7 +131,10 @@ class Claim:
         """Wait until nobody is seen. Raises OwnerTaken after `patience` seconds, or when one comes that is new."""
         until, first = time.monotonic() + patience, None
         while seen := set(look()):
-            first = first or seen
+            if first is None:
+                first = seen
+                if patience:
+                    log.info("%s lives at %s; that may be itself before a reboot", self._owner, ", ".join(sorted(seen)))
             if seen - first or time.monotonic() > until:
                 raise OwnerTaken(self._refusal(sorted(seen)))
             time.sleep(PAUSE_SECONDS)

@@ -180,10 +180,11 @@ class Layers:
         """Tell whether an owner is this host, which may have had another name."""
         if not owner.is_same_host(self._owner):
             return False
-        # Another name with our machine-id: a clone, if it lives.
-        return owner.host == self._owner.host or not objects.watching(
-            self.pool, owner.object(self._options.imageprefix)
-        )
+        if owner.host == self._owner.host:
+            return True
+        # Our home under another name: our former one, unless it is a clone that lives.
+        name = owner.object(self._options.imageprefix)
+        return owner.home == self._owner.home and not objects.watching(self.pool, name)
 
     def is_abandoned(self, layer: str) -> bool:
         """Tell whether what this host has mapped of a layer may be taken by us: it is ours, or its home is gone."""

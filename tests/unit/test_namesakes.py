@@ -60,11 +60,17 @@ def test_what_is_ours(pool: FakePool, whose: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("whose", "named"), [(f"vm/{N} /home", f"vm/{N}"), (f"other/{N} /home", "other"), ("other /home", "other")]
+    ("whose", "named"),
+    [
+        (f"vm/{N} /home", f"vm/{N}"),
+        (f"other/{N} /home", "other"),
+        ("other /home", "other"),
+        (f"former/{M} /another", "former"),
+    ],
 )
 def test_what_is_not(pool: FakePool, whose: str, named: str) -> None:
     add(pool, whose)
-    said = rf"belongs to host {named} \(/home\).*takeover --host {named}$"
+    said = rf"belongs to host {named} \(/\w+\).*takeover --host {named}$"
     with pytest.raises(LayerError, match=said):
         layers(pool).check_owner(LAYER, lease=0)
     with pytest.raises(LayerError, match=said):

@@ -74,6 +74,14 @@ class Claim:
         """Raise OwnerTaken if anybody else lives under our name, now that nobody is expected to have just died."""
         self._wait(self._doubles, 0)
 
+    def take_when_alone(self, watch: Callable[[], None]) -> None:
+        """Do what `take` does, and wait before that for whoever may be ourselves before a reboot."""
+        try:
+            self.take(watch)
+        except OwnerTaken:
+            self.wait_alone()
+            self.take(watch)
+
     def take(self, watch: Callable[[], None]) -> None:
         """Take the claim and begin to watch our object by `watch`, unless another lives under our name.
 

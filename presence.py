@@ -53,11 +53,11 @@ class Presence:
         command.CommandError if the cluster does not tell. One that takes no writes, since it is full, is no reason to
         refuse: what makes room must go on.
         """
-        self._claim.wait_alone()
         try:
-            self._claim.take(self._begin)
+            self._claim.take_when_alone(self._begin)
         except command.CommandError as error:
             self._leave()
+            self._claim.wait_alone()
             log.warning("the name of this host is not claimed yet: %s", error)
         except BaseException:
             self._leave()
@@ -83,8 +83,7 @@ class Presence:
             pause, said = RETRY_SECONDS, ""
             try:
                 if self._process is None:
-                    self._claim.wait_alone()
-                    self._claim.take(self._begin)
+                    self._claim.take_when_alone(self._begin)
                 self._watch()
                 pause = RENEW_SECONDS
             except OwnerTaken as error:

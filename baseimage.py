@@ -104,18 +104,21 @@ class BaseImage:
 
     def _has_base(self, base: str) -> bool:
         try:
-            said = self._pool.metadata(base)
+            image_id = self._pool.data(base).image_id
         except rbdcli.ImageMissing:
             return False
-        if said.get(FORMAT_KEY) != FORMAT:
+        # In a way that a full pool answers: Docker must be able to start on it, and to make room.
+        format_said = objects.metadata(self._pool, image_id, FORMAT_KEY)
+        if format_said != FORMAT:
             raise LayerError(
                 f"image {base} in pool {self._pool.name} was not made by this driver ({FORMAT_KEY} is "
-                f"{said.get(FORMAT_KEY, 'missing')}, expected {FORMAT}); choose another ceph.imageprefix or pool"
+                f"{format_said or 'missing'}, expected {FORMAT}); choose another ceph.imageprefix or pool"
             )
-        if said.get(FS_KEY) != self._options.fs:
+        fs = objects.metadata(self._pool, image_id, FS_KEY)
+        if fs != self._options.fs:
             raise LayerError(
-                f"ceph.fs={self._options.fs}, but {base} in pool {self._pool.name} holds {said.get(FS_KEY)}; "
-                f"use ceph.fs={said.get(FS_KEY)} or another ceph.imageprefix"
+                f"ceph.fs={self._options.fs}, but {base} in pool {self._pool.name} holds {fs}; "
+                f"use ceph.fs={fs} or another ceph.imageprefix"
             )
         return True
 

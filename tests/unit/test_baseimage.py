@@ -72,3 +72,19 @@ def test_a_base_image_that_goes_while_the_driver_runs(pool: FakePool, layers: La
     del pool.images[BASE_IMAGE]
     with pytest.raises(LayerError, match=f"layer b: image {BASE_IMAGE} does not exist .*restart dockerd"):
         layers.create("b", None, None, leaf=False)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        ({}, f"{FORMAT_KEY} is missing, expected 1"),
+        ({**WHOLE, FORMAT_KEY: "2"}, f"{FORMAT_KEY} is 2, expected 1"),
+        ({**WHOLE, FS_KEY: "ext4"}, "holds ext4; use ceph.fs=ext4 or"),
+    ],
+)
+def test_one_that_does_not_fit(pool: FakePool, layers: Layers, metadata: dict[str, str], said: str) -> None:
+    pool.add(BASE_IMAGE, metadata=metadata, snapshots={"depth0": "empty"})
+    with pytest.raises(LayerError, match=said):
+        ensure(layers)
+    # A full pool does not answer it.
+    assert not pool.named("metadata")

@@ -29,15 +29,11 @@ _answers: dict[rbdcli.Pool, tuple[float, str]] = {}
 
 def explain(pool: rbdcli.Pool, error: Failed) -> Failed:
     """Return an error with what the cluster says of itself, if the cluster may be why the command failed."""
+    sick = isinstance(error, (command.CommandTimeout, rbdcli.PoolMissing)) or error.status in SICK
     if isinstance(error, rbdcli.PoolMissing):
         place = f"pool {pool.name}" + (f", namespace {pool.namespace}," if pool.namespace else "")
         error = error.explained(f"{place} is gone, or hidden from client.{pool.client}; its layers are not touched")
-    return error.explained(why(pool)) if is_sick(error) or isinstance(error, rbdcli.PoolMissing) else error
-
-
-def is_sick(error: command.CommandError) -> bool:
-    """Tell whether a command failed since the cluster refuses, or does not answer."""
-    return isinstance(error, command.CommandTimeout) or error.status in SICK
+    return error.explained(why(pool)) if sick else error
 
 
 def why(pool: rbdcli.Pool) -> str:

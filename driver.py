@@ -25,6 +25,7 @@ import deadline
 import diagnosis
 import mounts
 import note
+import objects
 import rbdcli
 import readiness
 import status
@@ -145,6 +146,10 @@ class Driver:
         """
         self._make_home()
         BaseImage(self._layers, self._options, self._home).ensure()
+        try:
+            objects.prepare_trash(self._pool)
+        except command.CommandError as error:
+            log.warning("once the pool is full, nothing can be removed from it: %s", error)
 
     def learn(self) -> None:
         """Learn what an earlier life of this process, or another object, had mounted. Raises command.CommandError."""
@@ -269,8 +274,6 @@ class Driver:
         except rbdcli.ImageMissing:
             return False
         except command.CommandError as error:
-            if not diagnosis.is_sick(error):
-                raise
             log.warning("layer %s is removed once the cluster answers: %s", layer, error)
         return True
 
@@ -460,10 +463,9 @@ class Driver:
         """Let the image of a layer go that is noted as removed; its lock is held only for what is short."""
         if not self._unmapped(layer):
             return False
-        trashed = False
         try:
             self._layers.check_owner_of_removed(layer)
-            trashed = self._remove_image(layer)
+            self._remove_image(layer)
         except rbdcli.ImageMissing:
             pass
         except command.CommandGivenUp:
@@ -474,7 +476,7 @@ class Driver:
         with self._locks.hold(layer):
             self._mounted.forget(layer)
         # What is in the trash may have waited for this one.
-        self._trash.later(TRASH, 0 if trashed else TRASH_SECONDS, BEHIND_LATEST)
+        self._trash.later(TRASH, TRASH_SECONDS, BEHIND_LATEST)
         return True
 
     def _unmapped(self, layer: str) -> bool:
@@ -488,19 +490,19 @@ class Driver:
                     raise
             except (command.CommandTimeout, deadline.Overdue) as error:
                 log.warning("layer %s cannot be unmapped now, its content goes first: %s", layer, error)
-        # A full pool takes neither what the kernel has to write, nor that it lets go of the image's lock. So what filled
-        # it makes room for that itself. Without the lock: it asks the cluster more than once.
+        # A full pool takes neither what the kernel has to write, nor that it gives the image's lock back. So what
+        # filled it makes room for that itself. Without the layer's lock: it asks the cluster more than once.
         self._layers.check_owner_of_removed(layer)
         self._layers.empty(layer, self._ending.is_set)
         return False
 
-    def _remove_image(self, layer: str) -> bool:
+    def _remove_image(self, layer: str) -> None:
         try:
-            return self._layers.remove(layer, self._ending.is_set)
+            self._layers.remove(layer, self._ending.is_set)
         except rbdcli.ImageBusy:
             if not self._mounted.reclaim(layer):
                 raise
-            return self._layers.remove(layer, self._ending.is_set)
+            self._layers.remove(layer, self._ending.is_set)
 
     def _delete_trashed(self, item: str) -> bool:
         """Delete one image in the trash, or ask for that of all."""

@@ -250,25 +250,23 @@ class Layers:
         if origin.depth < MAX_ANCESTORS:
             self._snapshot(layer, origin.depth)
 
-    def remove(self, layer: str, give_up: Callable[[], bool] = _nobody) -> bool:
+    def remove(self, layer: str, give_up: Callable[[], bool] = _nobody) -> None:
         """Delete a layer's image, as `delete` does."""
         self._forget(layer)
-        return self.delete(self.image(layer), give_up)
+        self.delete(self.image(layer), give_up)
 
-    def delete(self, image: str, give_up: Callable[[], bool] = _nobody) -> bool:
-        """Delete an image that nobody has mapped; tell whether it is in the trash, since it has clones.
+    def delete(self, image: str, give_up: Callable[[], bool] = _nobody) -> None:
+        """Delete an image that nobody has mapped, and its snapshots; one with clones goes with the last of them.
 
-        It is deleted where it is: a full pool lets nothing be moved to the trash. Takes as long as there is progress,
-        or until `give_up`. Raises rbdcli.ImageBusy if somebody has it mapped, rbdcli.ImageMissing.
+        Works in a full pool; takes as long as there is progress, or until `give_up`. Raises rbdcli.ImageBusy if
+        somebody has it mapped, rbdcli.ImageMissing, rbdcli.ImageHasChildren for a snapshot that cannot be deleted.
         """
         try:
             self.pool.remove_slowly(image, give_up)
         except rbdcli.ImageHasChildren:
-            if self.pool.remove_snapshots(image):
-                return self.delete(image, give_up)
-            self.pool.trash(image)
-            return True
-        return False
+            if not self.pool.remove_snapshots(image):
+                raise
+            self.delete(image, give_up)
 
     def empty(self, layer: str, give_up: Callable[[], bool] = _nobody) -> None:
         """Delete the content of a removed layer's image, mapped or not, until `give_up`; the image stays.

@@ -10,14 +10,19 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import command
 from rbdcli import Pool, PoolMissing, RbdError
 
 # Made by `rbd pool init`, or with the first image; in no namespace (Ceph, librbd/image/ValidatePoolRequest.cc).
 _MADE_FOR_IMAGES = "rbd_info"
+# Made by the first removal (Ceph, include/rbd_types.h).
+_TRASH = "rbd_trash"
 # How `rados` says what its exit status does not tell: that there is no such object (ENOENT).
 _NO_OBJECT = "(2) No such file or directory"
+# Commands at the same time: of objects that are not there, each takes one.
+_AT_ONCE = 8
 
 
 def pools(pool: Pool) -> Sequence[str]:
@@ -85,6 +90,20 @@ def start_watching(pool: Pool, name: str) -> subprocess.Popen[bytes]:
     return command.start(pool.rados_argv("watch", name), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
+def prepare_trash(pool: Pool) -> None:
+    """Make the object in which librbd writes down what is in the trash, unless it is there.
+
+    A full pool lets that be written, and so an image be removed, but no new object be made (Ceph,
+    osd/PrimaryLogPG.cc, prepare_transaction: FULL_TRY).
+    """
+    try:
+        pool.rados("stat", _TRASH)
+    except RbdError as error:
+        if _NO_OBJECT not in str(error):
+            raise
+        pool.rados("create", _TRASH)
+
+
 def metadata(pool: Pool, image_id: str, key: str) -> str | None:
     """Return one image-meta value of an image, None if it has none. Raises RbdError also if there is no such image.
 
@@ -104,6 +123,12 @@ def metadata(pool: Pool, image_id: str, key: str) -> str | None:
 
 def delete(pool: Pool, names: Sequence[str]) -> None:
     """Delete objects, also in a full pool; those that are not there are no failure. Raises RbdError."""
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        # Which raises the first failure, after all have been tried.
+        list(threads.map(lambda first: _delete(pool, names[first::_AT_ONCE]), range(_AT_ONCE)))
+
+
+def _delete(pool: Pool, names: Sequence[str]) -> None:
     left = list(names)
     while left:
         try:

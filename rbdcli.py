@@ -27,6 +27,8 @@ import deadline
 # Format 2 needs no protected snapshots, and a parent may go to the trash before its children
 # (man rbd, `--rbd-default-clone-format`); a fresh cluster would otherwise make format 1.
 CLONE_FORMAT = ("--rbd-default-clone-format", "2")
+# `rbd rm` moves an image to the trash before it deletes it (librbd/api/Image.cc, remove): it may as well stay there.
+PARENT_TO_TRASH = ("--rbd-move-parent-to-trash-on-remove", "true")
 # A cluster that does not answer is told by rbd itself, before the deadline kills it without a word.
 CONNECT_SHARE = 0.5
 _AT_ONCE = 8
@@ -196,9 +198,17 @@ class Pool:
     def remove_slowly(self, image: str, give_up: Callable[[], bool]) -> None:
         """Delete an image, for as long as that makes progress, or until `give_up` says so: it may take hours.
 
-        What was begun goes on with the next call. Raises command.CommandGivenUp, and what `remove` does.
+        What was begun goes on with the next call. One that has clones, of snapshots that are deleted, goes to the trash
+        instead, and from there with the last of them. Works in a full pool, if that has an object for its trash already
+        (objects.prepare_trash). Raises command.CommandGivenUp, and what `remove` does: ImageHasChildren for snapshots.
         """
-        self._rbd("rm", *self._image(image), give_up=give_up)
+        try:
+            self._rbd("rm", *self._image(image), *PARENT_TO_TRASH, give_up=give_up)
+        except ImageMissing as error:
+            # So it ends, too, if a full pool has no object for its trash.
+            if image in self.list():
+                raise RbdError(error.argv, error.status, error.reason) from None
+            raise
 
     def info(self, image: str) -> Info:
         """Describe one image. Raises ImageMissing."""

@@ -30,20 +30,20 @@ fill_pool() {
     eventually pool_is_full
 }
 
-# written CONTAINER FILE MEGABYTES: so much that nothing can compress, in the cluster.
-written() { docker exec "$1" sh -c "dd if=/dev/urandom of=$2 bs=1M count=$3 && sync"; }
+# written CONTAINER FILE MEGABYTES: so much, that nothing can compress, is in the cluster.
+written() { docker exec "$1" dd if=/dev/urandom of="$2" bs=1M count="$3" conv=fsync; }
 
 pool_lacks() { [[ $(rbd ls full) != *"$1"* ]]; }
 
 @test "docker rm and rmi: what they remove leaves the pool" {
     local container image
     start_sleeper big
-    written big /file 16
+    written big /file 64
     docker stop big
     docker commit big bigger
     container=$(data_of big Image)
     image=$(data_of bigger Image)
-    fill_pool 8
+    fill_pool 48
     docker rm big
     docker rmi bigger
     eventually pool_lacks "$container"
@@ -55,8 +55,8 @@ pool_lacks() { [[ $(rbd ls full) != *"$1"* ]]; }
 
 @test "docker rm --force of the running container that filled it" {
     start_sleeper filler
-    written filler /file 24
-    fill_pool 12
+    written filler /file 64
+    fill_pool 48
     # The kernel has to write what is in its memory; nothing takes it.
     docker exec filler dd if=/dev/urandom of=/more bs=1M count=8
     docker rm --force filler

@@ -238,7 +238,11 @@ class FakePool:
         del self.images[image]
 
     def remove_slowly(self, image: str, give_up: Callable[[], bool]) -> None:
-        self.remove(image)
+        item = self._image(image)
+        if self._clones(item.image_id) and not item.snapshots:
+            self.trash(image)
+        else:
+            self.remove(image)
 
     def remove_snapshots(self, image: str) -> int:
         item = self._image(image)
@@ -279,6 +283,22 @@ class FakePool:
             rows = [value.encode()[at : at + 16] for at in range(0, len(value), 16)]
             return "\n".join(f"{16 * at:08x}  {row.hex(' '):48}  |..|" for at, row in enumerate(rows))
         return self.objects.rados(*words)
+
+    def rados_argv(self, *words: str) -> Sequence[str]:
+        """A command that watches until its standard input ends."""
+        return ("sh", "-c", "echo watching; exec cat")
+
+    def map(self, image: str, *, read_only: bool) -> str:
+        self._image(image)
+        self._ids += 1
+        self.devices[image] = f"/dev/fake{self._ids}"
+        return self.devices[image]
+
+    def unmap(self, device: str) -> None:
+        images = [image for image, mapped in self.devices.items() if mapped == device]
+        if not images:
+            raise failed(rbdcli.NotMapped, errno.EINVAL)
+        del self.devices[images[0]]
 
     def mappings(self) -> Sequence[rbdcli.Mapping]:
         return [rbdcli.Mapping(image, device) for image, device in self.devices.items()]

@@ -117,7 +117,7 @@ CALLS: list[tuple[Callable[[Pool], object], list[str]]] = [
     (lambda p: p.trash("img"), ["trash", "mv", *CLIENT, *IMAGE]),
     (
         lambda p: p.remove_slowly("img", lambda: False),
-        ["rm", *CLIENT, *IMAGE],
+        ["rm", *CLIENT, *IMAGE, "--rbd-move-parent-to-trash-on-remove", "true"],
     ),
     (
         lambda p: p.remove_trashed("1234", lambda: False),

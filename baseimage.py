@@ -9,12 +9,13 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Callable
 
 import deadline
 import mounts
 import objects
 import rbdcli
-from layers import BASE, OBJECT_SIZE, ROOT_DIRECTORY, LayerError, Layers
+from layers import BASE, BASE_SNAPSHOT, OBJECT_SIZE, ROOT_DIRECTORY, LayerError, Layers
 from options import Options
 
 log = logging.getLogger("baseimage")
@@ -25,6 +26,7 @@ FS_KEY = "docker_graph_driver.fs"
 # Longer than the one command that is run while it is held, which has its own deadline.
 BASE_LOCK_SECONDS = 10.0
 LOCK_PAUSE = 0.2
+LOCK = "rename"
 
 
 class BaseImage:
@@ -41,17 +43,19 @@ class BaseImage:
         """Make the base image unless the pool has it: an empty file system and its snapshot.
 
         It is made under a name of this host and home, and renamed when it is whole: a crash or a second
-        host in the middle never leaves a base image that is not. Raises LayerError if a base image is
-        there that does not fit the options.
+        host in the middle never leaves a base image that is not. One that has lost its snapshot gets it anew.
+        Raises LayerError if a base image is there that does not fit the options.
         """
         base, scratch = self._name, self._layers.scratch()
         # Ours from a crash, even if another host has made a whole one since.
         self._remove_scratch(scratch)
-        if not self._has_base(base):
+        if self._has_base(base):
+            self._mend(base)
+        else:
             self._make_file_system(scratch)
             self._pool.set_metadata(scratch, FS_KEY, self._options.fs)
             self._pool.set_metadata(scratch, FORMAT_KEY, FORMAT)
-            self._pool.snapshot(scratch, "depth0")
+            self._pool.snapshot(scratch, BASE_SNAPSHOT)
             self._name_base(scratch, base)
 
     def _name_base(self, scratch: str, base: str) -> None:
@@ -61,35 +65,60 @@ class BaseImage:
         is whole afterwards; so one at a time. The lock of a host that died in between ends by itself, one of our own
         from before a crash is broken.
         """
-        lock, until = (f"{base}.lock", "rename"), time.monotonic() + 2 * (self._pool.timeout + BASE_LOCK_SECONDS)
-        while not objects.lock(self._pool, *lock, self._layers.owner(), self._pool.timeout + BASE_LOCK_SECONDS):
-            if self._has_base(base):
-                self._remove_scratch(scratch)
-                return
-            if time.monotonic() > until:
-                raise LayerError(f"another host has been about to make {base} for too long; try again")
-            time.sleep(LOCK_PAUSE)
+        locked = self._lock(lambda: self._has_base(base))
         if self._has_base(base):
             log.info("another host made %s meanwhile", base)
             self._remove_scratch(scratch)
         else:
             self._pool.rename(scratch, base)
-        objects.unlock(self._pool, *lock)
+        self._unlock(locked=locked)
+
+    def _mend(self, base: str) -> None:
+        """Take the snapshot anew that somebody has deleted (`rbd snap purge`): nobody writes to a base image."""
+        if self._has_snapshot(base):
+            return
+        locked = self._lock(lambda: self._has_snapshot(base))
+        if not self._has_snapshot(base):
+            self._pool.snapshot(base, BASE_SNAPSHOT)
+            log.warning("%s has lost its snapshot %s; it was taken anew", base, BASE_SNAPSHOT)
+        self._unlock(locked=locked)
+
+    def _lock(self, is_done: Callable[[], bool]) -> bool:
+        """Wait for the lock of those who change the base image; tell whether it is ours, or another has done it."""
+        until = time.monotonic() + 2 * (self._pool.timeout + BASE_LOCK_SECONDS)
+        holder, seconds = str(self._layers.owner()), self._pool.timeout + BASE_LOCK_SECONDS
+        while not objects.lock(self._pool, f"{self._name}.lock", LOCK, holder, seconds):
+            if is_done():
+                return False
+            if time.monotonic() > until:
+                raise LayerError(f"another host has been about to make {self._name} for too long; try again")
+            time.sleep(LOCK_PAUSE)
+        return True
+
+    def _unlock(self, *, locked: bool) -> None:
+        if locked:
+            objects.unlock(self._pool, f"{self._name}.lock", LOCK)
+
+    def _has_snapshot(self, base: str) -> bool:
+        return BASE_SNAPSHOT in self._pool.snapshots(base)
 
     def _has_base(self, base: str) -> bool:
         try:
-            said = self._pool.metadata(base)
+            image_id = self._pool.data(base).image_id
         except rbdcli.ImageMissing:
             return False
-        if said.get(FORMAT_KEY) != FORMAT:
+        # In a way that a full pool answers: Docker must be able to start on it, and to make room.
+        format_said = objects.metadata(self._pool, image_id, FORMAT_KEY)
+        if format_said != FORMAT:
             raise LayerError(
                 f"image {base} in pool {self._pool.name} was not made by this driver ({FORMAT_KEY} is "
-                f"{said.get(FORMAT_KEY, 'missing')}, expected {FORMAT}); choose another ceph.imageprefix or pool"
+                f"{format_said or 'missing'}, expected {FORMAT}); choose another ceph.imageprefix or pool"
             )
-        if said.get(FS_KEY) != self._options.fs:
+        fs = objects.metadata(self._pool, image_id, FS_KEY)
+        if fs != self._options.fs:
             raise LayerError(
-                f"ceph.fs={self._options.fs}, but {base} in pool {self._pool.name} holds {said.get(FS_KEY)}; "
-                f"use ceph.fs={said.get(FS_KEY)} or another ceph.imageprefix"
+                f"ceph.fs={self._options.fs}, but {base} in pool {self._pool.name} holds {fs}; "
+                f"use ceph.fs={fs} or another ceph.imageprefix"
             )
         return True
 

@@ -40,6 +40,7 @@ import deadline
 import rbdcli
 import subcommands
 from busy import LayerBusy
+from claim import OwnerTaken
 from driver import DriverError
 from gate import Gate, GateTimeout
 from layers import LayerError
@@ -78,6 +79,7 @@ EXPECTED = (
     LayerLost,
     MountError,
     NotReady,
+    OwnerTaken,
     OptionError,
     rbdcli.RbdError,
     OSError,

@@ -32,6 +32,7 @@ import status
 from baseimage import BaseImage
 from behind import Behind
 from busy import LayerBusy
+from claim import REBOOT_SECONDS
 from layers import BASE, INIT_SUFFIX, OBJECT_SIZE, ROOT_DIRECTORY, LayerError, Layers
 from locks import Locks
 from lookahead import LookAhead
@@ -128,12 +129,21 @@ class Driver:
 
     # -- the daemon's start and end -----------------------------------------------------------
 
-    def prepare(self) -> None:
-        """Look whether all is there that is needed, and make the base image. It does not disturb a driver that runs.
+    def claim(self) -> None:
+        """Look whether all is there that is needed, and that no other machine lives under our name; claim it.
 
-        Raises readiness.NotReady, LayerError, command.CommandError.
+        May wait for that as long as the cluster takes what we were before a reboot for living. Ended by `end`. Raises
+        readiness.NotReady, claim.OwnerTaken, command.CommandError.
         """
-        self.check()
+        with self.explaining(), deadline.within(REBOOT_SECONDS + 2 * self._options.timeout):
+            self.check()
+            self._presence.claim()
+
+    def prepare(self) -> None:
+        """Make the base image; needs the claim. It does not disturb a driver that runs.
+
+        Raises LayerError, command.CommandError.
+        """
         self._make_home()
         BaseImage(self._layers, self._options, self._home).ensure()
         try:

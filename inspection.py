@@ -5,7 +5,8 @@ is changed here, and nothing is opened that a running driver or Docker could stu
 
 What is `dead` is proven to be so, for `garbage.py` to remove: an image that
 
-- is of this host and home, or of nobody, since its Create was killed; and has an id as Docker makes them,
+- is of this host by its name of now, and of this home, or of nobody, since its Create was killed; and has an id as
+  Docker makes them,
 - is named neither by Docker's layer store nor in BuildKit's databases, read before the pool and after it,
 - was made more than an hour ago: Docker writes a layer down within moments after it was made or filled,
 - is mapped by nobody (no watcher, no mapping, no mount, no directory), so that nothing fills it now,
@@ -22,12 +23,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
+import claim
 import mounts
 import rbdcli
 from baseimage import FORMAT_KEY
 from dockerdb import DockerDatabase
 from layers import BASE, OWNER_KEY, TAKEN_KEY, Layers
 from mounted import REMOVED
+from owner import Owner
 
 MIN_AGE_SECONDS = 3600.0
 # Younger than that is the driver's work in progress: it empties the trash and unmaps behind the caller's back.
@@ -72,6 +75,7 @@ class _Seen:
     directories: Mapping[str, float]
     named: Mapping[str, str]
     forgotten: Mapping[str, str]
+    namesakes: Sequence[str]
     parents: set[str] = field(default_factory=set)
 
 
@@ -86,6 +90,7 @@ class Inspection:
         self._prefix = prefix + "_"
         self._home = home
         self._root = os.path.join(home, "mnt")
+        self._owner = layers.owner()
         self._docker = docker
         self._min_age = min_age
 
@@ -133,7 +138,9 @@ class Inspection:
                 points.setdefault(item.point[len(self._root) + 1 :].partition("/")[0], []).append(item.point)
         parents = {item.parent for item in images.values() if item.parent}
         named = {**before, **self._docker.named()}
-        return _Seen(images, devices, points, directories, named, self._docker.forgotten(), parents)
+        known = claim.machines(self._pool, self._prefix[:-1], self._owner)
+        namesakes = [item.machine for item in known if item != self._owner]
+        return _Seen(images, devices, points, directories, named, self._docker.forgotten(), namesakes, parents)
 
     def _read_directories(self) -> dict[str, float]:
         """Return the directories of layers, each with when something was made or removed in it."""
@@ -192,7 +199,8 @@ class Inspection:
             # Without an owner, but a clone of a base image of ours: a Create that was killed before it named one. Soon
             # it is as dead as anything, whosever it was.
             unowned = FORMAT_KEY in said and OWNER_KEY not in said
-            if said.get(OWNER_KEY) != self._layers.owner() and not unowned:
+            owner = Owner.parse(said.get(OWNER_KEY, ""))
+            if not owner.is_same(self._owner) and not unowned:
                 return None
             age = time.time() - self._pool.created(image)
             size = self._pool.usage(image).size
@@ -201,6 +209,7 @@ class Inspection:
             return None
         reasons = {
             "it was taken over from another host; Docker here does not know it": said.get(TAKEN_KEY) == image,
+            self._doubt(owner, seen): bool(self._doubt(owner, seen)) and not unowned,
             "its name is not an id of Docker's": not _DOCKER_ID.fullmatch(layer),
             "it is mounted here, until dockerd starts anew": layer in seen.mounted,
             f"it is open at {', '.join(watchers)}": bool(watchers),
@@ -215,6 +224,18 @@ class Inspection:
             why = "it has no owner: its Create was killed"
         why = why or ("its container is gone" if record else "Docker knows no such layer")
         return Finding(ORPHAN, layer, why, image, age, size, dead=dead, idle=young, record=record)
+
+    def _doubt(self, owner: Owner, seen: _Seen) -> str:
+        """Say why a layer of ours may be another machine's, "" if it cannot."""
+        if owner.host != self._owner.host:
+            return (
+                f"it was made by host {owner.host}, of which this one may be a clone; if it was that itself: takeover"
+            )
+        if owner.machine and owner != self._owner:
+            return f"it was made on the machine {owner.machine}, and this one tells no machine-id"
+        if not owner.machine and seen.namesakes:
+            return f"an older version made it, and there are more machines of this name: {', '.join(seen.namesakes)}"
+        return ""
 
     def _scratch(self, seen: _Seen) -> Iterator[Finding]:
         """Base images that never got their name."""
@@ -275,7 +296,7 @@ class Inspection:
             devices = {image: device for image, device in devices.items() if now.get(image) == device}
         for image, device in devices.items():
             try:
-                if self._pool.metadata(image).get(OWNER_KEY) != self._layers.owner():
+                if not Owner.parse(self._pool.metadata(image).get(OWNER_KEY, "")).is_same(self._owner):
                     continue
             except rbdcli.ImageMissing:
                 continue

@@ -17,10 +17,8 @@ Ceph holds everything that must be remembered. What is kept here in memory is a 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -29,14 +27,17 @@ import command
 import objects
 import rbdcli
 from options import Options, format_size
+from owner import Owner
 
 log = logging.getLogger("layers")
 
 BASE = "base_image"
+# The base image has no ancestors.
+BASE_SNAPSHOT = "depth0"
 # What a container sees as `/` is this directory of the file system: the file system's own root has
 # lost+found (ext4) and our notes.
 ROOT_DIRECTORY = "rootfs"
-# Whose a layer is: host and home. Set where a chain begins; clones and copies inherit it.
+# Whose a layer is (owner.py). Set where a chain begins; clones and copies inherit it.
 OWNER_KEY = "docker_graph_driver.owner"
 # An image that was taken over from another host: its own name, so that clones, which inherit it, are none.
 TAKEN_KEY = "docker_graph_driver.taken_over"
@@ -79,7 +80,7 @@ class Layers:
     def __init__(self, pool: rbdcli.Pool, options: Options, home: str) -> None:
         self.pool = pool
         self._options = options
-        self._home = home
+        self._owner = Owner.here(home)
         self._features = rbdcli.features(options.devicetype)
         # Caches of what Ceph knows: layers, and those of them that have their snapshot.
         self._known: dict[str, Layer] = {}
@@ -99,7 +100,8 @@ class Layers:
             try:
                 info = self.pool.info(self.image(layer))
             except rbdcli.ImageMissing:
-                raise LayerError(f"layer {layer} does not exist: no image {self.image(layer)}") from None
+                gone = f"layer {layer} does not exist: no image {self.image(layer)}"
+                raise LayerError(gone if layer != BASE else self._base_missing()) from None
             self._known[layer] = Layer(info.size, _depth(info.parent), info.parent)
         return self._known[layer]
 
@@ -128,22 +130,24 @@ class Layers:
             return []
         return [name[len(prefix) :] for name in names if name.startswith(prefix)]
 
-    def owner(self) -> str:
+    def owner(self) -> Owner:
         """Return this host and home, as it stands in the metadata of its layers."""
-        return f"{socket.gethostname()} {self._home}"
+        return self._owner
 
-    def scratch(self, owner: str = "") -> str:
+    def scratch(self, owner: Owner | None = None) -> str:
         """Return the name of a base image that an owner is making, by default this host and home."""
-        return f"{self.image(BASE)}.{hashlib.sha256((owner or self.owner()).encode()).hexdigest()[:12]}"
+        return f"{self.image(BASE)}.{(owner or self._owner).digest[:12]}"
 
     def holder(self, layer: str) -> str:
         """Say who has a layer that cannot be mapped here, for an error message, and since when as far as Ceph tells."""
         image = self.image(layer)
-        owner = self.pool.metadata(image).get(OWNER_KEY, "unknown")
+        said = self.pool.metadata(image).get(OWNER_KEY, "unknown")
+        owner = Owner.parse(said)
         addresses = ", ".join(self.pool.watchers(image)) or "no address"
         locks = ", ".join(f"{lock.locker} at {lock.address}" for lock in self.pool.locks(image)) or "nobody"
         written = self.pool.written(image) or "an unknown time"
-        return f"its owner is {owner}; it is open at {addresses}, locked by {locks}, last written at {written}"
+        whose = f"{owner.seen_from(self._owner)} {owner.home}".strip()
+        return f"its owner is {whose}; it is open at {addresses}, locked by {locks}, last written at {written}"
 
     def check_owner(self, layer: str, *, lease: float) -> None:
         """Raise LayerError if a layer belongs to another host, and rbdcli.ImageMissing if there is none.
@@ -162,19 +166,32 @@ class Layers:
         image_id = self.pool.data(self.image(layer)).image_id
         self._refuse_stranger(layer, objects.metadata(self.pool, image_id, OWNER_KEY) or "")
 
-    def _refuse_stranger(self, layer: str, owner: str) -> None:
-        if owner and host_of(owner) != host_of(self.owner()):
-            raise LayerError(
-                f"layer {layer} belongs to host {host_of(owner)} ({owner.partition(' ')[2]}); if that host is dead, or "
-                f"is this one by a former name: docker_graph_driver.py takeover --host {host_of(owner)}"
-            )
+    def _refuse_stranger(self, layer: str, said: str) -> None:
+        owner = Owner.parse(said)
+        if not said or self._is_of_this_host(owner):
+            return
+        host = owner.seen_from(self._owner)
+        raise LayerError(
+            f"layer {layer} belongs to host {host} ({owner.home}); if that host is dead, or "
+            f"is this one by a former name: docker_graph_driver.py takeover --host {host}"
+        )
+
+    def _is_of_this_host(self, owner: Owner) -> bool:
+        """Tell whether an owner is this host, which may have had another name."""
+        if not owner.is_same_host(self._owner):
+            return False
+        if owner.host == self._owner.host:
+            return True
+        # Our home under another name: our former one, unless it is a clone that lives.
+        name = owner.object(self._options.imageprefix)
+        return owner.home == self._owner.home and not objects.watching(self.pool, name)
 
     def is_abandoned(self, layer: str) -> bool:
         """Tell whether what this host has mapped of a layer may be taken by us: it is ours, or its home is gone."""
-        host, _, home = self.pool.metadata(self.image(layer)).get(OWNER_KEY, "").partition(" ")
-        if f"{host} {home}" == self.owner():
+        owner = Owner.parse(self.pool.metadata(self.image(layer)).get(OWNER_KEY, ""))
+        if owner.is_same(self._owner):
             return True
-        return host == host_of(self.owner()) and not os.path.lexists(os.path.join(home, "mnt", layer))
+        return owner.is_same_host(self._owner) and not os.path.lexists(os.path.join(owner.home, "mnt", layer))
 
     # -- create and remove -------------------------------------------------------------------
 
@@ -208,7 +225,7 @@ class Layers:
         with contextlib.ExitStack() as undo:
             made = self._make(layer, parent or BASE, origin, undo, leaf=leaf, written=written, let_go=let_go)
             if parent is None:
-                self.pool.set_metadata(self.image(layer), OWNER_KEY, self.owner())
+                self.pool.set_metadata(self.image(layer), OWNER_KEY, str(self._owner))
             if wanted > origin.size:
                 self.pool.resize(self.image(layer), wanted)
             undo.pop_all()
@@ -328,13 +345,30 @@ class Layers:
                     raise
                 return self._copy(source, image, replace(origin, copied=None), undo)
             with self._undone(image, undo):
-                self.pool.clone(snapshot, image, self._features)
+                self._clone(snapshot, image)
             return Layer(origin.size, origin.depth + 1, snapshot, copied=0)
         except rbdcli.ImageExists:
             raise LayerError(f"layer {layer} exists already: image {image}") from None
         except rbdcli.ImageMissing as error:
             self._forget(parent)
-            raise LayerError(f"layer {layer}: its parent {parent} does not exist ({error.reason})") from None
+            why = f"its parent {parent} does not exist" if parent != BASE else self._base_missing()
+            raise LayerError(f"layer {layer}: {why} ({error.reason})") from None
+
+    def _clone(self, snapshot: rbdcli.Parent, image: str) -> None:
+        try:
+            self.pool.clone(snapshot, image, self._features)
+        except rbdcli.ImageMissing:
+            if snapshot.image != self.image(BASE):
+                # The next call looks whether it has one.
+                raise
+            # Somebody has deleted it, as `rbd snap purge` does. What it would hold has never changed.
+            with contextlib.suppress(rbdcli.ImageExists):
+                self.pool.snapshot(*snapshot)
+            log.warning("%s has lost its snapshot %s; it was taken anew", *snapshot)
+            self.pool.clone(snapshot, image, self._features)
+
+    def _base_missing(self) -> str:
+        return f"image {self.image(BASE)} does not exist any more; restart dockerd, then it is made anew"
 
     def _to_copy(self, parent: str, origin: Layer, written: int | None, limit: int) -> Layer | None:
         """Return what a copy of a parent will be; None if the parent's snapshot is to be cloned.
@@ -409,11 +443,6 @@ class Layers:
         except command.CommandError as error:
             # The reason why it was being undone is worth more to the caller than this one.
             log.error("image %s is left behind: %s", image, error)
-
-
-def host_of(owner: str) -> str:
-    """Return the host of an owner, which is written as "HOST HOME"."""
-    return owner.partition(" ")[0]
 
 
 def _depth(parent: rbdcli.Parent | None) -> int:

@@ -5,10 +5,11 @@ Their names begin with the image prefix. `rados` ends with 1 whatever went wrong
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import command
@@ -56,13 +57,28 @@ def used(pool: Pool) -> int:
 
 
 def sign(pool: Pool, name: str, key: str, value: str) -> None:
-    """Make an object unless it is there, and write an attribute of it."""
+    """Make an object unless it is there, and write an attribute of it. A full pool does not take it."""
     pool.rados("setxattr", name, key, value)
 
 
+def unsign(pool: Pool, name: str, key: str) -> None:
+    """Remove an attribute of an object; if there is none, nothing."""
+    with _missing_is_nothing():
+        pool.rados("rmxattr", name, key)
+
+
+def signed(pool: Pool, name: str) -> Sequence[str]:
+    """Return the keys of an object's attributes; of one that is not there, none."""
+    with _missing_is_nothing():
+        return pool.rados("listxattr", name).splitlines()
+    return []
+
+
 def watching(pool: Pool, name: str) -> Sequence[str]:
-    """Return the addresses of the clients that watch an object, which must exist."""
-    return re.findall(r"^watcher=(\S+) ", pool.rados("listwatchers", name), re.MULTILINE)
+    """Return the addresses of the clients that watch an object; nobody watches one that is not there."""
+    with _missing_is_nothing():
+        return re.findall(r"^watcher=(\S+) ", pool.rados("listwatchers", name), re.MULTILINE)
+    return []
 
 
 def start_watching(pool: Pool, name: str) -> subprocess.Popen[bytes]:
@@ -143,10 +159,36 @@ def lock(pool: Pool, name: str, lock: str, holder: str, seconds: float) -> bool:
     return True
 
 
+def holders(pool: Pool, name: str, lock: str) -> Sequence[str]:
+    """Say who has a lock of an object, each by what it said of itself; of an object that is not there, nobody."""
+    with _missing_is_nothing():
+        return [locker["description"] for locker in _lockers(pool, name, lock)]
+    return []
+
+
+def hold(pool: Pool, name: str, lock: str, holder: str) -> None:
+    """Take a lock of an object for good, from whoever has it; the caller knows that nobody needs it any more."""
+    for locker in _lockers(pool, name, lock):
+        if locker["description"] == holder:
+            return
+        _break(pool, name, lock, locker)
+    pool.rados("lock", "get", name, lock, "--lock-type", "exclusive", "--lock-description", holder)
+
+
 def unlock(pool: Pool, name: str, lock: str) -> None:
     """Give a lock back that `lock` took."""
     for locker in _lockers(pool, name, lock):
         _break(pool, name, lock, locker)
+
+
+@contextlib.contextmanager
+def _missing_is_nothing() -> Iterator[None]:
+    """Let the `with` block end early if there is no such object."""
+    try:
+        yield
+    except RbdError as error:
+        if _NO_OBJECT not in str(error):
+            raise
 
 
 def _break(pool: Pool, name: str, lock: str, locker: Mapping[str, str]) -> None:

@@ -178,11 +178,16 @@ class Plugin:
     def _init(self, request: Request) -> dict[str, Any]:
         driver = self._make_driver(request)
         try:
+            # It may wait, and the requests of containers that run need not.
+            driver.claim()
             with self._gate.alone(INIT_WAIT_SECONDS), driver.request():
                 driver.prepare()
                 self._take_over(driver, request)
         except GateTimeout:
             raise DriverError(f"Init: requests of the former daemon still run after {INIT_WAIT_SECONDS:g} s") from None
+        finally:
+            if self._driver is not driver:
+                driver.end()
         return {}
 
     def _take_over(self, driver: Driver, request: Request) -> None:

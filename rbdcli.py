@@ -298,7 +298,7 @@ class Pool:
     def _detail(self, image: str) -> Listed | None:
         try:
             parent = self.info(image).parent
-            names = [str(snapshot["name"]) for snapshot in self._json("snap", "ls", *self._image(image))]
+            names = self.snapshots(image)
         except ImageMissing:
             return None
         return Listed(image, parent.image if parent else None, tuple(names))
@@ -317,6 +317,10 @@ class Pool:
     def snapshot(self, image: str, snapshot: str) -> None:
         """Take a snapshot (0.4 to 1 s). Raises ImageMissing, ImageExists, ImageLocked."""
         self._rbd("snap", "create", *self._image(image), "--snap", snapshot, "--no-progress")
+
+    def snapshots(self, image: str) -> Sequence[str]:
+        """Name the snapshots of an image. Raises ImageMissing."""
+        return [str(item["name"]) for item in self._json("snap", "ls", *self._image(image))]
 
     def children(self, parent: Parent) -> Sequence[str]:
         """Name the clones of a snapshot that are not in the trash. Raises ImageMissing: the image, or the snapshot."""

@@ -20,6 +20,7 @@ import garbage
 import inspection
 import options
 import takeover
+from claim import Claim, OwnerTaken
 from driver import DriverError, pool_of
 from layers import LayerError, Layers
 from mounts import MountError
@@ -34,6 +35,7 @@ EXPECTED = (
     LayerError,
     MountError,
     OSError,
+    OwnerTaken,
     command.CommandError,
     dockerdb.DatabaseMissing,
     options.OptionError,
@@ -77,7 +79,7 @@ def _parser(socket: str) -> argparse.ArgumentParser:
     wish.add_argument("--yes", action="store_true", help="do it")
     gc.set_defaults(run=_gc)
     take = commands.add_parser("takeover", help="use the layers of a host that died here, and keep it off them")
-    take.add_argument("--host", required=True, help="its host name, as `check` and errors name it")
+    take.add_argument("--host", required=True, help="its host name, as errors name it; or NAME/MACHINE-ID")
     take.add_argument("--home", default="", metavar="DIR", help="only the layers of this home of it")
     take.set_defaults(run=_takeover)
     _add_site(take, socket, own_home="--own-home")
@@ -151,6 +153,8 @@ def _gc(arguments: argparse.Namespace) -> int:
     docker = _docker(site, arguments)
     look = _look(site, docker, arguments)
     dead = [finding for finding in look.findings() if finding.dead]
+    # Docker here does not know what another machine of our name has.
+    Claim(site.layers.pool, site.options.imageprefix, site.layers.owner()).wait_single()
     outcomes: list[garbage.Outcome] = []
     if not arguments.json:
         for finding in dead:
@@ -175,7 +179,7 @@ def _takeover(arguments: argparse.Namespace) -> int:
 
     home = os.path.normpath(arguments.home) if arguments.home else ""
     taken = takeover.Takeover(site.layers, site.options.imageprefix, arguments.host, home, say).run()
-    say(f"{taken} layers of {arguments.host} are now of {site.layers.owner()}")
+    say(f"{taken} layers of {arguments.host} are now of {site.layers.owner().by_name}")
     return NOTHING
 
 

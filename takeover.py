@@ -21,10 +21,11 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import claim
 import objects
 import rbdcli
-from layers import BASE, OWNER_KEY, TAKEN_KEY, Layers, host_of
-from presence import object_of
+from layers import BASE, OWNER_KEY, TAKEN_KEY, Layers
+from owner import Owner, parse_host
 
 # As long as Rook and csi-addons fence; an address with its nonce is never used by another client.
 BLOCKLIST_SECONDS = 157_784_760
@@ -37,25 +38,32 @@ class Refused(Exception):
 
 
 class Takeover:
-    """The taking over of one host's layers: all of them, or those of one home."""
+    """The taking over of one host's layers: all of them, or those of one home.
+
+    `host` is its name, or "NAME/MACHINE" with its machine-id. Two machines may have one name, ours too: the name alone
+    is all of them but ours.
+    """
 
     def __init__(self, layers: Layers, prefix: str, host: str, home: str, say: Callable[[str], None]) -> None:
         self._layers = layers
         self._pool = layers.pool
         self._prefix = prefix
         self._host = host
+        self._name, self._machine = parse_host(host)
         self._home = home
         self._say = say
 
     def run(self) -> int:
         """Take over and return the number of images. Raises Refused, rbdcli.RbdError, command.CommandError."""
-        if self._host == host_of(self._layers.owner()):
-            raise Refused(f"{self._host} is this very host")
+        ours = self._layers.owner()
         owners = self._owners()
         theirs = {image: owner for image, owner in owners.items() if self._is_theirs(owner)}
-        homes = set(theirs.values()) or ({f"{self._host} {self._home}"} if self._home else set())
+        named = Owner(self._name, self._machine, self._home)
+        if self._is_here(named) and (self._machine or not theirs):
+            raise Refused(f"{self._host} is this very host")
+        homes = set(theirs.values()) or ({named} if self._home else set())
         if not theirs:
-            hosts = sorted({host_of(owner) for owner in owners.values()})
+            hosts = sorted({owner.seen_from(ours) for owner in owners.values()})
             self._say(f"no layer of {self._host} is in this pool; there are layers of: {', '.join(hosts) or 'nobody'}")
         self._refuse_if_alive(theirs, homes)
         locks = _each(self._pool.locks, theirs)
@@ -63,29 +71,43 @@ class Takeover:
         for image in theirs:
             self._take(image, locks.get(image, ()))
         self._remove_scratch(homes)
+        for owner in homes:
+            claim.forget(self._pool, self._prefix, owner)
         return len(theirs)
 
-    def _owners(self) -> dict[str, str]:
+    def _owners(self) -> dict[str, Owner]:
         base = self._layers.image(BASE)
         names = [
             name for name in self._pool.list() if name.startswith(self._prefix + "_") and not name.startswith(base)
         ]
         said = _each(self._pool.metadata, names)
-        return {image: metadata[OWNER_KEY] for image, metadata in said.items() if OWNER_KEY in metadata}
+        return {image: Owner.parse(metadata[OWNER_KEY]) for image, metadata in said.items() if OWNER_KEY in metadata}
 
-    def _is_theirs(self, owner: str) -> bool:
-        return owner == f"{self._host} {self._home}" if self._home else host_of(owner) == self._host
+    def _is_theirs(self, owner: Owner) -> bool:
+        if self._home and owner.home != self._home:
+            return False
+        return owner.host == self._name and self._machine in ("", owner.machine) and not self._is_here(owner)
 
-    def _refuse_if_alive(self, theirs: Iterable[str], homes: Iterable[str]) -> None:
+    def _is_here(self, owner: Owner) -> bool:
+        """Tell whether an owner is this host by its name of now; a former name may be a clone's."""
+        ours = self._layers.owner()
+        return owner.host == ours.host and owner.is_same_host(ours)
+
+    def _refuse_if_alive(self, theirs: Iterable[str], homes: Iterable[Owner]) -> None:
         hint = "end it first; a host that died is known to be dead after 30 s"
         for owner in homes:
-            name = object_of(self._prefix, owner)
-            objects.sign(self._pool, name, OWNER_KEY, owner)
-            if addresses := objects.watching(self._pool, name):
-                raise Refused(f"{self._host} lives: its driver answers from {', '.join(addresses)}; {hint}")
+            for name in self._objects(owner):
+                if addresses := objects.watching(self._pool, name):
+                    raise Refused(f"{self._host} lives: its driver answers from {', '.join(addresses)}; {hint}")
         for image, addresses in _each(self._pool.watchers, theirs).items():
             if addresses:
                 raise Refused(f"{self._host} lives: {image} is open at {', '.join(addresses)}; {hint}")
+
+    def _objects(self, owner: Owner) -> set[str]:
+        """Name the objects that the driver of an owner may watch, which may tell its machine-id by now, or not yet."""
+        known = [owner] if owner.machine else claim.machines(self._pool, self._prefix, owner)
+        ours = self._layers.owner()
+        return {item.object(self._prefix) for item in (owner, owner.by_name, *known)} - {ours.object(self._prefix)}
 
     def _fence(self, addresses: Iterable[str]) -> None:
         for address in sorted(addresses):
@@ -107,7 +129,7 @@ class Takeover:
             for lock in locks:
                 self._break(image, lock)
             self._pool.set_metadata(image, TAKEN_KEY, image)
-            self._pool.set_metadata(image, OWNER_KEY, self._layers.owner())
+            self._pool.set_metadata(image, OWNER_KEY, str(self._layers.owner()))
             self._say(f"took {image}")
         except rbdcli.ImageMissing:
             self._say(f"{image} is gone")
@@ -122,7 +144,7 @@ class Takeover:
             return
         self._say(f"broke the lock of {lock.locker} ({lock.address}) on {image}")
 
-    def _remove_scratch(self, homes: Iterable[str]) -> None:
+    def _remove_scratch(self, homes: Iterable[Owner]) -> None:
         """Remove base images that the host never made to their end."""
         for owner in homes:
             try:

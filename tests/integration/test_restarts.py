@@ -474,3 +474,19 @@ def test_a_layer_whose_put_was_lost_gets_children_unless_a_container_uses_it(
     else:
         child = plugin.client.create(new_id(), layer)
         assert plugin.client.read(child, "built") == b"by the builder"
+
+
+def test_a_base_image_that_lost_its_snapshot(start_plugin: StartPlugin, cluster: Cluster, new_id: NewId) -> None:
+    """An operator's `rbd snap purge`, while the driver runs and before it starts: layers are made as before."""
+    plugin = start_plugin(imageprefix="purged")
+    client = plugin.client
+    client.write(client.create(new_id()), "f", "before")
+    cluster.rbd("snap", "purge", "rbd/purged_base_image", "--no-progress")
+    assert client.listing(client.create(new_id())) == []
+    cluster.rbd("snap", "purge", "rbd/purged_base_image", "--no-progress")
+    assert plugin.terminate() == 0
+    plugin.start()
+    plugin.init()
+    assert "purged_base_image has lost its snapshot depth0; it was taken anew" in plugin.log_text()
+    assert client.listing(client.create(new_id())) == []
+    assert client.read(client.created[0], "f") == b"before"

@@ -6,6 +6,7 @@ What a real pool, and the kernel, do with it is seen in tests/integration.
 from __future__ import annotations
 
 import errno
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -47,6 +48,47 @@ class FakeImage:
     created: float = field(default_factory=time.time)
 
 
+class FakeObjects:
+    """Objects that are no image's, as `rados` shows them: attributes, watchers, locks with what their holders said."""
+
+    def __init__(self) -> None:
+        self.attributes: dict[str, dict[str, str]] = {}
+        self.watchers: dict[str, list[str]] = {}
+        self.locks: dict[tuple[str, str], dict[str, str]] = {}
+
+    def rados(self, *words: str) -> str:
+        """Run one command. Raises RbdError."""
+        verb, name = words[0], words[1] if len(words) > 1 else ""
+        if verb == "setxattr":
+            self.attributes.setdefault(name, {})[words[2]] = words[3]
+        elif verb == "lock":
+            return self._lock(*words[1:])
+        elif verb in ("listxattr", "rmxattr", "listwatchers"):
+            if name not in self.attributes:
+                raise failed(rbdcli.RbdError, 1, f"error of {name}: (2) No such file or directory")
+            if verb == "rmxattr":
+                self.attributes[name].pop(words[2], None)
+            elif verb == "listxattr":
+                return "".join(f"{key}\n" for key in self.attributes[name])
+            else:
+                return "".join(f"watcher={at} client.1 cookie=2\n" for at in self.watchers.get(name, ()))
+        return ""
+
+    def _lock(self, verb: str, name: str, lock: str, *words: str) -> str:
+        lockers = self.locks.setdefault((name, lock), {})
+        if verb == "info":
+            listed = [{"name": client, "description": said} for client, said in lockers.items()]
+            return json.dumps({"lockers": listed})
+        if verb == "break":
+            del lockers[words[0]]
+        elif lockers:
+            raise failed(rbdcli.RbdError, 1, "failed locking: (16) Device or resource busy")
+        else:
+            self.attributes.setdefault(name, {})
+            lockers[f"client.{len(self.locks)}"] = words[words.index("--lock-description") + 1]
+        return ""
+
+
 class FakePool:
     """A pool with images, a trash and a host that maps. `fails[METHOD]`: raised by its next calls, one after the other.
 
@@ -61,6 +103,7 @@ class FakePool:
         self.devices: dict[str, str] = {}
         self.fails: dict[str, Any] = {}
         self.calls: list[tuple[Any, ...]] = []
+        self.objects = FakeObjects()
         self._ids = 0
 
     def as_pool(self) -> rbdcli.Pool:
@@ -69,7 +112,7 @@ class FakePool:
 
     def __getattribute__(self, name: str) -> Any:
         found = super().__getattribute__(name)
-        if name.startswith("_") or not callable(found) or name in ("as_pool", "add", "named"):
+        if name.startswith("_") or not callable(found) or name in ("as_pool", "add", "named", "objects"):
             return found
         return lambda *words, **options: self._called(name, found, *words, **options)
 
@@ -177,6 +220,9 @@ class FakePool:
             raise failed(rbdcli.ImageExists, errno.EEXIST)
         item.snapshots[snapshot] = item.held
 
+    def snapshots(self, image: str) -> Sequence[str]:
+        return [*self._image(image).snapshots]
+
     def children(self, parent: rbdcli.Parent) -> Sequence[str]:
         self._image(parent.image)
         return [name for name, item in self.images.items() if item.parent == parent]
@@ -236,7 +282,7 @@ class FakePool:
                 raise failed(rbdcli.RbdError, 1, f"No such key: {words[2]}")
             rows = [value.encode()[at : at + 16] for at in range(0, len(value), 16)]
             return "\n".join(f"{16 * at:08x}  {row.hex(' '):48}  |..|" for at, row in enumerate(rows))
-        return ""
+        return self.objects.rados(*words)
 
     def rados_argv(self, *words: str) -> Sequence[str]:
         """A command that watches until its standard input ends."""

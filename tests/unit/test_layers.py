@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 
 import pytest
@@ -12,9 +11,10 @@ import options
 import rbdcli
 from command import CommandGivenUp, CommandTimeout
 from layers import LEAF_COPY_LIMIT, OWNER_KEY, LayerError, Layers
+from owner import Owner
 
 LARGE = LEAF_COPY_LIMIT + 1
-OWNER = f"{socket.gethostname()} /home"
+OWNER = str(Owner.here("/home"))
 
 
 @pytest.fixture

@@ -47,7 +47,8 @@ LOOP_INFO64 = struct.Struct("=QQQQQIIII64s64s32sQQ")  # struct loop_info64 of li
 LO_FLAGS_AUTOCLEAR = 4
 LO_FLAGS_FIELD = 8
 SIGKILL = 9
-CLOSE_SECONDS = 3.0  # for a daemon to close an image that is written out; without a cluster, or in a full pool, it never does
+# For a daemon to close an image that is written out; without a cluster, or in a full pool, it never does.
+CLOSE_SECONDS = 3.0
 
 # Map options by rbd(8) and drivers/block/rbd.c; others are refused there, and so here.
 FLAGS = frozenset({

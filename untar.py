@@ -376,7 +376,8 @@ class Untar:
             _set_xattr(path, name, value)
         if follow:
             os.chmod(path, entry.mode & 0o7777)
-        os.utime(path, ns=_times(entry, bound=follow), follow_symlinks=follow)
+        if follow or entry.type == SYMLINK:  # another name of a symlink leaves its times alone
+            os.utime(path, ns=_times(entry, bound=follow), follow_symlinks=follow)
 
 
 def _above(path: bytes) -> bytes:

@@ -431,6 +431,13 @@ def test_a_hard_link_to_a_symlink_links_the_symlink(layer: Path) -> None:
     assert stat.S_IMODE((layer / "t").stat().st_mode) == 0o600
 
 
+def test_a_hard_link_to_a_symlink_changes_no_times(layer: Path) -> None:
+    """moby createTarFile: a link whose target is a symlink sets the times of neither."""
+    apply(layer, file(b"t", mtime=10), symlink(b"s", b"t", mtime=20), hardlink(b"h", b"s", mtime=30))
+    assert (layer / "t").stat().st_mtime == 10
+    assert (layer / "s").lstat().st_mtime == 20
+
+
 def test_hard_links_to_what_aufs_kept(layer: Path) -> None:
     """moby UnpackLayer: files below /.wh..wh.plnk serve as link targets and are not laid down."""
     apply(

@@ -22,9 +22,9 @@ def printable(text: str) -> str:
 class _Formatter(logging.Formatter):
     """A message is one line, and a trace has its own line ends only."""
 
-    def formatMessage(self, record: logging.LogRecord) -> str:
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         record.message = printable(record.message)
         return super().formatMessage(record)
 
-    def formatException(self, ei: object) -> str:
+    def formatException(self, ei: object) -> str:  # noqa: N802
         return "\n".join(map(printable, super().formatException(ei).split("\n")))  # type: ignore[arg-type]

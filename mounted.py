@@ -28,6 +28,7 @@ from typing import Protocol
 import busy
 import command
 import deadline
+import holders
 import kernel
 import mounts
 import rbdcli
@@ -590,10 +591,10 @@ class MountedLayers:
 
     def _busy(self, layer: str, entry: _Entry) -> LayerBusy:
         try:
-            holders = mounts.holders(mounts.device_number(entry.device))
+            said = holders.of_device(mounts.device_number(entry.device))
         except OSError as error:
-            holders = f"now it is gone ({error.strerror})"
-        return LayerBusy(f"layer {layer}: {entry.device} cannot be unmapped: {holders}")
+            said = f"now it is gone ({error.strerror})"
+        return LayerBusy(f"layer {layer}: {entry.device} cannot be unmapped: {said}")
 
     def _unmap_device(self, layer: str, device: str) -> bool:
         """Unmap a device, false while somebody holds it; one that vanished by itself is unmapped."""

@@ -1,4 +1,4 @@
-"""File systems and mount points of this host: make, mount, grow, unmount, and who still holds a device.
+"""File systems and mount points of this host: make, mount, grow, unmount, and whether a device is in use.
 
 Programs used: mkfs.xfs or mkfs.ext4, mount, umount, xfs_growfs or e2fsck and resize2fs. The kernel's mount
 table (/proc/self/mountinfo, proc(5)) is the only truth about what is mounted.
@@ -146,9 +146,9 @@ def read_ahead(fs: str, point: str, began: int, chunks: Sequence[int] | None) ->
     return command.start(environment.python(readahead.__file__, *words))
 
 
-def table() -> list[Mount]:
-    """Read this process's mount table."""
-    return _read_table("/proc/self/mountinfo")
+def table(pid: str = "self") -> list[Mount]:
+    """Read a process's mount table, by default ours. Raises OSError if it has ended."""
+    return _read_table(f"/proc/{pid}/mountinfo")
 
 
 def at(point: str) -> Mount | None:
@@ -221,28 +221,6 @@ def in_use(device: str) -> bool:
             return False
         raise
     return False
-
-
-def holders(number: str) -> str:
-    """Say who holds a block device ("major:minor"), for an error message: processes whose mount table has it."""
-    return "; ".join(mounted_by(number)) or "a process has the device open"
-
-
-def mounted_by(number: str) -> list[str]:
-    """Return a process of each mount namespace that has a block device ("major:minor") mounted, and where."""
-    seen: dict[str, str] = {}
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
-            if namespace in seen:
-                continue
-            held = [item.point for item in _read_table(f"/proc/{pid}/mountinfo") if item.device_number == number]
-            with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as comm:
-                seen[namespace] = f"process {pid} ({comm.read().strip()}) has it mounted at {held[0]}" if held else ""
-        except OSError:
-            # The process ended while we looked: it holds nothing any more.
-            continue
-    return [said for said in seen.values() if said]
 
 
 def _read_table(path: str) -> list[Mount]:

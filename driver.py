@@ -288,6 +288,9 @@ class Driver:
         _check_id(layer)
         self._check_not_removed(layer)
         with self._locks.hold(layer):
+            if label:
+                # What is mounted ahead has none.
+                self._ahead.leave(layer)
             self._acquire(layer, Place.DOCKER, write=True, label=label)
             if layer in self._sealed:
                 self._read_ahead(layer)
@@ -541,7 +544,7 @@ class Driver:
             self._check_owner(layer)
             with contextlib.ExitStack() as after:
                 if not {layer} & (self._open | self._sealed | self._broken):
-                    self._learn(layer, after)
+                    self._learn(layer, after, label)
                 if layer in self._broken:
                     raise DriverError(f"layer {layer} is broken: its archive was not applied to its end; remove it")
                 sealed = layer in self._sealed
@@ -566,9 +569,9 @@ class Driver:
             return DriverError(f"layer {layer} is in use elsewhere: {self._layers.holder(layer)}: {error}")
         return error
 
-    def _learn(self, layer: str, after: contextlib.ExitStack) -> None:
+    def _learn(self, layer: str, after: contextlib.ExitStack, label: str) -> None:
         """Find out what a layer from before our start is, by the note in it; it stays mounted until `after` ends."""
-        place = self._mounted.acquire(layer, Place.DRIVER, write=False, sealed=False)
+        place = self._mounted.acquire(layer, Place.DRIVER, write=False, sealed=False, label=label)
         after.callback(self._release, layer, place)
         state = note.read(self._mounted.point(layer, place), layer, self._options.timeout)
         {"": self._open, note.APPLIED: self._sealed, note.APPLYING: self._broken}[state].add(layer)

@@ -150,12 +150,13 @@ class MountedLayers:
 
         Our own work uses Docker's mount if there is one: a super block is either writable or not.
         `sealed` layers are mapped read-only and never written to. On failure nothing stays behind.
-        Raises rbdcli.ImageMissing, rbdcli.ImageLocked, command.CommandError.
+        Raises rbdcli.ImageMissing, rbdcli.ImageLocked, command.CommandError, LayerBusy.
         """
         with contextlib.ExitStack() as undo:
             entry = self._entries.get(layer)
             if entry is not None:
                 self._look_again(layer, entry)
+                self._check_label(layer, entry, label)
             if entry is None or not entry.counts:
                 entry = self._mount_first(layer, entry, place, undo, write=write, sealed=sealed, label=label)
             self._check_alive(layer, entry)
@@ -170,6 +171,15 @@ class MountedLayers:
             self._entries[layer] = entry
             undo.pop_all()
         return place
+
+    def _check_label(self, layer: str, entry: _Entry, label: str) -> None:
+        """Raise LayerBusy if we read a layer without a label: one super block has one, or none."""
+        if not label or label == entry.label or Place.DOCKER in entry.counts:
+            return
+        for other, count in list(entry.counts.items()):
+            if count:
+                raise LayerBusy(f"layer {layer} is mounted without the label {label}, to be read; try again")
+            self._unmount(layer, entry, other)
 
     def _mount_first(
         self,

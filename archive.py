@@ -137,7 +137,9 @@ def apply(root: str, stream: Readable, ids: IdMaps = _IDENTITY, stall: float = S
             while piece := _gather(stream):
                 _write_all(process, piece, stall)
         _close((process.stdin,))
-        size, removed = _output(process, stall).splitlines()
+        size, removed, dropped = _output(process, stall).decode("ascii").splitlines()
+        if dropped:
+            log.warning("%s: attributes that nobody could read on this kernel are left out: %s", root, dropped)
         return Applied(int(size), frozenset(map(int, removed.split())))
 
 

@@ -484,7 +484,7 @@ LABEL = "system_u:object_r:container_file_t:s0:c1,c2"
 def labels(log: str, layer: str) -> list[bool]:
     """Of each mount of a layer's device that a log tells of: whether it has the label.
 
-    A kernel without SELinux takes the option and forgets it (mount(8)); so the command line is all that there is to see.
+    A kernel without SELinux takes the option and forgets it (mount(8)); so there is the command line to see.
     """
     lines = [line for line in log.splitlines() if "mount -t " in line and f"/{layer}/" in line]
     return [f'context="{LABEL}"' in line for line in lines]

@@ -12,6 +12,7 @@ import os
 import re
 import stat
 import subprocess
+import time
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -31,6 +32,8 @@ MKFS = {"xfs": ("mkfs.xfs", "-q", "-f", "-K"), "ext4": ("mkfs.ext4", "-q", "-F",
 GROW = {"xfs": ("xfs_growfs",), "ext4": ("e2fsck", "resize2fs")}
 # Whether a device is in use, the kernel tells at once, unless it has to write out what is left in memory.
 PROBE_SECONDS = 10.0
+_SIZE_PAUSE = 0.02
+_CAP_SYS_RESOURCE = 24  # capability.h
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 _CONTEXT = re.compile(rb'(?:^|,)context="?([^"]+)"?')
 
@@ -114,6 +117,31 @@ def unmount(point: str, *, timeout: float) -> None:
 def grow_xfs(point: str, *, timeout: float) -> None:
     """Let a mounted XFS fill its device; it knows no other way. Raises CommandError."""
     command.run(("xfs_growfs", point), timeout=timeout)
+
+
+def grow_mounted(fs: str, device: str, point: str, *, timeout: float) -> None:
+    """Let a mounted file system fill its device, which has grown. Raises CommandError."""
+    command.run(("xfs_growfs", point) if fs == "xfs" else ("resize2fs", device), timeout=timeout)
+
+
+def check_growing(fs: str) -> None:
+    """Raise MountError if this process may not let a mounted file system grow (fs/ext4/resize.c, ext4_resize_begin)."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        capabilities = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
+    if fs == "ext4" and not capabilities & 1 << _CAP_SYS_RESOURCE:
+        raise MountError("a mounted ext4 grows only for who has CAP_SYS_RESOURCE")
+
+
+def await_size(device: str, size: int, timeout: float) -> None:
+    """Wait until a device has `size` bytes: the cluster tells it. Raises MountError, and OSError if it is gone."""
+    until, path = time.monotonic() + deadline.left(timeout), f"/sys/class/block/{os.path.basename(device)}/size"
+    while True:
+        with open(path, encoding="ascii") as source:
+            if int(source.read()) * 512 >= size:
+                return
+        if time.monotonic() > until:
+            raise MountError(f"{device} did not get the size of its image within {timeout:g} s")
+        time.sleep(_SIZE_PAUSE)
 
 
 def grow_ext4(device: str, *, timeout: float) -> None:

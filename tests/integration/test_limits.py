@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
-from lab import StartPlugin
+from lab import Cluster, StartPlugin
 from plugin_client import Refused
 from unit.archives import file, header, pax, symlink, tar
 
@@ -51,3 +54,105 @@ def test_what_is_beyond_a_file_system_is_told_in_words(start_plugin: StartPlugin
         with pytest.raises(Refused, match=words):
             client.apply_diff(layer, tar(file(b"before"), members))
         client.remove(layer)
+
+
+# -- the size of a layer -----------------------------------------------------------------------------
+
+BASE = 512 << 20
+
+
+def big_archive(megabytes: int) -> Iterator[bytes]:
+    """An archive with one file, whose content nothing can make smaller, in pieces as Docker sends them."""
+    piece = os.urandom(1 << 20)
+    yield header(b"big", size=megabytes << 20)
+    for number in range(megabytes):
+        yield number.to_bytes(8, "big") + piece[8:]
+    yield bytes(1024)
+
+
+def size_of(cluster: Cluster, image: str) -> int:
+    return int(cluster.info(image)["size"])
+
+
+def test_an_archive_that_is_larger_than_the_base_image_fits(
+    start_plugin: StartPlugin, cluster: Cluster, new_id: NewId
+) -> None:
+    """What size= allows to a container can be committed, and `docker import` takes what is larger than ceph.basesize."""
+    client = start_plugin(basesize="512M", imageprefix="grown").client
+    small, image = client.create(new_id()), client.create(new_id())
+    client.apply_diff(small, tar(file(b"f")))
+    assert client.apply_diff(image, big_archive(600)) == 600 << 20
+    grown = size_of(cluster, f"grown_{image}")
+    assert 600 << 20 < grown < 1100 << 20
+    assert size_of(cluster, f"grown_{small}") == BASE
+    # A child has the size of its parent; a container may ask for more, and for no less.
+    container = client.create(new_id(), image, writable=True)
+    assert client.metadata(container)["Size"] == str(grown)
+    with pytest.raises(Refused, match="size 600M is smaller than its parent's"):
+        client.create(new_id(), image, "600M", writable=True)
+    assert len(client.read(container, "big")) == 600 << 20
+    larger = client.create(new_id(), image, "2G", writable=True)
+    root = client.get(larger)
+    assert os.statvfs(root).f_blocks * os.statvfs(root).f_frsize > 1900 << 20
+    client.put(larger)
+    # Nor is it forgotten by a commit on top.
+    client.write(container, "more", os.urandom(300 << 20))
+    committed = client.create(new_id(), image)
+    client.apply_diff(committed, client.diff(container, image), image)
+    assert len(client.read(committed, "more")) == 300 << 20
+    assert len(client.read(committed, "big")) == 600 << 20
+
+
+def test_a_layer_grows_for_its_inodes_too(start_plugin: StartPlugin, cluster: Cluster, new_id: NewId) -> None:
+    """Also where the driver knows nothing of the layer any more."""
+    plugin = start_plugin(basesize="512M", imageprefix="inodes", mkfsarg="-i maxpct=1")
+    client = plugin.client
+    image = client.create(new_id())
+    plugin.kill()
+    plugin.start()
+    client.apply_diff(image, tar(*(file(b"%d" % number) for number in range(20_000))))
+    assert len(client.listing(image)) == 20_000
+    assert size_of(cluster, f"inodes_{image}") > BASE
+
+
+def test_an_archive_that_fits_grows_nothing(start_plugin: StartPlugin, cluster: Cluster, new_id: NewId) -> None:
+    client = start_plugin(basesize="512M", imageprefix="fits").client
+    image = client.create(new_id())
+    client.apply_diff(image, big_archive(300))
+    assert size_of(cluster, f"fits_{image}") == BASE
+
+
+def test_a_layer_that_cannot_grow_says_what_to_do_and_leaves_nothing(
+    start_plugin: StartPlugin, cluster: Cluster, new_id: NewId, tmp_path: Path
+) -> None:
+    plugin = start_plugin(basesize="512M", imageprefix="full")
+    program = tmp_path / "rbd"
+    program.write_text(
+        '#!/bin/bash\n[[ " $* " != *" resize "* ]] || { echo "rbd: no" >&2; exit 22; }\n'
+        f'PATH=${{PATH#{tmp_path}:}} exec rbd "$@"\n'
+    )
+    program.chmod(0o755)
+    plugin.terminate()
+    plugin.start(PATH=f"{tmp_path}:{plugin.environment['PATH']}")
+    client = plugin.client
+    image = client.create(new_id())
+    with pytest.raises(Refused) as caught:
+        client.apply_diff(image, big_archive(600))
+    assert "No space left on device" in caught.value.text
+    assert re.search(
+        r"512M, is full and did not grow: rbd resize: rbd: no .*; set a larger ceph.basesize", str(caught.value)
+    )
+    client.remove(image)
+    cluster.wait_images([], "full_")
+
+
+def test_an_ext4_that_may_not_grow_says_what_to_do(start_plugin: StartPlugin, new_id: NewId) -> None:
+    """It takes CAP_SYS_RESOURCE to let a mounted one grow, which a container may lack; else it does (tests/kernel)."""
+    plugin = start_plugin(basesize="512M", imageprefix="full_ext4", fs="ext4", init=False)
+    plugin.terminate()
+    plugin.before = ("setpriv", "--bounding-set=-sys_resource", "--inh-caps=-sys_resource")
+    plugin.start()
+    plugin.init()
+    image = plugin.client.create(new_id())
+    with pytest.raises(Refused, match="is full and did not grow: .*CAP_SYS_RESOURCE; set a larger ceph.basesize"):
+        plugin.client.apply_diff(image, big_archive(600))

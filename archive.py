@@ -136,10 +136,10 @@ def apply(
     """Lay an uncompressed archive down in the directory `root` as moby's ApplyUncompressedLayer does.
 
     Reads the stream to its end, what comes after the end of the archive included. `ids` maps the owners in the archive
-    to the host's. `make_room` is called with the number of bytes that are laid down next. Raises ArchiveError that names
-    the entry, and whatever `stream.read` and `make_room` raise; then the layer holds a part of the archive, and the rest
-    of the stream is unread. Raises deadline.Overdue, as all of these functions do, if the layer's file system does
-    nothing for `stall` seconds.
+    to the host's. `make_room` is called with the number of bytes that are laid down next. Raises ArchiveError that
+    names the entry, and whatever `stream.read` and `make_room` raise; then the layer holds a part of the archive, and
+    the rest of the stream is unread. Raises deadline.Overdue, as all of these functions do, if the layer's file system
+    does nothing for `stall` seconds.
     """
     with _start_untar(os.path.abspath(root), ids) as process:
         assert process.stdin is not None

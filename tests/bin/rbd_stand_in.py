@@ -15,8 +15,9 @@ Like krbd: the exit codes (2 missing, 16 busy, 22 not mapped or unknown option, 
 warns and gives a second device, read-only maps take no lock, and the verbs that the kernel refuses on an exclusively
 mapped image are refused. Like rbd-nbd, for --device-type nbd: failures exit 1, and unmap never minds a mounted device.
 A device sees its image grow, if that is not mapped exclusively.
-Unlike them: a list shows its own cluster's mappings only, another program (a real krbd, `rbd bench`) can still take the lock from an exclusive mapping because QEMU yields it, and
-librbd knows no limit of 16 ancestors, and an image that is mapped read-only has a watcher, so that it can't be removed.
+Unlike them: a list shows its own cluster's mappings only, another program (a real krbd, `rbd bench`) can still take the
+lock from an exclusive mapping because QEMU yields it, librbd knows no limit of 16 ancestors, and an image that is
+mapped read-only has a watcher, so that it can't be removed.
 """
 
 from __future__ import annotations

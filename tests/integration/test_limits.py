@@ -77,7 +77,7 @@ def size_of(cluster: Cluster, image: str) -> int:
 def test_an_archive_that_is_larger_than_the_base_image_fits(
     start_plugin: StartPlugin, cluster: Cluster, new_id: NewId
 ) -> None:
-    """What size= allows to a container can be committed, and `docker import` takes what is larger than ceph.basesize."""
+    """What size= allows can be committed, and `docker import` takes what is larger than ceph.basesize."""
     client = start_plugin(basesize="512M", imageprefix="grown").client
     small, image = client.create(new_id()), client.create(new_id())
     client.apply_diff(small, tar(file(b"f")))
@@ -154,5 +154,5 @@ def test_an_ext4_that_may_not_grow_says_what_to_do(start_plugin: StartPlugin, ne
     plugin.start()
     plugin.init()
     image = plugin.client.create(new_id())
-    with pytest.raises(Refused, match="is full and did not grow: .*CAP_SYS_RESOURCE; set a larger ceph.basesize"):
+    with pytest.raises(Refused, match=r"is full and did not grow: .*CAP_SYS_RESOURCE; set a larger ceph\.basesize"):
         plugin.client.apply_diff(image, big_archive(600))

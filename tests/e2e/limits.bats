@@ -43,7 +43,7 @@ sum_in() { docker run --rm "$1" md5sum /big | cut --delimiter ' ' --fields 1; }
 }
 
 @test "load: an image with attributes of another system runs, and the log says what is left out" {
-    "$repo/tests/make_image.py" --base "$E2E/busybox.tar" --layers 3 --attribute com.apple.quarantine foreign:latest \
+    "$BATS_TEST_DIRNAME/../make_image.py" --base "$E2E/busybox.tar" --layers 3 --attribute com.apple.quarantine foreign:latest \
         "$SITE/foreign.tar"
     docker load --input "$SITE/foreign.tar"
     run -0 docker run --rm foreign cat /layers/1 /last

@@ -27,18 +27,29 @@ def of_device(number: str) -> str:
 
 def mounted_by(number: str) -> list[str]:
     """Return a process of each mount namespace that has a block device ("major:minor") mounted, and where."""
-    seen: dict[str, str] = {}
+    held = [
+        (pid, next((item.point for item in table if item.device_number == number), None)) for pid, table in _tables()
+    ]
+    return [f"{_name(pid)} has it mounted at {point}" for pid, point in held if point is not None]
+
+
+def label(number: str) -> str:
+    """Return the SELinux label with which a block device is mounted in whatever mount namespace, "" without."""
+    return next((item.label for _, table in _tables() for item in table if item.device_number == number), "")
+
+
+def _tables() -> Iterator[tuple[str, list[mounts.Mount]]]:
+    """Yield the table of each mount namespace, and a process that is in it."""
+    seen = set()
     for pid in _processes():
         try:
             namespace = os.readlink(f"/proc/{pid}/ns/mnt")
-            if namespace in seen:
-                continue
-            held = [item.point for item in mounts.table(pid) if item.device_number == number]
-            seen[namespace] = f"{_name(pid)} has it mounted at {held[0]}" if held else ""
+            if namespace not in seen:
+                yield pid, mounts.table(pid)
+                seen.add(namespace)
         except OSError:
             # The process ended while we looked: it holds nothing any more.
             continue
-    return [said for said in seen.values() if said]
 
 
 def of_mount(point: str) -> str:

@@ -423,6 +423,7 @@ class MountedLayers:
         """
         entry = self._entries[layer]
         if mounts.in_use(entry.device):
+            entry.label = holders.label(mounts.device_number(entry.device))
             self._mount_for_container(layer, entry, write=not entry.read_only)
         else:
             log.warning("layer %s was left mapped as %s by a crash", layer, entry.device)

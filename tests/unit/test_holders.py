@@ -14,6 +14,8 @@ import pytest
 from unit.archives import needs_root
 
 import holders
+import mounts
+from mounts import Mount
 
 # mmap keeps a duplicate of the file open: that is closed, too.
 MAP = """import mmap, os, sys, time
@@ -78,6 +80,25 @@ def test_who_has_its_root_there_is_named(point: Path, running: list[subprocess.P
     running.append(subprocess.Popen(["/usr/bin/python3", "-c", script, point], start_new_session=True))
     expected = f"process {running[0].pid} (python3) has its "
     assert expected in said_of(point, expected)
+
+
+def test_a_label_is_found_in_the_table_of_whoever_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a container, when our own mount has gone with our mount namespace."""
+
+    def gone() -> list[Mount]:
+        raise FileNotFoundError
+
+    ours, theirs = str(os.getpid()), str(os.getppid())
+    tables: dict[str, list[Mount]] = {
+        ours: [Mount("8:1", "/", False, "")],
+        theirs: [Mount("252:3", "/c", False, "a:b:c")],
+    }
+    monkeypatch.setattr(holders, "_processes", lambda: [ours, theirs, "2147483647"])
+    monkeypatch.setattr(os, "readlink", lambda path: path)
+    monkeypatch.setattr(mounts, "table", lambda pid: tables.get(pid) or gone())
+    assert holders.label("252:3") == "a:b:c"
+    assert holders.label("8:1") == ""
+    assert holders.label("9:9") == ""
 
 
 def test_nobody_is_named_for_what_lies_beside(point: Path, running: list[subprocess.Popen[bytes]]) -> None:

@@ -714,14 +714,15 @@ def resize(argv: Sequence[str]) -> NoReturn:
     call = parse(argv, strict=False)
     refuse(call)
     status = os.spawnv(os.P_WAIT, REAL_RBD, ["rbd", *argv])
-    spec = spec_of(call, call.words[1] if "image" not in call.options else "")
+    # Any word can be the image: the size is one of them, too.
+    specs = {str(spec_of(call, word)) for word in ["", *call.words[1:]] if word or "image" in call.options}
     cluster = f"{RUN}/{cluster_id(conf_path(call))}"
     if status or not os.path.isdir(cluster):
         sys.exit(status)
     with cluster_lock(cluster):
-        live = [mapping for mapping in live_mappings(cluster) if str(mapping.spec) == str(spec)]
+        live = [mapping for mapping in live_mappings(cluster) if str(mapping.spec) in specs]
     for mapping in live:
-        _, said = run([REAL_RBD, "info", str(spec), *client_options(call), "--format", "json"], "/dev/null")
+        _, said = run([REAL_RBD, "info", str(mapping.spec), *client_options(call), "--format", "json"], "/dev/null")
         # QEMU asks for the size of an image when it opens it, or when it is to change it.
         os.truncate(f"{mapping.path}/export", json.loads(said)["size"])
         fd = os.open(mapping.device, os.O_RDONLY | os.O_CLOEXEC)

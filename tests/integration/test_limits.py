@@ -56,6 +56,22 @@ def test_what_is_beyond_a_file_system_is_told_in_words(start_plugin: StartPlugin
         client.remove(layer)
 
 
+def test_foreign_attributes_are_left_out_and_logged(start_plugin: StartPlugin, new_id: NewId) -> None:
+    """One line for an archive; what the kernel stores is there."""
+    plugin = start_plugin(imageprefix="foreign")
+    layer = plugin.client.create(new_id())
+    records = {b"SCHILY.xattr." + name: b"1" for name in (b"com.apple.x", b"foo.bar", b"system.nfs4_acl", b"user.mine")}
+    plugin.client.apply_diff(layer, tar(*(pax(records) + file(b"f%d" % number) for number in range(9))))
+    root = plugin.client.get(layer)
+    assert os.getxattr(os.path.join(root, "f3"), "user.mine") == b"1"
+    plugin.client.put(layer)
+    [line] = [line for line in plugin.log_text().splitlines() if "left out" in line]
+    assert layer in line
+    for name in ("com.apple.x", "foo.bar", "system.nfs4_acl"):
+        assert f"'{name}' of 9, first 'f0'" in line
+    assert "user.mine" not in line
+
+
 # -- the size of a layer -----------------------------------------------------------------------------
 
 BASE = 512 << 20

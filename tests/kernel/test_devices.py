@@ -6,11 +6,9 @@ A command takes a second or more there. So the tests share one plugin, each with
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import signal
 import subprocess
-import tarfile
 import uuid
 from collections.abc import Iterator
 
@@ -25,9 +23,9 @@ PREFIX = f"{TYPE}_image"
 
 
 @contextlib.contextmanager
-def running_plugin(directory: str, cluster: Cluster, device_type: str, **more: str) -> Iterator[PluginProcess]:
+def running_plugin(directory: str, cluster: Cluster, device_type: str) -> Iterator[PluginProcess]:
     """A plugin after Init; at the end it ends as systemd would end it. Its layers go with the cluster, to save time."""
-    options = {"configfile": cluster.conf, "devicetype": device_type, "imageprefix": PREFIX, "timeout": "300", **more}
+    options = {"configfile": cluster.conf, "devicetype": device_type, "imageprefix": PREFIX, "timeout": "300"}
     plugin = PluginProcess(directory, cluster.environment, [f"ceph.{name}={value}" for name, value in options.items()])
     plugin.start()
     try:
@@ -102,26 +100,6 @@ def image_of(layer: str) -> str:
 
 
 # -- a layer's life ------------------------------------------------------------------------------
-
-
-def test_a_layer_grows_for_its_archive(directory: str, cluster: Cluster) -> None:
-    """The kernel hears of the new size of the image while that is mounted and written to; so does its file system."""
-    fs = {"krbd": "xfs", "nbd": "ext4"}[TYPE]
-    options = {"imageprefix": f"{PREFIX}_grown", "basesize": "512M", "fs": fs}
-    with running_plugin(os.path.join(directory, "grown"), cluster, TYPE, **options) as plugin:
-        client, layer = plugin.client, uuid.uuid4().hex
-        client.create(layer)
-        head = tarfile.TarInfo("big")
-        head.size = 480 << 20
-        pieces = itertools.repeat(bytes(1 << 20), 480)
-        assert client.apply_diff(layer, itertools.chain([head.tobuf()], pieces)) == head.size
-        root = client.get(layer)
-        assert os.stat(os.path.join(root, "big")).st_size == head.size
-        status = os.statvfs(root)
-        assert status.f_blocks * status.f_frsize > 600 << 20
-        client.put(layer)
-        assert int(client.metadata(layer)["Size"]) == 768 << 20
-        client.remove(layer)
 
 
 def test_life(plugin: PluginProcess, cluster: Cluster, image_layer: str) -> None:

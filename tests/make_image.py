@@ -26,7 +26,7 @@ def add(archive: tarfile.TarFile, name: str, content: bytes, attribute: str = ""
     """Add a regular file of a fixed time, so that the same arguments give the same image."""
     member = tarfile.TarInfo(name)
     if attribute:
-        member.pax_headers[f"SCHILY.xattr.{attribute}"] = "value"
+        member.pax_headers = {f"SCHILY.xattr.{attribute}": "value"}
     member.size = len(content)
     archive.addfile(member, io.BytesIO(content))
 

@@ -28,7 +28,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, NamedTuple, Protocol
 
@@ -116,28 +116,42 @@ REAP_SECONDS = 2.0  # a killed process is gone at once, unless it hangs in the k
 PATIENCE = 400  # plain files that untar.py creates itself before it asks for a bsdtar, whose start costs as much
 
 
+def _nothing(_: int) -> None:
+    """Make no room."""
+
+
 def extractor() -> str:
     """What lays down plain files in `apply` on this host, in words for the log."""
     program = bsdtar.find()
     return program if program is not None else "Python alone: bsdtar is not installed"
 
 
-def apply(root: str, stream: Readable, ids: IdMaps = _IDENTITY, stall: float = STALL_SECONDS) -> Applied:
+def apply(
+    root: str,
+    stream: Readable,
+    ids: IdMaps = _IDENTITY,
+    stall: float = STALL_SECONDS,
+    make_room: Callable[[int], None] = _nothing,
+) -> Applied:
     """Lay an uncompressed archive down in the directory `root` as moby's ApplyUncompressedLayer does.
 
     Reads the stream to its end, what comes after the end of the archive included. `ids` maps the owners in the archive
-    to the host's. Raises ArchiveError that names the entry, and whatever `stream.read` raises; then the layer holds a
-    part of the archive, and the rest of the stream is unread. Raises deadline.Overdue, as all of these functions do, if
-    the layer's file system does nothing for `stall` seconds.
+    to the host's. `make_room` is called with the number of bytes that are laid down next. Raises ArchiveError that
+    names the entry, and whatever `stream.read` and `make_room` raise; then the layer holds a part of the archive, and
+    the rest of the stream is unread. Raises deadline.Overdue, as all of these functions do, if the layer's file system
+    does nothing for `stall` seconds.
     """
     with _start_untar(os.path.abspath(root), ids) as process:
         assert process.stdin is not None
         _enlarge(process.stdin)
         with contextlib.suppress(BrokenPipeError):  # it gave up; why, it says on its standard error
             while piece := _gather(stream):
+                make_room(len(piece))
                 _write_all(process, piece, stall)
         _close((process.stdin,))
-        size, removed = _output(process, stall).splitlines()
+        size, removed, dropped = _output(process, stall).decode("ascii").splitlines()
+        if dropped:
+            log.warning("%s: attributes that nobody could read on this kernel are left out: %s", root, dropped)
         return Applied(int(size), frozenset(map(int, removed.split())))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import command
 import deadline
+import holders
 import mounts
 
 log = logging.getLogger("busy")
@@ -37,7 +38,8 @@ def unmount(point: str, timeout: float) -> None:
             if mounts.at(point) is None:
                 return None
             _unmount_below(point, timeout)
-    raise LayerBusy(f"{point} cannot be unmounted: {error}")
+    said = holders.of_mount(point)
+    raise LayerBusy(f"{point} cannot be unmounted: {error}{said and '; '}{said}")
 
 
 def _unmount_below(point: str, timeout: float) -> None:
@@ -64,7 +66,7 @@ def stays_in_use(device: str, seconds: float = BUSY_SECONDS) -> bool:
 def is_mounted_anywhere(device: str) -> bool:
     """Tell whether any process sees a device mounted; if none does, and it is in use, the kernel is at work with it."""
     try:
-        return bool(mounts.mounted_by(mounts.device_number(device)))
+        return bool(holders.mounted_by(mounts.device_number(device)))
     except OSError:
         # The device is gone.
         return False

@@ -1,7 +1,8 @@
 """The process that works on the files of a layer, locked into it. Started by archive.py as a program of its own.
 
-    confined.py untar ROOT UIDS GIDS [SOCKET N]  archive on standard input; prints the size, and in a line
-                                                 the inodes of files that it removed, 64 by one number
+    confined.py untar ROOT UIDS GIDS [SOCKET N]  archive on standard input; prints the size, in a line the
+                                                 inodes of files that it removed, 64 by one number, and in a
+                                                 line which attributes it left out
     confined.py changes ROOT PARENT              prints "KIND/PATH" and a NUL for each change
     confined.py size ROOT PARENT                 prints the size of what changed
     confined.py walk ROOT PARENT                 prints what changed, for `pack`
@@ -32,7 +33,7 @@ import idmaps
 import inodes
 import pack
 from handover import Handover
-from tarformat import ArchiveError
+from tarformat import ArchiveError, quote
 from tarreader import Input, TarReader
 from untar import Untar
 
@@ -64,9 +65,10 @@ def _untar(root: str, uids: str, gids: str, *bsdtar: str) -> None:
     untar = Untar(TarReader(source), *owners, handover)
     size = untar.run()
     source.drain()
-    removed = set(map(inodes.sixty_four, untar.removed))
+    removed = " ".join(map(str, set(map(inodes.sixty_four, untar.removed))))
+    dropped = [f"{quote(name)} of {count}, first {quote(path)}" for name, (count, path) in untar.dropped.items()]
     with open(1, "wb") as out:
-        out.write(b"%d\n%s\n" % (size, " ".join(map(str, removed)).encode()))
+        out.write(f"{size}\n{removed}\n{'; '.join(dropped)}\n".encode())
 
 
 def _compare(command: str, root: str, parent: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 import threading
 import time
 from typing import TypeVar
@@ -15,6 +17,8 @@ import rbdcli
 # A command that hangs says nothing itself. These come from a cluster that refuses or does not answer; what else fails
 # says itself why.
 SICK = {errno.EPERM, errno.EACCES, errno.ETIMEDOUT, errno.ENOTCONN, errno.ESHUTDOWN}
+# How `rados` says what its exit status, which is always 1, does not tell.
+_SAID = re.compile(r"\((\d+)\) ")
 MESSAGES_LIMIT = 300
 # Of a sick cluster many requests despair at once. If each asked, a process of Python's for each would keep a small host
 # so busy that no answer came in time, and the monitors were blamed.
@@ -29,11 +33,25 @@ _answers: dict[rbdcli.Pool, tuple[float, str]] = {}
 
 def explain(pool: rbdcli.Pool, error: Failed) -> Failed:
     """Return an error with what the cluster says of itself, if the cluster may be why the command failed."""
-    sick = isinstance(error, (command.CommandTimeout, rbdcli.PoolMissing)) or error.status in SICK
     if isinstance(error, rbdcli.PoolMissing):
         place = f"pool {pool.name}" + (f", namespace {pool.namespace}," if pool.namespace else "")
         error = error.explained(f"{place} is gone, or hidden from client.{pool.client}; its layers are not touched")
-    return error.explained(why(pool)) if sick else error
+    return error.explained(why(pool)) if is_sick(error) or isinstance(error, rbdcli.PoolMissing) else error
+
+
+def is_sick(error: command.CommandError) -> bool:
+    """Tell whether a command failed since the cluster refuses, or does not answer."""
+    return isinstance(error, command.CommandTimeout) or _errno(error) in SICK
+
+
+def _errno(error: command.CommandError) -> int | None:
+    """Return the errno of what went wrong. None if it is not told: mkfs, mount and rbd-nbd end with 1 for anything."""
+    program, *words = error.argv
+    if os.path.basename(program) == "rados":
+        said = _SAID.search(error.reason)
+        return int(said[1]) if said else None
+    is_nbd = words[:1] == ["device"] and "--device-type nbd" in " ".join(words)
+    return error.status if os.path.basename(program) == "rbd" and not is_nbd else None
 
 
 def why(pool: rbdcli.Pool) -> str:

@@ -37,6 +37,7 @@ from urllib.parse import unquote
 import archive
 import command
 import deadline
+import logs
 import rbdcli
 import subcommands
 from busy import LayerBusy
@@ -293,7 +294,7 @@ class Handler(BaseHTTPRequestHandler):
     # -- replies -----------------------------------------------------------------------------
 
     def _fail(self, status: int, failure: Exception) -> str:
-        text = " ".join(str(failure).split()) or type(failure).__name__
+        text = logs.printable(" ".join(str(failure).split())) or type(failure).__name__
         # What is left of a refused body would be read as the next request.
         unread = self.body is None or not self.body.ended
         self.close_connection = self.close_connection or unread
@@ -473,7 +474,7 @@ def main() -> int:
     levels = ("debug", "info", "warning", "error")
     parser.add_argument("--log-level", default="info", choices=levels, help="what is logged (default %(default)s)")
     arguments = parser.parse_args()
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=arguments.log_level.upper())
+    logs.start("%(asctime)s %(levelname)s %(message)s", arguments.log_level)
     try:
         defaults = parse(arguments.default)
         serve(os.path.abspath(arguments.socket), arguments.state or arguments.socket + ".state", defaults)

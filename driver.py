@@ -39,6 +39,7 @@ from lookahead import LookAhead
 from mounted import LayerLost, MountedLayers, Place
 from options import Options, parse_layer_size
 from presence import Presence
+from room import Room
 
 log = logging.getLogger("driver")
 
@@ -298,6 +299,9 @@ class Driver:
         _check_id(layer)
         self._check_not_removed(layer)
         with self._locks.hold(layer):
+            if label:
+                # What is mounted ahead has none.
+                self._ahead.leave(layer)
             self._acquire(layer, Place.DOCKER, write=True, label=label)
             if layer in self._sealed:
                 self._read_ahead(layer)
@@ -324,12 +328,16 @@ class Driver:
         _check_id(layer)
         if layer in self._sealed:
             raise DriverError(f"layer {layer} is finished: it had its archive, or has children; it takes no other")
-        with self._mounted_root(layer, write=True) as root:
+        with self._mounted_root(layer, write=True, growing=True) as root:
             directory = os.path.dirname(root)
             before = self._begin(layer, directory)
+            room = self._room(layer, directory)
             try:
-                applied = archive.apply(root, stream, self._ids, self._options.timeout)
+                applied = archive.apply(root, stream, self._ids, self._options.timeout, room.make)
                 note.finish(directory, layer, before, applied.removed, FLUSHES * self._options.timeout)
+            except archive.ArchiveError as error:
+                self._broken.add(layer)
+                raise room.explained(error) from None
             except BaseException:
                 self._broken.add(layer)
                 raise
@@ -413,7 +421,7 @@ class Driver:
 
     def _give_root(self, layer: str) -> None:
         """Let the root of a parentless layer belong to the container's root."""
-        place = self._acquire(layer, Place.DRIVER, write=True)
+        place = self._acquire(layer, Place.DRIVER, write=True, growing=True)
         try:
             root = os.path.join(self._mounted.point(layer, place), ROOT_DIRECTORY)
             owner = self._ids.uids[0].host_id, self._ids.gids[0].host_id
@@ -544,18 +552,21 @@ class Driver:
                 self._to_prepare.discard(layer)
         return True
 
-    def _acquire(self, layer: str, place: Place, *, write: bool, label: str = "") -> Place:
+    def _acquire(self, layer: str, place: Place, *, write: bool, label: str = "", growing: bool = False) -> Place:
         """Mount a layer, a sealed one never writable; the caller holds its lock and releases what is returned."""
         self._check_not_removed(layer)
         try:
             self._check_owner(layer)
             with contextlib.ExitStack() as after:
                 if not {layer} & (self._open | self._sealed | self._broken):
-                    self._learn(layer, after)
+                    self._learn(layer, after, label, growing=growing)
                 if layer in self._broken:
                     raise DriverError(f"layer {layer} is broken: its archive was not applied to its end; remove it")
                 sealed = layer in self._sealed
-                return self._mounted.acquire(layer, place, write=write and not sealed, sealed=sealed, label=label)
+                write = write and not sealed
+                return self._mounted.acquire(
+                    layer, place, write=write, sealed=sealed, label=label, growing=growing and write
+                )
         except (rbdcli.ImageMissing, rbdcli.ImageLocked) as error:
             raise self._unavailable(layer, error) from None
 
@@ -576,12 +587,22 @@ class Driver:
             return DriverError(f"layer {layer} is in use elsewhere: {self._layers.holder(layer)}: {error}")
         return error
 
-    def _learn(self, layer: str, after: contextlib.ExitStack) -> None:
+    def _learn(self, layer: str, after: contextlib.ExitStack, label: str, *, growing: bool) -> None:
         """Find out what a layer from before our start is, by the note in it; it stays mounted until `after` ends."""
-        place = self._mounted.acquire(layer, Place.DRIVER, write=False, sealed=False)
+        place = self._mounted.acquire(layer, Place.DRIVER, write=False, sealed=False, label=label, growing=growing)
         after.callback(self._release, layer, place)
         state = note.read(self._mounted.point(layer, place), layer, self._options.timeout)
         {"": self._open, note.APPLIED: self._sealed, note.APPLYING: self._broken}[state].add(layer)
+
+    def _room(self, layer: str, point: str) -> Room:
+        """Return the room in a layer that is mounted at `point`, which may grow for its archive."""
+        place = Place(os.path.basename(point))
+
+        def grow(size: int) -> None:
+            with self._bounds(), self._locks.hold(layer):
+                self._mounted.grow_mounted(layer, place, size, lambda: self._layers.grow(layer, size))
+
+        return Room(point, self._layers.describe(layer).size, grow, self._options.timeout)
 
     def _begin(self, layer: str, directory: str) -> Mapping[int, int] | None:
         """Note that a layer's archive is being applied, unless one was before; return what note.finish asks for."""
@@ -601,12 +622,12 @@ class Driver:
             known.discard(layer)
 
     @contextlib.contextmanager
-    def _mounted_root(self, layer: str, *, write: bool = False) -> Iterator[str]:
+    def _mounted_root(self, layer: str, *, write: bool = False, growing: bool = False) -> Iterator[str]:
         """Get and Put of our own: the root directory of a layer for the length of a `with` block."""
         _check_id(layer)
         self._check_not_removed(layer)
         with self._bounds(), self._locks.hold(layer):
-            place = self._acquire(layer, Place.DRIVER, write=write)
+            place = self._acquire(layer, Place.DRIVER, write=write, growing=growing)
         try:
             yield os.path.join(self._mounted.point(layer, place), ROOT_DIRECTORY)
         except BaseException:

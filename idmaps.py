@@ -25,12 +25,12 @@ def parse(text: str) -> Ranges:
 def to_host(ranges: Ranges, number: int, what: str) -> int:
     """The host's id for one in an archive. IdError if there is none (moby: IdentityMapping.ToHost)."""
     if not 0 <= number < 0xFFFFFFFF:  # chown(2) takes the highest 32-bit number for "leave it"
-        raise IdError(f"{number} is no {what} id")
+        raise IdError(f"{what} id {number}, Linux takes 0 to {0xFFFFFFFE}: change the owner")
     for container, host, size in ranges:
         if 0 <= number - container < size:
             return number - container + host
     if ranges:
-        raise IdError(f"{what} id {number} is not mapped to the host")
+        raise IdError(f"{what} id {number} is not mapped to the host: see /etc/subuid and /etc/subgid for more")
     return number
 
 

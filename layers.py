@@ -233,6 +233,11 @@ class Layers:
         self._ours[layer] = time.monotonic()
         return self._known[layer]
 
+    def grow(self, layer: str, size: int) -> None:
+        """Let the image of a layer have `size` bytes; it is not mapped exclusively. Raises rbdcli.ImageLocked."""
+        self.pool.resize(self.image(layer), size)
+        self._known[layer] = replace(self.describe(layer), size=size)
+
     def is_large(self, layer: str, written: int | None) -> bool:
         """Tell whether children of a finished layer will be clones for sure; `written`: bytes since it was made."""
         known = self._known.get(layer)

@@ -21,13 +21,14 @@ import enum
 import logging
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import busy
 import command
 import deadline
+import holders
 import kernel
 import mounts
 import rbdcli
@@ -66,6 +67,7 @@ class LayerLost(Exception):
 class _Entry:
     """A mapped layer. `counts` has a key for each place where it is mounted (0: nobody's, still mounted).
 
+    `exclusive`: nobody else may write to it, nor may it grow, as far as we know.
     `doubtful`: a mount or unmount ran into its deadline, and may have been done later all the same.
     `guessed`: its count for Docker is not known but one, since it was found mounted at a start.
     `mapped_at`: the bytes written to the device before it was mapped; None if that was not by us.
@@ -76,6 +78,7 @@ class _Entry:
     device: str
     read_only: bool = False
     mapped_at: int | None = None
+    exclusive: bool = True
     doubtful: bool = False
     guessed: bool = False
     tidy: bool = False
@@ -144,19 +147,24 @@ class MountedLayers:
 
     # -- acquire and release -----------------------------------------------------------------
 
-    def acquire(self, layer: str, place: Place, *, write: bool, sealed: bool, label: str = "") -> Place:
+    def acquire(
+        self, layer: str, place: Place, *, write: bool, sealed: bool, label: str = "", growing: bool = False
+    ) -> Place:
         """Map and mount a layer, or count one more user of a mount; return the place to release later.
 
         Our own work uses Docker's mount if there is one: a super block is either writable or not.
-        `sealed` layers are mapped read-only and never written to. On failure nothing stays behind.
-        Raises rbdcli.ImageMissing, rbdcli.ImageLocked, command.CommandError.
+        `sealed` layers are mapped read-only and never written to; one that is to be `growing` is not mapped
+        exclusively, unless somebody has it already. On failure nothing stays behind.
+        Raises rbdcli.ImageMissing, rbdcli.ImageLocked, command.CommandError, LayerBusy.
         """
         with contextlib.ExitStack() as undo:
             entry = self._entries.get(layer)
             if entry is not None:
                 self._look_again(layer, entry)
+                self._check_label(layer, entry, label)
             if entry is None or not entry.counts:
-                entry = self._mount_first(layer, entry, place, undo, write=write, sealed=sealed, label=label)
+                mapping = (sealed, not growing)
+                entry = self._mount_first(layer, entry, place, undo, write=write, mapping=mapping, label=label)
             self._check_alive(layer, entry)
             if place not in entry.counts and place is Place.DRIVER and Place.DOCKER in entry.counts:
                 place = Place.DOCKER
@@ -170,6 +178,15 @@ class MountedLayers:
             undo.pop_all()
         return place
 
+    def _check_label(self, layer: str, entry: _Entry, label: str) -> None:
+        """Raise LayerBusy if we read a layer without a label: one super block has one, or none."""
+        if not label or label == entry.label or Place.DOCKER in entry.counts:
+            return
+        for other, count in list(entry.counts.items()):
+            if count:
+                raise LayerBusy(f"layer {layer} is mounted without the label {label}, to be read; try again")
+            self._unmount(layer, entry, other)
+
     def _mount_first(
         self,
         layer: str,
@@ -178,11 +195,15 @@ class MountedLayers:
         undo: contextlib.ExitStack,
         *,
         write: bool,
-        sealed: bool,
+        mapping: tuple[bool, bool],
         label: str,
     ) -> _Entry:
-        """Mount a layer that is mounted nowhere; a mapping that is left from before will do if it suits."""
-        if idle and idle.read_only == sealed:
+        """Mount a layer that is mounted nowhere; a mapping that is left from before will do if it suits.
+
+        `mapping`: read-only, exclusive.
+        """
+        read_only, exclusive = mapping
+        if idle and idle.read_only == read_only and (read_only or idle.exclusive == exclusive):
             try:
                 self._mount(layer, idle, place, undo, write=write, label=label)
                 return idle
@@ -193,7 +214,7 @@ class MountedLayers:
                 log.warning("mapping layer %s anew: %s", layer, error)
         if idle:
             self._unmap(layer, idle)
-        entry = self._map(layer, undo, read_only=sealed)
+        entry = self._map(layer, undo, read_only=read_only, exclusive=exclusive)
         self._mount(layer, entry, place, undo, write=write, label=label)
         return entry
 
@@ -262,6 +283,17 @@ class MountedLayers:
             else:
                 self._mount(layer, entry, Place.DRIVER, undo, write=True, label="")
                 mounts.grow_xfs(self.point(layer, Place.DRIVER), timeout=self._pool.timeout)
+
+    def grow_mounted(self, layer: str, place: Place, size: int, resize: Callable[[], None]) -> None:
+        """Let a mounted layer and its image, by `resize`, have `size` bytes. Raises MountError, command.CommandError.
+
+        It was acquired as `growing`. On failure the image may be larger than the file system.
+        """
+        mounts.check_growing(self._fs)
+        resize()
+        device, timeout = self._entries[layer].device, self._pool.timeout
+        mounts.await_size(device, size, timeout)
+        mounts.grow_mounted(self._fs, device, self.point(layer, place), timeout=timeout)
 
     def reclaim(self, layer: str) -> bool:
         """Unmap what this host has mapped of a layer for a home that is gone; tell whether there was such.
@@ -391,6 +423,7 @@ class MountedLayers:
         """
         entry = self._entries[layer]
         if mounts.in_use(entry.device):
+            entry.label = holders.label(mounts.device_number(entry.device))
             self._mount_for_container(layer, entry, write=not entry.read_only)
         else:
             log.warning("layer %s was left mapped as %s by a crash", layer, entry.device)
@@ -473,11 +506,11 @@ class MountedLayers:
 
     # -- one step each -----------------------------------------------------------------------
 
-    def _map(self, layer: str, undo: contextlib.ExitStack, *, read_only: bool) -> _Entry:
+    def _map(self, layer: str, undo: contextlib.ExitStack, *, read_only: bool, exclusive: bool = True) -> _Entry:
         mounts.make_directory(os.path.join(self._root, layer))
         undo.callback(self._remove_directories, layer)
         try:
-            device = self._map_device(self._images.image(layer), read_only=read_only)
+            device = self._map_device(self._images.image(layer), read_only=read_only, exclusive=exclusive)
         except command.CommandTimeout:
             # The kernel may have done it all the same. If the list does not answer either, the
             # directory stays, and the next start finds the mapping by it.
@@ -487,17 +520,17 @@ class MountedLayers:
         except rbdcli.ImageLocked:
             if not self.reclaim(layer):
                 raise
-            return self._map(layer, undo, read_only=read_only)
+            return self._map(layer, undo, read_only=read_only, exclusive=exclusive)
         if not read_only:
             mounts.merge_writes(device)
-        entry = _Entry(device, read_only, mounts.written(device))
+        entry = _Entry(device, read_only, mounts.written(device), exclusive)
         undo.callback(self._unmap, layer, entry)
         return entry
 
-    def _map_device(self, image: str, *, read_only: bool) -> str:
+    def _map_device(self, image: str, *, read_only: bool, exclusive: bool) -> str:
         with kernel.Log() as messages:
             try:
-                return self._pool.map(image, read_only=read_only)
+                return self._pool.map(image, read_only=read_only, exclusive=exclusive)
             except rbdcli.RbdError as error:
                 said = messages.about("rbd", "libceph", "nbd")
                 raise error.explained(said and f"kernel: {said}") from None
@@ -590,10 +623,10 @@ class MountedLayers:
 
     def _busy(self, layer: str, entry: _Entry) -> LayerBusy:
         try:
-            holders = mounts.holders(mounts.device_number(entry.device))
+            said = holders.of_device(mounts.device_number(entry.device))
         except OSError as error:
-            holders = f"now it is gone ({error.strerror})"
-        return LayerBusy(f"layer {layer}: {entry.device} cannot be unmapped: {holders}")
+            said = f"now it is gone ({error.strerror})"
+        return LayerBusy(f"layer {layer}: {entry.device} cannot be unmapped: {said}")
 
     def _unmap_device(self, layer: str, device: str) -> bool:
         """Unmap a device, false while somebody holds it; one that vanished by itself is unmapped."""

@@ -1,4 +1,4 @@
-"""File systems and mount points of this host: make, mount, grow, unmount, and who still holds a device.
+"""File systems and mount points of this host: make, mount, grow, unmount, and whether a device is in use.
 
 Programs used: mkfs.xfs or mkfs.ext4, mount, umount, xfs_growfs or e2fsck and resize2fs. The kernel's mount
 table (/proc/self/mountinfo, proc(5)) is the only truth about what is mounted.
@@ -12,6 +12,7 @@ import os
 import re
 import stat
 import subprocess
+import time
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -31,6 +32,8 @@ MKFS = {"xfs": ("mkfs.xfs", "-q", "-f", "-K"), "ext4": ("mkfs.ext4", "-q", "-F",
 GROW = {"xfs": ("xfs_growfs",), "ext4": ("e2fsck", "resize2fs")}
 # Whether a device is in use, the kernel tells at once, unless it has to write out what is left in memory.
 PROBE_SECONDS = 10.0
+_SIZE_PAUSE = 0.02
+_CAP_SYS_RESOURCE = 24  # capability.h
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 _CONTEXT = re.compile(rb'(?:^|,)context="?([^"]+)"?')
 
@@ -116,6 +119,31 @@ def grow_xfs(point: str, *, timeout: float) -> None:
     command.run(("xfs_growfs", point), timeout=timeout)
 
 
+def grow_mounted(fs: str, device: str, point: str, *, timeout: float) -> None:
+    """Let a mounted file system fill its device, which has grown. Raises CommandError."""
+    command.run(("xfs_growfs", point) if fs == "xfs" else ("resize2fs", device), timeout=timeout)
+
+
+def check_growing(fs: str) -> None:
+    """Raise MountError if this process may not let a mounted file system grow (fs/ext4/resize.c, ext4_resize_begin)."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+        capabilities = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
+    if fs == "ext4" and not capabilities & 1 << _CAP_SYS_RESOURCE:
+        raise MountError("a mounted ext4 grows only for who has CAP_SYS_RESOURCE")
+
+
+def await_size(device: str, size: int, timeout: float) -> None:
+    """Wait until a device has `size` bytes: the cluster tells it. Raises MountError, and OSError if it is gone."""
+    until, path = time.monotonic() + deadline.left(timeout), f"/sys/class/block/{os.path.basename(device)}/size"
+    while True:
+        with open(path, encoding="ascii") as source:
+            if int(source.read()) * 512 >= size:
+                return
+        if time.monotonic() > until:
+            raise MountError(f"{device} did not get the size of its image within {timeout:g} s")
+        time.sleep(_SIZE_PAUSE)
+
+
 def grow_ext4(device: str, *, timeout: float) -> None:
     """Let an ext4 that is not mounted fill its device. Raises CommandError.
 
@@ -146,9 +174,9 @@ def read_ahead(fs: str, point: str, began: int, chunks: Sequence[int] | None) ->
     return command.start(environment.python(readahead.__file__, *words))
 
 
-def table() -> list[Mount]:
-    """Read this process's mount table."""
-    return _read_table("/proc/self/mountinfo")
+def table(pid: str = "self") -> list[Mount]:
+    """Read a process's mount table, by default ours. Raises OSError if it has ended."""
+    return _read_table(f"/proc/{pid}/mountinfo")
 
 
 def at(point: str) -> Mount | None:
@@ -221,28 +249,6 @@ def in_use(device: str) -> bool:
             return False
         raise
     return False
-
-
-def holders(number: str) -> str:
-    """Say who holds a block device ("major:minor"), for an error message: processes whose mount table has it."""
-    return "; ".join(mounted_by(number)) or "a process has the device open"
-
-
-def mounted_by(number: str) -> list[str]:
-    """Return a process of each mount namespace that has a block device ("major:minor") mounted, and where."""
-    seen: dict[str, str] = {}
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
-            if namespace in seen:
-                continue
-            held = [item.point for item in _read_table(f"/proc/{pid}/mountinfo") if item.device_number == number]
-            with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as comm:
-                seen[namespace] = f"process {pid} ({comm.read().strip()}) has it mounted at {held[0]}" if held else ""
-        except OSError:
-            # The process ended while we looked: it holds nothing any more.
-            continue
-    return [said for said in seen.values() if said]
 
 
 def _read_table(path: str) -> list[Mount]:

@@ -188,7 +188,7 @@ class Pool:
         self._rbd("rename", *self._image(image), *self._destination(new_name))
 
     def resize(self, image: str, size: int) -> None:
-        """Grow an image to `size` bytes (rbd refuses to shrink unasked)."""
+        """Grow an image to `size` bytes (rbd refuses to shrink unasked). Raises ImageLocked: mapped exclusively."""
         self._rbd("resize", *self._image(image), "--size", f"{size}B", "--no-progress")
 
     def remove(self, image: str) -> None:
@@ -366,14 +366,15 @@ class Pool:
 
     # -- devices --------------------------------------------------------------------------
 
-    def map(self, image: str, *, read_only: bool) -> str:
+    def map(self, image: str, *, read_only: bool, exclusive: bool = True) -> str:
         """Map an image and return its block device; a writable map holds the exclusive lock.
 
-        Raises ImageMissing, ImageLocked (another client has it), RbdError. After CommandTimeout
-        the image may be mapped all the same: ask `mappings`.
+        `exclusive`: it lets nobody else have the lock meanwhile, neither another writer nor `resize`. Raises
+        ImageMissing, ImageLocked (another client has it), RbdError. After CommandTimeout the image may be mapped all
+        the same: ask `mappings`.
         """
-        access = "--read-only" if read_only else "--exclusive"
-        argv = ("device", "map", *self._device_type(), *self._image(image), access, *self._map_options())
+        access = ("--read-only",) if read_only else ("--exclusive",) if exclusive else ()
+        argv = ("device", "map", *self._device_type(), *self._image(image), *access, *self._map_options())
         try:
             return self._rbd(*argv).strip().splitlines()[-1]
         except RbdError as error:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ import command
 import dockerdb
 import garbage
 import inspection
+import logs
 import options
 import takeover
 from claim import Claim, OwnerTaken
@@ -56,7 +56,7 @@ class Site(NamedTuple):
 def main(argv: Sequence[str], socket: str) -> int:
     """Run one command; 2, with a line on stderr, if it could not do its work."""
     arguments = _parser(socket).parse_args(argv)
-    logging.basicConfig(format="%(levelname)s %(message)s", level=arguments.log_level.upper())
+    logs.start("%(levelname)s %(message)s", arguments.log_level)
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
         return run(arguments)

@@ -19,6 +19,7 @@ PAX, PAX_GLOBAL = b"x", b"g"
 
 XATTR = b"SCHILY.xattr."  # and the name of the attribute: a pax record
 NANOSECONDS = 10**9
+_QUOTED = 100  # bytes from each end of a name that are told
 MAX_SPECIAL = 1 << 20  # Go's maxSpecialFileSize: no long name or pax header is bigger
 
 
@@ -27,7 +28,9 @@ class ArchiveError(Exception):
 
 
 def quote(name: bytes) -> str:
-    """A name from an archive on one printable line, in quotes."""
+    """A name from an archive on one printable line, in quotes; the middle of a very long one is left out."""
+    if len(name) > 2 * _QUOTED:
+        name = name[:_QUOTED] + b"..." + name[-_QUOTED:]
     return ascii(name)[1:]
 
 

@@ -176,7 +176,7 @@ class TarReader:
     def _special(self, size: int) -> bytes:
         """The data of a long name or pax header."""
         if size > MAX_SPECIAL:
-            raise ValueError(f"an extension header of {size} bytes")
+            raise ValueError(f"an extension header of {size} bytes, {MAX_SPECIAL} are the most")
         self._left = size
         data = b"".join(bytes(piece) for piece in self.data())
         self._source.take(-size % BLOCK)

@@ -21,6 +21,7 @@ import os
 import posixpath
 import stat
 
+import limits
 from handover import LARGEST, Handover
 from idmaps import IdError, Ranges, to_host
 from removal import remove_directory
@@ -38,6 +39,8 @@ _AUFS_LINKS = b"/.wh..wh.plnk"
 _IMPLIED_MODE = 0o755  # of a directory that the archive has no entry for (moby: ImpliedDirectoryMode)
 _LAST_TIME = (1 << 63) - 1  # nanoseconds: the year 2262 (moby: unixMaxTime)
 _DEFAULT_ACL = b"system.posix_acl_default"
+_MOST_DROPPED = 8  # attributes that are told by their names
+_KNOWN = (b"user.", b"trusted.", b"security.", b"system.posix_acl_")  # attributes that the kernel stores
 _SPECIAL = 0o7000  # setuid, setgid, sticky
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NODE_TYPES = {CHARDEV: stat.S_IFCHR, BLOCKDEV: stat.S_IFBLK, FIFO: stat.S_IFIFO}
@@ -59,6 +62,7 @@ class Untar:
         self._plain = False  # whether it is straight and passes nothing on to what is created in it
         self._unpacked: set[bytes] = set()  # the paths of this layer
         self._holding: set[bytes] = {b"/"}  # the directories that hold paths of this layer
+        self.dropped: dict[bytes, tuple[int, bytes]] = {}  # attributes: of how many entries, the name of the first
         self.removed: set[int] = set()  # the numbers of the inodes of files that were removed, or lost a name
         self._times: dict[
             bytes, tuple[int, int]
@@ -81,7 +85,7 @@ class Untar:
                 if not self._lay_down_plain(entry):
                     self._lay_down(entry)
             except OSError as error:
-                raise ArchiveError(f"{quote(entry.name)}: {os.strerror(error.errno or 0)}") from error
+                raise ArchiveError(f"{quote(entry.name)}: {limits.why(error, entry)}") from error
             except (IdError, OverflowError) as error:
                 raise ArchiveError(f"{quote(entry.name)}: {error}") from error
         self._finish()
@@ -336,8 +340,7 @@ class Untar:
         try:
             self._write(fd, entry)
             os.fchown(fd, *owner)
-            for name, value in entry.xattrs.items():
-                _set_xattr(fd, name, value)
+            self._set_xattrs(fd, entry)
             os.fchmod(fd, mode)  # after chown, which takes setuid and setgid away
             os.utime(fd, ns=_times(entry))
         finally:
@@ -372,11 +375,39 @@ class Untar:
     def _dress(self, path: bytes, entry: Entry, owner: tuple[int, int], *, follow: bool = True) -> None:
         """Give what is at `path` its owner, attributes, mode and times, in moby's order. A symlink has no mode."""
         os.chown(path, *owner, follow_symlinks=False)
-        for name, value in entry.xattrs.items():
-            _set_xattr(path, name, value)
+        self._set_xattrs(path, entry)
         if follow:
             os.chmod(path, entry.mode & 0o7777)
-        os.utime(path, ns=_times(entry, bound=follow), follow_symlinks=follow)
+        if follow or entry.type == SYMLINK:  # another name of a symlink leaves its times alone
+            os.utime(path, ns=_times(entry, bound=follow), follow_symlinks=follow)
+
+    def _set_xattrs(self, target: int | bytes, entry: Entry) -> None:
+        """Set the attributes of an entry. What nobody could read here is left out, and counted.
+
+        That is what the kernel forbids (moby: the same): user.* on a symlink for instance; and what it does not know:
+        com.apple.* and the like. dockerd before 25 leaves that out, 25 and newer refuse the image.
+        """
+        for name, value in entry.xattrs.items():
+            try:
+                if isinstance(target, int):
+                    os.setxattr(target, name, value)
+                else:
+                    os.setxattr(target, name, value, follow_symlinks=False)
+            except OSError as error:
+                unknown = error.errno == errno.EOPNOTSUPP
+                if unknown and name == b"security.selinux":  # with a mount label (context=) the kernel has its own
+                    continue
+                if error.errno != errno.EPERM and not (unknown and not name.startswith(_KNOWN)):
+                    raise ArchiveError(
+                        f"{quote(entry.name)}: {limits.why_not_attribute(error, name, value)}"
+                    ) from error
+                self._count_dropped(name, entry.name)
+
+    def _count_dropped(self, attribute: bytes, path: bytes) -> None:
+        if attribute not in self.dropped and len(self.dropped) >= _MOST_DROPPED:
+            attribute = b"..."
+        count, first = self.dropped.get(attribute, (0, path))
+        self.dropped[attribute] = count + 1, first
 
 
 def _above(path: bytes) -> bytes:
@@ -413,9 +444,11 @@ def _clean(name: bytes) -> bytes:
 
 
 def _device(entry: Entry) -> int:
-    """The number of a device node; OverflowError for one that the kernel would cut down to another (moby: the same)."""
-    if not (0 <= entry.devmajor < 1 << 32 and 0 <= entry.devminor < 1 << 32):
-        raise OverflowError(f"{entry.devmajor}:{entry.devminor} is no device number")
+    """The number of a device node; OverflowError for one that the kernel does not have."""
+    major, minor = entry.devmajor, entry.devminor
+    if not (0 <= major < limits.MAJORS and 0 <= minor < limits.MINORS):
+        most = f"{limits.MAJORS - 1}:{limits.MINORS - 1}"
+        raise OverflowError(f"device number {major}:{minor}, Linux takes {most} at the most: leave the node out")
     return os.makedev(entry.devmajor, entry.devminor)
 
 
@@ -428,21 +461,3 @@ def _times(entry: Entry, *, bound: bool = True) -> tuple[int, int]:
     if not bound:
         return atime, mtime
     return atime if 0 <= atime <= _LAST_TIME else 0, mtime if 0 <= mtime <= _LAST_TIME else 0
-
-
-def _set_xattr(target: int | bytes, name: bytes, value: bytes) -> None:
-    """Set an attribute. What the kernel forbids is left out, as moby does: user.* on a symlink for instance.
-
-    With a mount label (context=) the kernel keeps security.selinux for itself.
-    """
-    try:
-        if isinstance(target, int):
-            os.setxattr(target, name, value)
-        else:
-            os.setxattr(target, name, value, follow_symlinks=False)
-    except PermissionError:
-        return
-    except OSError as error:
-        if error.errno == errno.EOPNOTSUPP and name == b"security.selinux":
-            return
-        raise

@@ -254,6 +254,18 @@ assert row == dict(pool='rbd', namespace='', image='$image', snap='', device='$d
     rbd info "$image"
 }
 
+@test "a device sees its image grow, unless that is mapped exclusively" {
+    only_stand_in
+    new_image
+    local device
+    device=$(rbd map --options noudev "$image")
+    rbd resize --no-progress --size 2G "$image"
+    [[ $(blockdev --getsize64 "$device") == $((2 << 30)) ]]
+    dd if=/dev/urandom of="$device" bs=1M count=1 seek=2000 oflag=direct
+    rbd resize --no-progress "$image" --size 3G
+    [[ $(blockdev --getsize64 "$device") == $((3 << 30)) ]]
+}
+
 @test "a plain second map warns and gives a second device" {
     new_image
     local first second

@@ -14,9 +14,10 @@ their RUN directories, and the name goes when the daemon does.
 Like krbd: the exit codes (2 missing, 16 busy, 22 not mapped or unknown option, 30 held exclusively), a second plain map
 warns and gives a second device, read-only maps take no lock, and the verbs that the kernel refuses on an exclusively
 mapped image are refused. Like rbd-nbd, for --device-type nbd: failures exit 1, and unmap never minds a mounted device.
-Unlike them: a device does not see its image grow (grow first, then map), a list shows its own cluster's mappings only,
-another program (a real krbd, `rbd bench`) can still take the lock from an exclusive mapping because QEMU yields it, and
-librbd knows no limit of 16 ancestors, and an image that is mapped read-only has a watcher, so that it can't be removed.
+A device sees its image grow, if that is not mapped exclusively.
+Unlike them: a list shows its own cluster's mappings only, another program (a real krbd, `rbd bench`) can still take the
+lock from an exclusive mapping because QEMU yields it, librbd knows no limit of 16 ancestors, and an image that is
+mapped read-only has a watcher, so that it can't be removed.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ REAL_RBD = os.environ.get("RBD_STAND_IN_REAL", "/usr/bin/rbd")
 LOOP_CLR_FD = 0x4C01
 LOOP_SET_STATUS64 = 0x4C04
 LOOP_GET_STATUS64 = 0x4C05
+LOOP_SET_CAPACITY = 0x4C07
 LOOP_INFO64 = struct.Struct("=QQQQQIIII64s64s32sQQ")  # struct loop_info64 of linux/loop.h
 LO_FLAGS_AUTOCLEAR = 4
 LO_FLAGS_FIELD = 8
@@ -629,13 +631,16 @@ def failed_start(call: Call, mapping: Mapping, log: str) -> Failure:
     """What rbd would have exited with. QEMU's exit code says nothing, so ask rbd whether it can see the image."""
     if mapping.meta["exclusive"] and held_exclusively(mapping.meta["qmp"]):
         return Failure(errno.EROFS, "map failed: (30) Read-only file system")
-    passed = [
-        f"--{key}={value}" for key, value in call.options.items() if key in ("id", "name", "conf", "cluster", "keyring")
-    ]
-    passed += [f"--{key.replace('_', '-')}={value}" for key, value in call.ceph.items()]
-    code, _ = run([REAL_RBD, "info", str(mapping.spec), *passed], "/dev/null")
+    code, _ = run([REAL_RBD, "info", str(mapping.spec), *client_options(call)], "/dev/null")
     code = code if code > 0 else errno.EIO
     return Failure(code, f"map failed: ({code}) {os.strerror(code)}: {tail(log)}")
+
+
+def client_options(call: Call) -> list[str]:
+    """Of a command line the options that say which cluster is meant, and by whom it is asked."""
+    places = ("id", "name", "conf", "cluster", "keyring")
+    passed = [f"--{key}={value}" for key, value in call.options.items() if key in places]
+    return passed + [f"--{key.replace('_', '-')}={value}" for key, value in call.ceph.items()]
 
 
 def tail(log: str) -> str:
@@ -705,9 +710,36 @@ def list_mapped(call: Call, cluster: str) -> None:
             print("  ".join(cell.ljust(width) for cell, width in zip(line, widths)))
 
 
+def resize(argv: Sequence[str]) -> NoReturn:
+    """Lets the real rbd resize an image, and the devices of its mappings see it as those of the kernel do."""
+    call = parse(argv, strict=False)
+    refuse(call)
+    status = os.spawnv(os.P_WAIT, REAL_RBD, ["rbd", *argv])
+    # Any word can be the image: the size is one of them, too.
+    specs = {str(spec_of(call, word)) for word in ["", *call.words[1:]] if word or "image" in call.options}
+    cluster = f"{RUN}/{cluster_id(conf_path(call))}"
+    if status or not os.path.isdir(cluster):
+        sys.exit(status)
+    with cluster_lock(cluster):
+        live = [mapping for mapping in live_mappings(cluster) if str(mapping.spec) in specs]
+    for mapping in live:
+        _, said = run([REAL_RBD, "info", str(mapping.spec), *client_options(call), "--format", "json"], "/dev/null")
+        # QEMU asks for the size of an image when it opens it, or when it is to change it.
+        os.truncate(f"{mapping.path}/export", json.loads(said)["size"])
+        fd = os.open(mapping.device, os.O_RDONLY | os.O_CLOEXEC)
+        fcntl.ioctl(fd, LOOP_SET_CAPACITY)
+        os.close(fd)
+    sys.exit(0)
+
+
 def refuse_or_pass_on(argv: Sequence[str]) -> NoReturn:
     """A verb of the real rbd: refused where an exclusively mapped image would refuse it, handed on otherwise."""
-    call = parse(argv, strict=False)
+    refuse(parse(argv, strict=False))
+    os.execv(REAL_RBD, ["rbd", *argv])
+
+
+def refuse(call: Call) -> None:
+    """Raises Failure if the image that a call names is mapped exclusively, and that stands against its verb."""
     first, second, *rest = [*call.words, "", ""]
     for verb, words in (((first, second), rest), ((first, ""), [second, *rest])):
         code = REFUSED_WHILE_EXCLUSIVE.get(verb)
@@ -718,7 +750,6 @@ def refuse_or_pass_on(argv: Sequence[str]) -> NoReturn:
         specs = [spec_of(call, word) for word in words if word or "image" in call.options]
         if any(held_exclusively(exclusive_name(cluster, spec)) for spec in specs):
             raise Failure(code, f"{' '.join(verb).strip()} failed: ({code}) {os.strerror(code)} (mapped exclusively)")
-    os.execv(REAL_RBD, ["rbd", *argv])
 
 
 def dispatch(argv: Sequence[str]) -> None:
@@ -726,6 +757,8 @@ def dispatch(argv: Sequence[str]) -> None:
     words = words[1:] if words[:1] == ["device"] else words
     verb, word = [*words, "", ""][:2]
     listing = verb == "showmapped" or (verb in ("list", "ls") and "device" in argv)
+    if verb == "resize":
+        resize(argv)
     if verb not in ("map", "unmap") and not listing:
         refuse_or_pass_on(argv)
     call = parse(argv)

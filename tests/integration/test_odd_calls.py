@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable
 
 import pytest
@@ -42,6 +43,20 @@ def test_no_id_is_refused(client: Client) -> None:
             client.call(method, ID="")
         with pytest.raises(Refused, match="ID"):
             client.call(method)
+
+
+@pytest.mark.parametrize("method", ["Put", "Remove"])
+def test_who_keeps_a_layer_busy_is_named(client: Client, new_id: NewId, method: str) -> None:
+    """Somebody of the host's own namespace: no mount table but ours has the layer."""
+    layer = client.create(new_id())
+    root = client.get(layer)
+    with subprocess.Popen(["sleep", "1000"], cwd=root) as process:
+        try:
+            with pytest.raises(Refused, match=rf"process {process.pid} \(sleep\) has its working directory in it"):
+                client.call(method, ID=layer)
+        finally:
+            process.kill()
+    client.put(layer)
 
 
 def test_put_unknown_id(client: Client, new_id: NewId) -> None:

@@ -490,3 +490,49 @@ def test_a_base_image_that_lost_its_snapshot(start_plugin: StartPlugin, cluster:
     assert "purged_base_image has lost its snapshot depth0; it was taken anew" in plugin.log_text()
     assert client.listing(client.create(new_id())) == []
     assert client.read(client.created[0], "f") == b"before"
+
+
+# -- the SELinux label of a container --------------------------------------------------------------
+
+LABEL = "system_u:object_r:container_file_t:s0:c1,c2"
+
+
+def labels(log: str, layer: str) -> list[bool]:
+    """Of each mount of a layer's device that a log tells of: whether it has the label.
+
+    A kernel without SELinux takes the option and forgets it (mount(8)); so there is the command line to see.
+    """
+    lines = [line for line in log.splitlines() if "mount -t " in line and f"/{layer}/" in line]
+    return [f'context="{LABEL}"' in line for line in lines]
+
+
+def test_the_label_of_a_mount_survives_a_restart(plugin: PluginProcess, new_id: NewId) -> None:
+    """What layer it is is learned from the layer itself; one super block has one label, whoever mounts it first."""
+    layer = new_container(plugin, new_id())
+    plugin.kill()
+    plugin.start()
+    before = len(plugin.log_text())
+    plugin.client.call("Get", ID=layer, MountLabel=LABEL)
+    told = labels(plugin.log_text()[before:], layer)
+    assert told
+    assert all(told)
+    plugin.client.put(layer)
+
+
+def test_a_layer_that_is_read_without_its_label_is_not_got_without_it(plugin: PluginProcess, new_id: NewId) -> None:
+    """A container would be refused its own files. Once nobody reads the layer, it is mounted with its label."""
+    client = plugin.client
+    layer = new_container(plugin, new_id())
+    client.write(layer, "big", os.urandom(8 << 20))
+    wait_until(lambda: client.metadata(layer)["Device"] == "", "Docker has put it")
+    connection, answer = client.open_diff(layer)
+    answer.read(1 << 16)
+    with pytest.raises(Refused, match=f"layer {layer} is mounted without the label {LABEL}.*try again"):
+        client.call("Get", ID=layer, MountLabel=LABEL)
+    answer.close()
+    connection.close()
+    wait_until(lambda: mounts_below(plugin.home) == [], "nobody reads it")
+    before = len(plugin.log_text())
+    client.call("Get", ID=layer, MountLabel=LABEL)
+    assert labels(plugin.log_text()[before:], layer) == [True]
+    client.put(layer)

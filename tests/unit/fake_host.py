@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from unit.fakes import FakePool
 
+import holders
 import mounts
 
 
@@ -34,8 +35,9 @@ class FakeHost:
     def patch(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Put it in the kernel's place."""
         for name in dir(self):
-            if not name.startswith("_") and callable(getattr(mounts, name, None)):
-                monkeypatch.setattr(mounts, name, getattr(self, name))
+            for module in (mounts, holders):
+                if not name.startswith("_") and callable(getattr(module, name, None)):
+                    monkeypatch.setattr(module, name, getattr(self, name))
 
     @contextlib.contextmanager
     def _maybe_failing(self, name: str) -> Iterator[None]:
@@ -62,7 +64,7 @@ class FakeHost:
     def make_writable(self, point: str, *, timeout: float) -> None:
         self.mounted[point] = self.mounted[point]._replace(read_only=False)
 
-    def table(self) -> list[mounts.Mount]:
+    def table(self, pid: str = "self") -> list[mounts.Mount]:
         return list(self.mounted.values())
 
     def device_number(self, device: str) -> str:

@@ -288,7 +288,7 @@ class FakePool:
         """A command that watches until its standard input ends."""
         return ("sh", "-c", "echo watching; exec cat")
 
-    def map(self, image: str, *, read_only: bool) -> str:
+    def map(self, image: str, *, read_only: bool, exclusive: bool = True) -> str:
         self._image(image)
         self._ids += 1
         self.devices[image] = f"/dev/fake{self._ids}"

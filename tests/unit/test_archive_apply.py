@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -14,6 +15,7 @@ from unit.archives import (
     BLOCKDEV,
     CHARDEV,
     FIFO,
+    LINK,
     WHEN,
     apply,
     children,
@@ -34,6 +36,8 @@ from unit.archives import (
 )
 
 import archive
+import limits
+from tarformat import Entry
 
 pytestmark = [needs_root, pytest.mark.usefixtures("extractor")]
 __all__ = ["extractor", "layer"]
@@ -375,16 +379,35 @@ def test_acl_xattrs(layer: Path) -> None:
     assert os.getxattr(layer / "f", "system.posix_acl_access") == acl
 
 
-def test_a_forbidden_xattr_is_left_out(layer: Path) -> None:
+def test_a_forbidden_xattr_is_left_out(layer: Path, caplog: pytest.LogCaptureFixture) -> None:
     """moby createTarFile: EPERM is ignored: the kernel has no user.* on symlinks."""
     apply(layer, pax({b"SCHILY.xattr.user.x": b"1"}), symlink(b"s", b"t"))
     assert os.listxattr(layer / "s", follow_symlinks=False) == []
+    assert "'user.x' of 1, first 's'" in caplog.text
 
 
-def test_an_unknown_xattr_is_an_error(layer: Path) -> None:
-    """moby createTarFile (from v24): ENOTSUP is an error without BestEffortXattrs."""
-    with pytest.raises(archive.ArchiveError, match="'f': Operation not supported"):
-        apply(layer, pax({b"SCHILY.xattr.nonsense.x": b"1"}), file(b"f"))
+FOREIGN = [b"com.apple.quarantine", b"foo.bar", b"system.nfs4_acl", b"osx.x", b"nonsense"]
+
+
+def test_foreign_xattrs_are_left_out_and_told_once(layer: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """dockerd before 25 drops what the kernel answers ENOTSUP to, 25 and newer refuse the image."""
+    records = {b"SCHILY.xattr." + name: b"1" for name in FOREIGN}
+    members = [pax({**records, b"SCHILY.xattr.user.mine": b"2"}) + file(b"f%d" % number) for number in range(50)]
+    apply(layer, pax(records), folder(b"d"), pax(records), symlink(b"s", b"t"), *members)
+    assert os.listxattr(layer / "f7") == ["user.mine"]
+    assert os.listxattr(layer / "d") == []
+    assert len(caplog.messages) == 1
+    assert f"{layer}: " in caplog.text
+    for name in FOREIGN:
+        assert f"'{name.decode()}' of 52, first 'd'" in caplog.text
+
+
+def test_many_foreign_xattrs_make_no_long_line(layer: Path, caplog: pytest.LogCaptureFixture) -> None:
+    apply(layer, *(pax({b"SCHILY.xattr.a\nb.%d" % number: b"1"}) + file(b"f%d" % number) for number in range(500)))
+    assert len(caplog.messages) == 1
+    assert len(caplog.messages[0]) < 1000
+    assert "'...' of 492, first 'f8'" in caplog.text
+    assert caplog.messages[0].isprintable()
 
 
 def test_implied_directories(layer: Path) -> None:
@@ -404,6 +427,59 @@ def test_ids_outside_the_maps_are_an_error(layer: Path) -> None:
         apply(layer, file(b"f", uid=10), ids=ids)
     with pytest.raises(archive.ArchiveError, match="'f': group id 10 is not mapped"):
         apply(layer, file(b"f", gid=10), ids=ids)
+
+
+BIG = 5_000_000_000
+UNFIT = {
+    "name": (
+        pax({b"path": b"d/" + b"n" * 256}) + file(b"x"),
+        "a name of 256 bytes, no file system of Linux takes more than 255",
+    ),
+    "name of a directory": (pax({b"path": b"n" * 300}) + folder(b"x"), "a name of 300 bytes"),
+    "long name": (long_name(b"n" * 300) + file(b"n"), "a name of 300 bytes"),
+    "name of a link": (long_name(b"t" * 256, b"K") + hardlink(b"m", b"t"), "a name of 256 bytes"),
+    "path": (pax({b"path": b"/".join([b"p" * 200] * 21)}) + file(b"x"), "a path of 4220 bytes, Linux takes 4095"),
+    "link": (pax({b"linkpath": b"t/" * 2500}) + symlink(b"s", b"x"), "a symlink to 5000 bytes, XFS takes 1023"),
+    "owner": (pax({b"uid": b"%d" % BIG}) + file(b"f"), f"user id {BIG}, Linux takes 0 to 4294967294"),
+    "group": (pax({b"gid": b"4294967295"}) + file(b"f"), "group id 4294967295, Linux takes 0 to 4294967294"),
+    "device": (header(b"c", CHARDEV, major=4096, minor=1), "device number 4096:1, Linux takes 4095:1048575"),
+    "minor": (header(b"c", BLOCKDEV, major=1, minor=1 << 20), "device number 1:1048576, Linux takes 4095:1048575"),
+    "attribute": (
+        pax({b"SCHILY.xattr.user.x": b"v" * 65537}) + file(b"f"),
+        "'user.x' of 65537 bytes, Linux takes 65536",
+    ),
+    "name of an attribute": (pax({b"SCHILY.xattr.user." + b"n" * 251: b""}) + file(b"f"), "a name of 256 bytes, Linux"),
+    "pax header": (header(b"p", b"x", size=2 << 20), "an extension header of 2097152 bytes, 1048576 are the most"),
+}
+
+
+@pytest.mark.parametrize("what", UNFIT)
+def test_a_limit_is_told_in_words(layer: Path, what: str) -> None:
+    """What no file system of Linux takes: one short line that names the limit and the entry."""
+    member, words = UNFIT[what]
+    with pytest.raises(archive.ArchiveError) as caught:
+        apply(layer, file(b"before"), member)
+    assert words in str(caught.value)
+    assert len(str(caught.value)) < 500
+    assert str(caught.value).isprintable()
+
+
+def test_too_many_hard_links_are_told_in_words() -> None:
+    words = limits.why(OSError(errno.EMLINK, ""), Entry(b"l", LINK, link=b"t"))
+    assert words == "Too many links: 't' has as many hard links as its file system takes (ext4 65000, XFS 2147483647)"
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        pax({b"path": b"n" * 255}) + file(b"x"),
+        pax({b"path": b"/".join([b"p" * 200] * 20)}) + file(b"x"),
+        pax({b"uid": b"4294967294", b"gid": b"4294967294"}) + file(b"f"),
+        header(b"c", CHARDEV, major=4095, minor=(1 << 20) - 1),
+    ],
+)
+def test_what_is_as_long_as_the_limit_is_taken(layer: Path, member: bytes) -> None:
+    assert apply(layer, member) == 0
 
 
 # -- links ------------------------------------------------------------------------------------------
@@ -429,6 +505,13 @@ def test_a_hard_link_to_a_symlink_links_the_symlink(layer: Path) -> None:
     apply(layer, file(b"t", mode=0o600), symlink(b"s", b"t"), hardlink(b"h", b"s", mode=0o777))
     assert (layer / "h").is_symlink()
     assert stat.S_IMODE((layer / "t").stat().st_mode) == 0o600
+
+
+def test_a_hard_link_to_a_symlink_changes_no_times(layer: Path) -> None:
+    """moby createTarFile: a link whose target is a symlink sets the times of neither."""
+    apply(layer, file(b"t", mtime=10), symlink(b"s", b"t", mtime=20), hardlink(b"h", b"s", mtime=30))
+    assert (layer / "t").stat().st_mtime == 10
+    assert (layer / "s").lstat().st_mtime == 20
 
 
 def test_hard_links_to_what_aufs_kept(layer: Path) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+import command
 import diagnosis
-from rbdcli import Pool
+from rbdcli import Pool, RbdError
 
 
 def health(directory: Path, status: str) -> Path:
@@ -44,3 +45,32 @@ def test_who_fails_later_gets_a_new_answer(pool: Pool, tmp_path: Path, monkeypat
     assert "HEALTH_WARN" in diagnosis.why(pool)
     health(tmp_path, "HEALTH_ERR")
     assert "HEALTH_ERR" in diagnosis.why(pool)
+
+
+NBD = ("rbd", "device", "map", "--device-type", "nbd", "--pool", "rbd")
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "reason", "sick"),
+    [
+        (("rbd", "info"), 110, "Connection timed out", True),
+        (("rbd", "info"), 1, "Operation not permitted", True),
+        (("/usr/bin/rbd", "device", "map", "--device-type", "krbd"), 110, "rbd: map failed", True),
+        (("rbd", "info"), 2, "No such file or directory", False),
+        (NBD, 1, "rbd: rbd-nbd failed with error: /usr/bin/rbd-nbd: exit status: 1", False),
+        (("mkfs.xfs", "/dev/rbd0"), 1, "mkfs.xfs: pwrite failed: Input/output error", False),
+        (("mount", "-t", "xfs"), 1, "only root can do that", False),
+        (("resize2fs", "/dev/rbd0"), 1, "Permission denied to resize filesystem", False),
+        (("rados", "stat", "x"), 1, "error opening pool rbd: (110) Connection timed out", True),
+        (("rados", "lock", "get"), 1, "ERROR: failed locking: (16) Device or resource busy", False),
+        (("rados", "getomapval"), 1, "No such key: x", False),
+    ],
+)
+def test_what_a_program_ends_with_says_something_of_the_cluster_only_if_it_is_an_errno(
+    argv: tuple[str, ...], status: int, reason: str, sick: bool
+) -> None:
+    assert diagnosis.is_sick(RbdError(argv, status, reason)) is sick
+
+
+def test_what_did_not_answer_may_be_the_clusters_fault() -> None:
+    assert diagnosis.is_sick(command.CommandTimeout(("mkfs.xfs",), None, "no answer within 5 s"))

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from plugin_client import PYTHON, REPO, PluginProcess, Refused, wait_until
@@ -80,6 +81,32 @@ def test_the_directory_is_made_and_the_socket_is_for_root_alone(short: Path) -> 
     finally:
         assert plugin.terminate() == 0
     assert not os.path.exists(plugin.socket)
+
+
+def test_control_characters_of_a_caller_do_not_reach_the_log(process: PluginProcess) -> None:
+    """An id, a method, a path and a home that would clear the terminal of who reads it, or forge a line of the log."""
+    evil = "a\x1b[2J\n2026-01-01 00:00:00,000 INFO forged\x9b"
+    process.start()
+    calls = [("Get", {"ID": evil}), ("Get" + evil, {}), ("Init", {"Home": "/" + evil, "Opts": [evil]})]
+    for method, fields in calls:
+        with pytest.raises(Refused) as caught:
+            process.client.post(f"/GraphDriver.{quote(method)}", json.dumps(fields).encode()).json()
+        assert caught.value.text.isprintable()
+    with pytest.raises(Refused):
+        process.client.post(f"/GraphDriver.ApplyDiff?id={quote(evil)}", b"x").json()
+    for path in (b"/GraphDriver.\x1b[2J", b"/\x1b[2J\x9b", b"/GraphDriver.ApplyDiff?id=\x1b[2J"):
+        with socket.socket(socket.AF_UNIX) as link:
+            link.connect(process.socket)
+            # Cut off: then the layer is removed by its id, whatever that is.
+            link.sendall(b"POST " + path + b" HTTP/1.1\r\nHost: \r\nContent-Length: 9\r\nConnection: close\r\n\r\nx")
+            link.shutdown(socket.SHUT_WR)
+            while link.recv(1 << 16):
+                continue
+    assert process.terminate() == 0
+    text = process.log_text()
+    assert "[2J" in text
+    assert text.replace("\n", "").isprintable()
+    assert "INFO forged" not in [line[24:35] for line in text.splitlines()]
 
 
 def test_a_stale_socket_is_replaced(process: PluginProcess) -> None:

@@ -141,6 +141,13 @@ def test_without_a_namespace_none_is_named(fake: Fake) -> None:
     assert not [word for word in fake.calls()[0] if "namespace" in word]
 
 
+def test_what_is_to_grow_is_not_mapped_exclusively(fake: Fake) -> None:
+    fake.says("/dev/rbd0\n")
+    pool().map("img", read_only=False, exclusive=False)
+    words = ["rbd", "device", "map", *CLIENT, "--device-type", "krbd", *IMAGE, "--options", "noudev"]
+    assert fake.calls() == [words]
+
+
 def test_a_writable_map_is_exclusive_and_a_read_only_one_is_not(fake: Fake) -> None:
     fake.says("/dev/rbd0\n", stderr="rbd: warning: image already mapped as /dev/rbd1\n")
     assert pool().map("img", read_only=False) == "/dev/rbd0"

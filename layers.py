@@ -20,9 +20,10 @@ import contextlib
 import hashlib
 import logging
 import os
+import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import command
@@ -40,6 +41,11 @@ ROOT_DIRECTORY = "rootfs"
 OWNER_KEY = "docker_graph_driver.owner"
 # An image that was taken over from another host: its own name, so that clones, which inherit it, are none.
 TAKEN_KEY = "docker_graph_driver.taken_over"
+# An image that a driver is about to move to the trash: the layer's id, which clones, that inherit it, do not have. With
+# the name it tells the prefix, too. Written first: after a crash the image is still where its removal looks for it.
+REMOVED_KEY = "docker_graph_driver.removed"
+# The name of a base image, or of one that is being made; it tells the prefix.
+_BASE_NAME = re.compile(rf"(.+)_{BASE}(?:\.[0-9a-f]{{12}})?")
 # Copying a layer object by object is bound by their number, copy-up by their size; see HACKING.md.
 OBJECT_SIZE = 256 << 10
 INIT_SUFFIX = "-init"
@@ -111,10 +117,15 @@ class Layers:
             return False
         return True
 
+    def images(self) -> list[str]:
+        """Name the images of the pool that have this prefix, the base image among them."""
+        names = self.pool.list()
+        ours = _OfPrefix(self._options.imageprefix, names)
+        return [name for name in names if name in ours]
+
     def count(self) -> int:
         """Count the images of this prefix, the base image not among them."""
-        ours = [name for name in self.pool.list() if name.startswith(self._options.imageprefix + "_")]
-        return len([name for name in ours if not name.startswith(self.image(BASE))])
+        return len([name for name in self.images() if not name.startswith(self.image(BASE))])
 
     def children(self, layer: str) -> list[str]:
         """Name clones of a layer: those that this process has met, or else all that Ceph knows. Copies are not told."""
@@ -249,9 +260,14 @@ class Layers:
         except rbdcli.ImageHasChildren:
             if self.pool.remove_snapshots(image):
                 return self.delete(image, give_up)
-            self.pool.trash(image)
+            self.trash(image)
             return True
         return False
+
+    def trash(self, image: str) -> None:
+        """Move an image out of sight, and note that a driver did so. Raises what rbdcli.Pool.trash does."""
+        self.pool.set_metadata(image, REMOVED_KEY, self._id(image))
+        self.pool.trash(image)
 
     def empty(self, layer: str, give_up: Callable[[], bool] = _nobody) -> None:
         """Delete the content of a removed layer's image, mapped or not, until `give_up`; the image stays.
@@ -266,13 +282,24 @@ class Layers:
                 return
             objects.delete(self.pool, names[at : at + EMPTY_AT_ONCE])
 
-    def trashed(self) -> list[str]:
-        """Return the ids of the images in the pool's trash that have our prefix.
+    def trashed(self, items: Iterable[rbdcli.Trashed] | None = None) -> list[str]:
+        """Return the ids of the images in the pool's trash, or of some of them, that drivers of our prefix moved there.
 
-        Every driver of the pool may delete them for all: what lies in the trash is nobody's layer any more.
+        Every such driver may delete them for all: they are nobody's layers any more.
         """
-        ours = self._options.imageprefix + "_"
-        return [item.image_id for item in self.pool.trashed() if item.name.startswith(ours)]
+        found = self.pool.trashed() if items is None else items
+        return [item.image_id for item in found if item.name.startswith(self.image("")) and self._was_removed(item)]
+
+    def of_prefix(self, items: Iterable[rbdcli.Trashed]) -> list[rbdcli.Trashed]:
+        """Return those images in the trash that have our prefix, whoever moved them there."""
+        ours = _OfPrefix(self._options.imageprefix, self.pool.list())
+        return [item for item in items if item.name in ours]
+
+    def _was_removed(self, item: rbdcli.Trashed) -> bool:
+        return objects.metadata(self.pool, item.image_id, REMOVED_KEY) == self._id(item.name)
+
+    def _id(self, image: str) -> str:
+        return image[len(self.image("")) :]
 
     def delete_trashed(self, image_id: str, give_up: Callable[[], bool] = _nobody) -> bool:
         """Delete an image in the trash and its snapshots; tell whether it is gone now: one with clones waits for them.
@@ -411,6 +438,18 @@ class Layers:
         except command.CommandError as error:
             # The reason why it was being undone is worth more to the caller than this one.
             log.error("image %s is left behind: %s", image, error)
+
+
+class _OfPrefix:
+    """The names that are of a prefix. Where one prefix begins another, the longest that has a base image decides."""
+
+    def __init__(self, prefix: str, existing: Iterable[str]) -> None:
+        self._ours = f"{prefix}_"
+        prefixes = (f"{found[1]}_" for name in existing if (found := _BASE_NAME.fullmatch(name)))
+        self._longer = tuple(other for other in prefixes if other.startswith(self._ours) and other != self._ours)
+
+    def __contains__(self, name: str) -> bool:
+        return name.startswith(self._ours) and not name.startswith(self._longer)
 
 
 def host_of(owner: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 
@@ -105,6 +106,22 @@ def test_what_has_clones_goes_to_the_trash_and_after_them(pool: FakePool, layers
     assert pool.trashed_images == {}
 
 
+@pytest.mark.parametrize("step", ["set_metadata", "trash"])
+@pytest.mark.parametrize("done", [False, True])
+def test_a_move_to_the_trash_that_is_cut_short_goes_on(pool: FakePool, layers: Layers, step: str, done: bool) -> None:
+    """After a crash, or a time-out, the image is where its removal looks for it, or in the trash with its mark."""
+    layers.create("a", None, None, leaf=False)
+    layers.create("b", "a", None, leaf=False, written=LARGE)
+    pool.fails[step] = [(timed_out(), True) if done else timed_out()]
+    with pytest.raises(CommandTimeout):
+        layers.remove("a")
+    with contextlib.suppress(rbdcli.ImageMissing):
+        layers.remove("a")
+    layers.remove("b")
+    layers.reap()
+    assert (list(pool.images), pool.trashed_images) == (["docker_image_base_image"], {})
+
+
 def test_a_removal_that_is_given_up_goes_on_with_the_next(pool: FakePool, layers: Layers) -> None:
     layers.create("a", None, None, leaf=False)
     pool.fails["remove_slowly"] = [CommandGivenUp(("rbd",), None, "given up")]
@@ -139,7 +156,7 @@ def test_one_that_cannot_go_does_not_keep_the_rest_of_the_trash(pool: FakePool, 
     """An operator's protected snapshot, somebody's lock, a deletion that does not get on."""
     for name in "abc":
         pool.add(f"docker_image_{name}", created=time.time())
-        pool.trash(f"docker_image_{name}")
+        layers.trash(f"docker_image_{name}")
     pool.fails["remove_trashed"] = [failed(rbdcli.ImageBusy, 16), timed_out(), None, failed(rbdcli.ImageBusy, 16)]
     pool.fails["remove_trashed"] += [timed_out()] * 9
     layers.reap()

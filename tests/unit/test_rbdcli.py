@@ -123,10 +123,6 @@ CALLS: list[tuple[Callable[[Pool], object], list[str]]] = [
         lambda p: p.remove_trashed("1234", lambda: False),
         ["trash", "rm", *CLIENT, *WHERE, "--image-id", "1234"],
     ),
-    (
-        lambda p: p.unmap("/dev/rbd7"),
-        ["device", "unmap", *CLIENT, "--device-type", "krbd", "/dev/rbd7", "--options", "noudev"],
-    ),
 ]
 
 
@@ -155,11 +151,34 @@ def test_a_writable_map_is_exclusive_and_a_read_only_one_is_not(fake: Fake) -> N
 def test_rbd_nbd_has_no_udev_option(fake: Fake) -> None:
     fake.says("/dev/nbd0\n")
     assert pool(device_type="nbd").map("img", read_only=False) == "/dev/nbd0"
-    pool(device_type="nbd").unmap("/dev/nbd0")
+    fake.says(mapped("img", "/dev/nbd0"))
+    pool(device_type="nbd").unmap("/dev/nbd0", "img")
     assert fake.calls() == [
         ["rbd", "device", "map", *CLIENT, "--device-type", "nbd", *IMAGE, "--exclusive"],
+        ["rbd", "device", "list", *CLIENT, "--device-type", "nbd", "--format", "json"],
         ["rbd", "device", "unmap", *CLIENT, "--device-type", "nbd", "/dev/nbd0"],
     ]
+
+
+def mapped(image: str, device: str) -> str:
+    return json.dumps([{"pool": "pool", "namespace": "space", "name": image, "device": device}])
+
+
+def test_a_device_is_unmapped(fake: Fake) -> None:
+    fake.says(mapped("img", "/dev/rbd7"))
+    pool().unmap("/dev/rbd7", "img")
+    assert fake.calls() == [
+        ["rbd", "device", "list", *CLIENT, "--device-type", "krbd", "--format", "json"],
+        ["rbd", "device", "unmap", *CLIENT, "--device-type", "krbd", "/dev/rbd7", "--options", "noudev"],
+    ]
+
+
+@pytest.mark.parametrize("listed", [("img", "/dev/rbd8"), ("other", "/dev/rbd7")])
+def test_a_device_that_is_another_images_now_is_not_unmapped(fake: Fake, listed: tuple[str, str]) -> None:
+    fake.says(mapped(*listed))
+    with pytest.raises(rbdcli.NotMapped):
+        pool().unmap("/dev/rbd7", "img")
+    assert [words[2] for words in fake.calls()] == ["list"]
 
 
 @pytest.mark.parametrize(
@@ -168,16 +187,20 @@ def test_rbd_nbd_has_no_udev_option(fake: Fake) -> None:
 )
 def test_a_device_that_cannot_be_unmapped(fake: Fake, status: int, listed: str, kind: type[rbdcli.RbdError]) -> None:
     """Only the list of devices tells whether it was unmapped meanwhile."""
-    mapping = {"pool": "pool", "namespace": "space", "name": "img", "device": listed}
     script = f"""#!/bin/sh
 case "$*" in
-'device list '*) echo '{json.dumps([mapping])}' ;;
+'device list '*)
+    if mkdir {fake.directory}/once 2>/dev/null; then
+        echo '{mapped("img", "/dev/rbd7")}'
+    else
+        echo '{mapped("img", listed)}'
+    fi ;;
 *) exit {status} ;;
 esac
 """
     (fake.directory / "rbd").write_text(script, encoding="utf-8")
     with pytest.raises(rbdcli.RbdError) as raised:
-        pool().unmap("/dev/rbd7")
+        pool().unmap("/dev/rbd7", "img")
     assert type(raised.value) is kind
 
 
@@ -394,13 +417,28 @@ case "$*" in
 esac
 """
     (fake.directory / "rbd").write_text(script, encoding="utf-8")
-    assert sorted(pool().details("ours_")) == [
+    assert sorted(pool().details(["ours_a", "ours_b", "ours_gone"])) == [
         rbdcli.Listed("ours_a", None, ("depth0",)),
         rbdcli.Listed("ours_b", "ours_a", ("depth1",)),
     ]
     asked = (fake.directory / "missing").read_text(encoding="utf-8").splitlines()
     assert [line for line in asked if "their" in line] == []
     assert len(asked) == 1
+
+
+def test_most_images_of_a_pool_may_be_others(fake: Fake) -> None:
+    """One command for all of a thousand would open each of them."""
+    script = f"""#!/bin/sh
+case "$*" in
+'ls '*--long*) echo "$*" >>{fake.directory}/long; exit 2 ;;
+'ls '*) echo '{json.dumps(["ours_a", *(f"their_{number}" for number in range(1000))])}' ;;
+'info '*'--image ours_a '*) echo '{json.dumps({**INFO, "name": "ours_a"})}' ;;
+'snap ls '*'--image ours_a '*) echo '[]' ;;
+esac
+"""
+    (fake.directory / "rbd").write_text(script, encoding="utf-8")
+    assert pool().details(["ours_a"]) == [rbdcli.Listed("ours_a", None, ())]
+    assert not (fake.directory / "long").exists()
 
 
 def test_details_when_the_cluster_does_not_tell(fake: Fake) -> None:
@@ -414,7 +452,7 @@ esac
 """
     (fake.directory / "rbd").write_text(script, encoding="utf-8")
     with pytest.raises(rbdcli.RbdError) as raised:
-        pool().details("ours_")
+        pool().details(["ours_a"])
     assert raised.value.status == 110
 
 

@@ -129,7 +129,7 @@ class BaseImage:
             device = self._pool.map(image, read_only=False)
             mounts.make(self._options.fs, device, self._options.mkfsarg, timeout=self._pool.timeout)
             self._make_root(device)
-            self._pool.unmap(device)
+            self._pool.unmap(device, image)
             undo.pop_all()
 
     def _make_root(self, device: str) -> None:
@@ -153,7 +153,7 @@ class BaseImage:
             os.rmdir(point)
         for mapping in self._pool.mappings():
             if mapping.image == image:
-                self._pool.unmap(mapping.device)
+                self._pool.unmap(mapping.device, image)
         with contextlib.suppress(rbdcli.ImageMissing):
             self._layers.delete(image)
 

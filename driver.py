@@ -515,8 +515,9 @@ class Driver:
     def _delete_trashed(self, item: str) -> bool:
         """Delete one image in the trash, or ask for that of all."""
         if item == TRASH:
-            for image_id in self._layers.trashed():
-                self._trash.later(image_id, 0)
+            for removed in self._layers.removed():
+                if not self._mounted.is_removed(self._layers.layer(removed.name)):
+                    self._trash.later(removed.image_id, 0)
             return True
         try:
             if self._layers.delete_trashed(item, self._ending.is_set):

@@ -1,9 +1,9 @@
 """Removes what an inspection has proven dead, and nothing else; safe beside a running driver and dockerd.
 
 Each thing is looked at once more just before it goes. An image is deleted, which Ceph refuses while anybody has it
-open; a device is unmapped, which the kernel refuses while it is in use; a
-directory is removed only if it is empty. What Docker's layer store keeps of a container that is gone goes with
-its layers: a dockerd that runs forgets it at its next start. The trash is emptied at the end.
+open; a device is unmapped if it is still that image's, which the kernel refuses while it is in use; a directory is
+removed only if it is empty. What Docker's layer store keeps of a container that is gone is taken from it: a dockerd
+that runs has it in memory until its next start. What drivers of this prefix have moved to the trash goes at the end.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def _remove(
             return Outcome(finding, False, "somebody has come to know or use it since")
         if finding.kind in (inspection.ORPHAN, inspection.HALF_MADE):
             layers.delete(finding.place)
-            if finding.record:
-                docker.forget(finding.record)
+        elif finding.kind == inspection.STALE_RECORD:
+            docker.forget(finding.place)
         elif finding.kind == inspection.STALE_MAPPING:
-            layers.pool.unmap(finding.place)
+            layers.pool.unmap(finding.place, layers.image(finding.id))
         elif finding.kind == inspection.STALE_DIRECTORY:
             _remove_directory(finding.place)
     except (FileNotFoundError, rbdcli.ImageMissing, rbdcli.NotMapped):

@@ -7,7 +7,8 @@ What is `dead` is proven to be so, for `garbage.py` to remove: an image that
 
 - is of this host by its name of now, and of this home, or of nobody, since its Create was killed; and has an id as
   Docker makes them,
-- is named neither by Docker's layer store nor in BuildKit's databases, read before the pool and after it,
+- is named neither by Docker's layer store nor in BuildKit's databases, read before the pool and after it, which are
+  whole (`dockerdb.py`),
 - was made more than an hour ago: Docker writes a layer down within moments after it was made or filled,
 - is mapped by nobody (no watcher, no mapping, no mount, no directory), so that nothing fills it now,
 - is no ancestor of an image that is not dead, and was not taken over from another host.
@@ -19,7 +20,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -27,8 +28,8 @@ import claim
 import mounts
 import rbdcli
 from baseimage import FORMAT_KEY
-from dockerdb import DockerDatabase
-from layers import BASE, OWNER_KEY, TAKEN_KEY, Layers
+from dockerdb import DockerDatabase, Known
+from layers import BASE, OWNER_KEY, REMOVED_SOURCES, TAKEN_KEY, Layers
 from mounted import REMOVED
 from owner import Owner
 
@@ -43,7 +44,7 @@ _AT_ONCE = 8
 
 ORPHAN, HALF_MADE, TRASH = "orphan-image", "half-made", "trash"
 STALE_MAPPING, STALE_MOUNT, STALE_DIRECTORY = "stale-mapping", "stale-mount", "stale-directory"
-MISSING, SNAPSHOT = "missing-image", "idle-snapshot"
+MISSING, SNAPSHOT, STALE_RECORD = "missing-image", "idle-snapshot", "stale-record"
 
 
 @dataclass(frozen=True)
@@ -62,20 +63,26 @@ class Finding:
     size: int | None = None
     dead: bool = False
     idle: bool = False
-    record: str = ""
+
+
+@dataclass
+class _Here:
+    """What there is on this host, read once: devices by image; mount points, and when it changed, by directory."""
+
+    devices: Mapping[str, str]
+    mounted: Mapping[str, Sequence[str]]
+    directories: Mapping[str, float]
 
 
 @dataclass
 class _Seen:
-    """What there is, read once."""
+    """What there is, read once. `gone`: the layers of containers that are gone."""
 
     images: Mapping[str, rbdcli.Listed]
-    devices: Mapping[str, str]
-    mounted: Mapping[str, Sequence[str]]
-    directories: Mapping[str, float]
-    named: Mapping[str, str]
-    forgotten: Mapping[str, str]
+    here: _Here
+    known: Known
     namesakes: Sequence[str]
+    gone: set[str] = field(default_factory=set)
     parents: set[str] = field(default_factory=set)
 
 
@@ -101,46 +108,57 @@ class Inspection:
         """
         seen = self._look()
         found = [*self._orphans(seen), *self._scratch(seen), *self._missing(seen), *self._snapshots(seen)]
-        found += [*self._mappings(seen), *self._directories(seen), *self._trash()]
+        found += [*self._records(seen.known), *self._mappings(seen), *self._directories(seen.here), *self._trash()]
         return found
 
     def still_dead(self, finding: Finding) -> bool:
         """Look once more at one finding, just before it is removed. Raises what `findings` does."""
-        if not finding.dead:
-            return False
-        if finding.kind == ORPHAN:
-            layer = finding.id
-            unknown = layer not in self._docker.named() and not self._docker.mentioned([layer])
-            return unknown and not self._in_use(finding.place) and not os.path.lexists(self._directory(layer))
-        if finding.kind == HALF_MADE:
-            return not self._in_use(finding.place)
-        if finding.kind == STALE_MAPPING:
-            still = finding.place in [
-                item.device for item in self._pool.mappings() if self._id(item.image) == finding.id
-            ]
-            return still and not os.path.lexists(self._directory(finding.id)) and not mounts.in_use(finding.place)
-        if finding.kind == STALE_DIRECTORY:
-            changed = self._changed(finding.id)
-            return changed is None or time.time() - changed >= self._min_age
-        return True
+        look: dict[str, Callable[[], bool]] = {
+            ORPHAN: lambda: self._is_unknown(finding),
+            HALF_MADE: lambda: not self._in_use(finding.place),
+            STALE_RECORD: lambda: _holds(self._records(self._docker.known()), finding),
+            # Whether it is still this image's is asked last, when it is unmapped.
+            STALE_MAPPING: lambda: not (os.path.lexists(self._directory(finding.id)) or mounts.in_use(finding.place)),
+            STALE_DIRECTORY: lambda: self._is_stale_still(finding),
+            TRASH: lambda: _holds(self._trash(), finding),
+        }
+        return finding.dead and look[finding.kind]()
+
+    def _is_unknown(self, finding: Finding) -> bool:
+        layer = finding.id
+        unknown = layer not in self._docker.known().named and not self._docker.mentioned([layer])
+        return unknown and not self._in_use(finding.place) and not os.path.lexists(self._directory(layer))
+
+    def _is_stale_still(self, finding: Finding) -> bool:
+        changed = self._changed(finding.id)
+        if changed is None:
+            return True
+        return _holds(self._directories(self._look_here({finding.id: changed})), finding)
 
     # -- what is there -----------------------------------------------------------------------
 
     def _look(self) -> _Seen:
         # Docker's word before and after: a layer that is being made, or being removed, is in one of them.
-        before = self._docker.named()
+        before = self._docker.known()
         directories = self._read_directories()
-        images = {item.name: item for item in self._pool.details(self._prefix)}
-        devices = {item.image: item.device for item in self._pool.mappings() if item.image.startswith(self._prefix)}
+        images = {item.name: item for item in self._pool.details(self._layers.images())}
+        here = self._look_here(directories)
+        here.devices = {image: device for image, device in here.devices.items() if image in images}
+        parents = {item.parent for item in images.values() if item.parent}
+        known = self._docker.known()
+        known.named = {**before.named, **known.named}
+        gone = {layer for layers in known.gone.values() for layer in layers}
+        machines = claim.machines(self._pool, self._prefix[:-1], self._owner)
+        namesakes = [item.machine for item in machines if item != self._owner]
+        return _Seen(images, here, known, namesakes, gone, parents)
+
+    def _look_here(self, directories: Mapping[str, float]) -> _Here:
+        devices = {item.image: item.device for item in self._pool.mappings()}
         points: dict[str, list[str]] = {}
         for item in mounts.table():
             if item.point.startswith(self._root + "/"):
                 points.setdefault(item.point[len(self._root) + 1 :].partition("/")[0], []).append(item.point)
-        parents = {item.parent for item in images.values() if item.parent}
-        named = {**before, **self._docker.named()}
-        known = claim.machines(self._pool, self._prefix[:-1], self._owner)
-        namesakes = [item.machine for item in known if item != self._owner]
-        return _Seen(images, devices, points, directories, named, self._docker.forgotten(), namesakes, parents)
+        return _Here(devices, points, directories)
 
     def _read_directories(self) -> dict[str, float]:
         """Return the directories of layers, each with when something was made or removed in it."""
@@ -180,7 +198,9 @@ class Inspection:
 
     def _orphans(self, seen: _Seen) -> list[Finding]:
         base = self._layers.image(BASE)
-        strangers = [name for name in seen.images if not name.startswith(base) and self._id(name) not in seen.named]
+        strangers = [
+            name for name in seen.images if not name.startswith(base) and self._id(name) not in seen.known.named
+        ]
         with ThreadPoolExecutor(_AT_ONCE) as threads:
             found = [finding for finding in threads.map(lambda name: self._orphan(name, seen), strangers) if finding]
         mentioned = self._docker.mentioned([finding.id for finding in found])
@@ -211,19 +231,18 @@ class Inspection:
             "it was taken over from another host; Docker here does not know it": said.get(TAKEN_KEY) == image,
             self._doubt(owner, seen): bool(self._doubt(owner, seen)) and not unowned,
             "its name is not an id of Docker's": not _DOCKER_ID.fullmatch(layer),
-            "it is mounted here, until dockerd starts anew": layer in seen.mounted,
+            "it is mounted here, until dockerd starts anew": layer in seen.here.mounted,
             f"it is open at {', '.join(watchers)}": bool(watchers),
-            f"it is mapped as {seen.devices.get(image)}": image in seen.devices,
-            f"{self._directory(layer)} exists": layer in seen.directories,
+            f"it is mapped as {seen.here.devices.get(image)}": image in seen.here.devices,
+            f"{self._directory(layer)} exists": layer in seen.here.directories,
             "Docker may be about to write it down": age < self._min_age,
         }
         why = next((reason for reason, holds in reasons.items() if holds), "")
         dead = not why
-        young, record = age < self._min_age, seen.forgotten.get(layer, "")
         if not why and unowned:
             why = "it has no owner: its Create was killed"
-        why = why or ("its container is gone" if record else "Docker knows no such layer")
-        return Finding(ORPHAN, layer, why, image, age, size, dead=dead, idle=young, record=record)
+        why = why or ("its container is gone" if layer in seen.gone else "Docker knows no such layer")
+        return Finding(ORPHAN, layer, why, image, age, size, dead=dead, idle=age < self._min_age)
 
     def _doubt(self, owner: Owner, seen: _Seen) -> str:
         """Say why a layer of ours may be another machine's, "" if it cannot."""
@@ -258,12 +277,12 @@ class Inspection:
 
     def _missing(self, seen: _Seen) -> Iterator[Finding]:
         """Layers that Docker names and the pool does not have."""
-        gone = [layer for layer in seen.named if self._layers.image(layer) not in seen.images]
+        gone = [layer for layer in seen.known.named if self._layers.image(layer) not in seen.images]
         # Made while we looked, or being removed: Docker forgets a layer moments after the driver has removed it.
         gone = [layer for layer in gone if not self._layers.exists(layer)]
         if gone:
             time.sleep(SETTLE_SECONDS)
-        now = self._docker.named() if gone else {}
+        now = self._docker.known().named if gone else {}
         for layer in gone:
             if layer in now:
                 why = f"Docker names it ({now[layer]}), but the pool has no such image"
@@ -278,21 +297,37 @@ class Inspection:
                     yield Finding(SNAPSHOT, f"{self._id(image.name)}@{name}", why, image.name, idle=True)
 
     def _trash(self) -> Iterator[Finding]:
-        for item in self._pool.trashed_with_dates():
+        for item in self._layers.trashed():
             age = time.time() - item.deleted_at
-            if item.name.startswith(self._prefix) and age >= min(self._min_age, BEHIND_SECONDS):
+            layer = self._id(item.name)
+            if item.source not in REMOVED_SOURCES:
+                why = "moved to the trash by somebody else, or by a driver of before; nobody but an operator removes it"
+                yield Finding(TRASH, layer, why, item.image_id, age, idle=True)
+            elif age >= min(self._min_age, BEHIND_SECONDS):
                 why = "in the trash still: it has clones, or somebody has it open"
-                yield Finding(TRASH, self._id(item.name), why, item.image_id, age, dead=True)
+                yield Finding(TRASH, layer, why, item.image_id, age, dead=True)
+
+    # -- Docker ------------------------------------------------------------------------------
+
+    def _records(self, known: Known) -> Iterator[Finding]:
+        """What Docker's layer store still has of containers that are gone."""
+        for place, layers in known.gone.items():
+            with contextlib.suppress(FileNotFoundError):
+                age = time.time() - os.stat(place).st_mtime
+                why = f"a container that is gone, of which Docker's layer store keeps {', '.join(layers) or 'nothing'}"
+                young = age < self._min_age
+                yield Finding(STALE_RECORD, os.path.basename(place), why, place, age, dead=not young, idle=young)
 
     # -- this host ---------------------------------------------------------------------------
 
     def _mappings(self, seen: _Seen) -> Iterator[Finding]:
         """Devices that no driver will unmap: it finds its own by the directory."""
-        devices = self._without_directory(seen.devices)
+        devices = self._without_directory(seen.here.devices)
         if devices:
             # A driver that has just unmapped one removes its directory next; or maps it anew, with a directory first.
             time.sleep(SETTLE_SECONDS)
-            now = self._without_directory({item.image: item.device for item in self._pool.mappings()})
+            mapped = {item.image: item.device for item in self._pool.mappings() if item.image in seen.images}
+            now = self._without_directory(mapped)
             devices = {image: device for image, device in devices.items() if now.get(image) == device}
         for image, device in devices.items():
             try:
@@ -305,41 +340,46 @@ class Inspection:
             yield Finding(STALE_MAPPING, self._id(image), why, device, dead=not used)
 
     def _without_directory(self, devices: Mapping[str, str]) -> dict[str, str]:
-        layers = {image: self._id(image) for image in devices if image.startswith(self._prefix)}
+        layers = {image: self._id(image) for image in devices}
         return {
             image: devices[image]
             for image, layer in layers.items()
             if not layer.startswith(BASE) and not os.path.lexists(self._directory(layer))
         }
 
-    def _directories(self, seen: _Seen) -> Iterator[Finding]:
+    def _directories(self, here: _Here) -> Iterator[Finding]:
         """Directories of layers without what they stand for, and mounts without an image."""
-        for layer, changed in seen.directories.items():
+        for layer, changed in here.directories.items():
             age = time.time() - changed
             if age < min(self._min_age, BEHIND_SECONDS):
                 continue
-            found = self._stale(layer, age, seen)
+            found = self._stale(layer, age, here)
             # Whatever the driver does to a layer makes or removes something in its directory: else it was not at work.
             if found and self._changed(layer) == changed:
                 yield found
 
-    def _stale(self, layer: str, age: float, seen: _Seen) -> Finding | None:
+    def _stale(self, layer: str, age: float, here: _Here) -> Finding | None:
         image, place = self._layers.image(layer), self._directory(layer)
         if self._is_removed(layer):
             why = "Docker removed it, but the driver has not been able to let its image go; its log says why"
             return Finding(STALE_DIRECTORY, layer, why, place, age)
-        if layer in seen.mounted:
+        if layer in here.mounted:
             if self._layers.exists(layer):
                 return None
-            why = f"mounted at {seen.mounted[layer][0]}, but the pool has no such image"
-            return Finding(STALE_MOUNT, layer, why, seen.mounted[layer][0], age)
-        if image not in seen.devices:
+            why = f"mounted at {here.mounted[layer][0]}, but the pool has no such image"
+            return Finding(STALE_MOUNT, layer, why, here.mounted[layer][0], age)
+        if image not in here.devices:
             why = "a directory for a layer that is neither mapped nor mounted"
             return Finding(STALE_DIRECTORY, layer, why, place, age, dead=age >= self._min_age)
-        if mounts.in_use(seen.devices[image]):
+        if mounts.in_use(here.devices[image]):
             return None
-        why = f"mapped as {seen.devices[image]} for nobody; the driver's next start unmaps it"
-        return Finding(STALE_MAPPING, layer, why, seen.devices[image], age)
+        why = f"mapped as {here.devices[image]} for nobody; the driver's next start unmaps it"
+        return Finding(STALE_MAPPING, layer, why, here.devices[image], age)
+
+
+def _holds(found: Iterable[Finding], finding: Finding) -> bool:
+    """Tell whether something was found once more."""
+    return (finding.kind, finding.place, True) in [(item.kind, item.place, item.dead) for item in found]
 
 
 def _without_ancestors(found: Sequence[Finding], images: Mapping[str, rbdcli.Listed]) -> list[Finding]:

@@ -19,8 +19,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import command
@@ -41,6 +42,11 @@ ROOT_DIRECTORY = "rootfs"
 OWNER_KEY = "docker_graph_driver.owner"
 # An image that was taken over from another host: its own name, so that clones, which inherit it, are none.
 TAKEN_KEY = "docker_graph_driver.taken_over"
+# How an image came to the trash that somebody has removed: by `rbd rm`, not to its end, or since it had clones. What an
+# operator moved there is none (Ceph, librbd/Types.h).
+REMOVED_SOURCES = ("REMOVING", "USER_PARENT")
+# The name of a base image, or of one that is being made; it tells the prefix.
+_BASE_NAME = re.compile(rf"(.+)_{BASE}(?:\.[0-9a-f]{{12}})?")
 # Copying a layer object by object is bound by their number, copy-up by their size; see HACKING.md.
 OBJECT_SIZE = 256 << 10
 INIT_SUFFIX = "-init"
@@ -113,10 +119,15 @@ class Layers:
             return False
         return True
 
+    def images(self) -> list[str]:
+        """Name the images of the pool that have this prefix, the base image among them."""
+        names = self.pool.list()
+        ours = _OfPrefix(self._options.imageprefix, names)
+        return [name for name in names if name in ours]
+
     def count(self) -> int:
         """Count the images of this prefix, the base image not among them."""
-        ours = [name for name in self.pool.list() if name.startswith(self._options.imageprefix + "_")]
-        return len([name for name in ours if not name.startswith(self.image(BASE))])
+        return len([name for name in self.images() if not name.startswith(self.image(BASE))])
 
     def children(self, layer: str) -> list[str]:
         """Name clones of a layer: those that this process has met, or else all that Ceph knows. Copies are not told."""
@@ -286,13 +297,19 @@ class Layers:
                 return
             objects.delete(self.pool, names[at : at + EMPTY_AT_ONCE])
 
-    def trashed(self) -> list[str]:
-        """Return the ids of the images in the pool's trash that have our prefix.
+    def trashed(self) -> list[rbdcli.Trashed]:
+        """Return the images in the pool's trash that have our prefix, whoever moved them there."""
+        found = [item for item in self.pool.trashed() if item.name.startswith(self.image(""))]
+        ours = _OfPrefix(self._options.imageprefix, self.pool.list() if found else ())
+        return [item for item in found if item.name in ours]
 
-        Every driver of the pool may delete them for all: what lies in the trash is nobody's layer any more.
-        """
-        ours = self._options.imageprefix + "_"
-        return [item.image_id for item in self.pool.trashed() if item.name.startswith(ours)]
+    def removed(self) -> list[rbdcli.Trashed]:
+        """Return those of them that were removed: every driver of this prefix may delete them for all."""
+        return [item for item in self.trashed() if item.source in REMOVED_SOURCES]
+
+    def layer(self, image: str) -> str:
+        """Return the layer of an image of this prefix."""
+        return image[len(self.image("")) :]
 
     def delete_trashed(self, image_id: str, give_up: Callable[[], bool] = _nobody) -> bool:
         """Delete an image in the trash and its snapshots; tell whether it is gone now: one with clones waits for them.
@@ -310,7 +327,7 @@ class Layers:
     def reap(self) -> None:
         """Delete what can be deleted of the trash now."""
         # A parent can go only after its children: begin anew as long as something went.
-        while sum(self._reap(image_id) for image_id in self.trashed()):
+        while sum(self._reap(item.image_id) for item in self.removed()):
             pass
 
     def _reap(self, image_id: str) -> bool:
@@ -448,6 +465,18 @@ class Layers:
         except command.CommandError as error:
             # The reason why it was being undone is worth more to the caller than this one.
             log.error("image %s is left behind: %s", image, error)
+
+
+class _OfPrefix:
+    """The names that are of a prefix. Where one prefix begins another, the longest that has a base image decides."""
+
+    def __init__(self, prefix: str, existing: Iterable[str]) -> None:
+        self._ours = f"{prefix}_"
+        prefixes = (f"{found[1]}_" for name in existing if (found := _BASE_NAME.fullmatch(name)))
+        self._longer = tuple(other for other in prefixes if other.startswith(self._ours) and other != self._ours)
+
+    def __contains__(self, name: str) -> bool:
+        return name.startswith(self._ours) and not name.startswith(self._longer)
 
 
 def _depth(parent: rbdcli.Parent | None) -> int:

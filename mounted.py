@@ -631,7 +631,7 @@ class MountedLayers:
     def _unmap_device(self, layer: str, device: str) -> bool:
         """Unmap a device, false while somebody holds it; one that vanished by itself is unmapped."""
         try:
-            self._pool.unmap(device)
+            self._pool.unmap(device, self._images.image(layer))
         except rbdcli.ImageBusy:
             return False
         except rbdcli.NotMapped as error:

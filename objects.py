@@ -105,20 +105,22 @@ def prepare_trash(pool: Pool) -> None:
 
 
 def metadata(pool: Pool, image_id: str, key: str) -> str | None:
-    """Return one image-meta value of an image, None if it has none. Raises RbdError also if there is no such image.
+    """Return one image-meta value of an image, in the trash or not; None if it has none, or has no header any more.
 
     `rbd image-meta` opens the image to write, which a full pool does not let it do (ceph, cls/rbd/cls_rbd.cc,
-    metadata_set: the value lies in the header object's omap, as it is).
+    metadata_set: the value lies in the header object's omap, as it is). Raises RbdError.
     """
     try:
-        said = pool.rados("getomapval", f"rbd_header.{image_id}", f"metadata_{key}")
+        said = pool.rados("listomapvals", f"rbd_header.{image_id}")
     except RbdError as error:
-        if "No such key" not in str(error):
+        if _NO_OBJECT not in str(error):
             raise
         return None
-    # "00000000  76 6d 20 2f 68 6f 6d 65  20 78                    |vm /home x|"
-    rows = re.findall(r"^[0-9a-f]{8}  (.{48})  \|", said, re.MULTILINE)
-    return bytes.fromhex("".join(rows)).decode("utf-8", "surrogateescape")
+    # After key and length come rows such as "00000000  76 6d 20 2f 68 6f 6d 65  20 78                    |vm /home x|".
+    # `getomapval` says only on its standard output that there is no such key.
+    found = re.search(rf"^metadata_{re.escape(key)}\n.*\n((?:[0-9a-f]{{8}}  .{{48}}  \|.*\n)*)", said, re.MULTILINE)
+    rows = re.findall(r"^[0-9a-f]{8}  (.{48})  \|", found[1], re.MULTILINE) if found else []
+    return bytes.fromhex("".join(rows)).decode("utf-8", "surrogateescape") if found else None
 
 
 def delete(pool: Pool, names: Sequence[str]) -> None:

@@ -32,6 +32,8 @@ PARENT_TO_TRASH = ("--rbd-move-parent-to-trash-on-remove", "true")
 # A cluster that does not answer is told by rbd itself, before the deadline kills it without a word.
 CONNECT_SHARE = 0.5
 _AT_ONCE = 8
+# What an image costs that is asked alone, in images of a list (two commands, at several at once).
+_OTHERS = 4
 
 
 class RbdError(command.CommandError):
@@ -129,11 +131,12 @@ class Mapping(NamedTuple):
 
 
 class Trashed(NamedTuple):
-    """One image in the trash of the pool."""
+    """One image in the trash of the pool: who moved it there, as Ceph has it, and when, in seconds since 1970."""
 
     image_id: str
     name: str
-    deleted_at: float = 0.0
+    source: str
+    deleted_at: float
 
 
 @dataclass(frozen=True)
@@ -267,24 +270,23 @@ class Pool:
         """Name every image of the pool and namespace."""
         return [str(name) for name in self._json("ls", *self._where())]
 
-    def details(self, prefix: str) -> Sequence[Listed]:
-        """Describe every image whose name starts with `prefix`; one that goes meanwhile is left out.
+    def details(self, names: Collection[str]) -> Sequence[Listed]:
+        """Describe images; one that has gone is left out.
 
-        One command opens all images of the pool, 4 ms each. It says nothing of one that it could not open, and fails
-        for one that has gone, or lost its header, whosever it was: what it does not tell is asked one by one.
+        One command describes all images of the pool, 4 ms each; it says nothing of one that it could not open, and
+        fails for one that has gone, or lost its header, whosever it was. What it does not tell is asked one by one; and
+        all, where most images are somebody else's.
         """
-        names = [name for name in self.list() if name.startswith(prefix)]
-        try:
-            found = self._long_list()
-        except RbdError:
-            found = {}
+        found = self._long_list() if len(self.list()) <= _OTHERS * len(names) else {}
         with ThreadPoolExecutor(_AT_ONCE) as threads:
             alone = threads.map(self._detail, [name for name in names if name not in found])
-            ours = [item for item in found.values() if item.name.startswith(prefix)]
-            return [*ours, *(item for item in alone if item)]
+            return [*(found[name] for name in names if name in found), *(item for item in alone if item)]
 
     def _long_list(self) -> dict[str, Listed]:
-        rows = self._json("ls", "--long", *self._where())
+        try:
+            rows = self._json("ls", "--long", *self._where())
+        except (RbdError, command.CommandTimeout):
+            return {}
         snapshots: dict[str, list[str]] = {}
         for row in rows:
             if "snapshot" in row:
@@ -347,18 +349,13 @@ class Pool:
 
     # -- trash ----------------------------------------------------------------------------
 
-    def trash(self, image: str) -> None:
-        """Move an image out of sight, also one with snapshots and clones. Raises ImageMissing, ImageBusy."""
-        self._rbd("trash", "mv", *self._image(image))
-
     def trashed(self) -> Sequence[Trashed]:
-        """List the trash of the pool and namespace."""
-        return [Trashed(str(item["id"]), str(item["name"])) for item in self._json("trash", "ls", *self._where())]
-
-    def trashed_with_dates(self) -> Sequence[Trashed]:
-        """List the trash with the times at which each image came there (slower)."""
-        items = self._json("trash", "ls", "--long", *self._where())
-        return [Trashed(str(item["id"]), str(item["name"]), _time(item["deleted_at"])) for item in items]
+        """List the whole trash of the pool and namespace, also what a removal left there that did not come to its end."""
+        items = self._json("trash", "ls", "--all", "--long", *self._where())
+        return [
+            Trashed(str(item["id"]), str(item["name"]), str(item["source"]), _time(item["deleted_at"]))
+            for item in items
+        ]
 
     def remove_trashed(self, image_id: str, give_up: Callable[[], bool]) -> None:
         """Delete an image from the trash, as `remove_slowly` does. Raises ImageHasChildren for snapshots, too."""
@@ -388,20 +385,28 @@ class Pool:
         if self.locks(image):
             raise ImageLocked(error.argv, error.status, error.reason) from None
 
-    def unmap(self, device: str) -> None:
-        """Take a block device away. Raises NotMapped, and ImageBusy while it is open or mounted in any mount namespace.
+    def unmap(self, device: str, image: str) -> None:
+        """Take a block device away if it is an image's. Raises ImageBusy while it is open or mounted in any namespace.
 
+        Raises NotMapped if it is that image's no more: names of devices are given out again. What is asked right before
+        closes all but a moment; to unmap by the image's name would hit another device of it where it has several.
         rbd-nbd unmaps a mounted device without a word and kills its file system: look first.
         """
         options = ("--options", "noudev") if self.device_type == "krbd" else ()
+        argv = ("device", "unmap", *self._device_type(), device, *options)
+        if not self._is_mapped(device, image):
+            raise NotMapped(("rbd", *argv), None, f"it is not mapped from {image}")
         try:
-            self._rbd("device", "unmap", *self._device_type(), device, *options)
+            self._rbd(*argv)
         except ImageBusy:
             raise
         except RbdError as error:
-            if device in [item.device for item in self.mappings()]:
+            if self._is_mapped(device, image):
                 raise
             raise NotMapped(error.argv, error.status, error.reason) from None
+
+    def _is_mapped(self, device: str, image: str) -> bool:
+        return Mapping(image, device) in self.mappings()
 
     def mappings(self) -> Sequence[Mapping]:
         """List what this host has mapped of this pool and namespace, by the configured device type.

@@ -77,9 +77,7 @@ class Takeover:
 
     def _owners(self) -> dict[str, Owner]:
         base = self._layers.image(BASE)
-        names = [
-            name for name in self._pool.list() if name.startswith(self._prefix + "_") and not name.startswith(base)
-        ]
+        names = [name for name in self._layers.images() if not name.startswith(base)]
         said = _each(self._pool.metadata, names)
         return {image: Owner.parse(metadata[OWNER_KEY]) for image, metadata in said.items() if OWNER_KEY in metadata}
 
@@ -148,7 +146,7 @@ class Takeover:
         """Remove base images that the host never made to their end."""
         for owner in homes:
             try:
-                self._pool.trash(self._layers.scratch(owner))
+                self._layers.delete(self._layers.scratch(owner))
             except rbdcli.ImageMissing:
                 continue
             self._say(f"removed {self._layers.scratch(owner)}")

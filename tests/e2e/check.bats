@@ -73,20 +73,69 @@ unmapped() { [[ $(rbd device list --format json) == "[]" ]]; }
 
 is_mounted() { [[ -n $(mounts_below "$SITE/data/$GRAPH") ]]; }
 
-@test "docker rm --force without a plugin forgets a container and keeps its layers: they are found, and go" {
-    start_sleeper gone
+# left_of NAME: removes a container while the driver is away, and prints what Docker's layer store keeps of it.
+left_of() {
+    local id
+    id=$(docker inspect --format '{{.Id}}' "$1")
     end plugin
-    docker rm --force gone # after 15 s, and says that all went well
+    docker rm --force "$1" >/dev/null # after 15 s, and says that all went well
     start_ceph_plugin
+    echo "$SITE/data/image/$GRAPH/layerdb/mounts/$id"
+}
+
+@test "docker rm --force without a plugin forgets a container and keeps its layers: they are found, and go" {
+    local record
+    start_sleeper gone
+    record=$(left_of gone)
     run -1 operator check
     [[ $output == *"orphan-image"*"until dockerd starts anew"* ]]
+    # The dockerd that has removed it proves that it is gone; a later one could not.
+    [[ $output == *"stale-record ${record##*/}"* ]]
+    run -0 operator gc --yes
+    [[ ! -e $record ]]
     end docker
     start_ceph_dockerd
-    collects orphan-image orphan-image
+    # Its init layer, which nobody had mounted, has gone already.
+    collects orphan-image
     # What they were clones of can go too.
     end docker
     start_ceph_dockerd
     docker run --rm small cat /last
+}
+
+@test "a container that an earlier dockerd lost: nothing is looked at, until what is told is done" {
+    local record
+    start_sleeper gone
+    record=$(left_of gone)
+    end docker
+    start_ceph_dockerd
+    run -2 operator gc --yes
+    [[ $output == *"rm -r $record" ]]
+    collect
+    [[ ! -e $record ]]
+    finds
+    end docker
+    start_ceph_dockerd
+}
+
+# bats test_tags=debian13
+@test "a stopped container is kept while Docker's containers are not mounted, by a dockerd that does not see it either" {
+    local containers=$SITE/data/containers
+    docker create --name waiting small true
+    end docker
+    mv "$containers" "$containers.away"
+    start_ceph_dockerd
+    docker create --name panic small true
+    run -2 operator gc --yes
+    [[ $output == *"has layers but is not in $containers"* ]]
+    docker rm panic
+    end docker
+    rmdir "$containers"
+    mv "$containers.away" "$containers"
+    start_ceph_dockerd
+    finds
+    docker start --attach waiting
+    docker rm waiting
 }
 
 @test "a mapping whose directory is gone is found, and unmapped" {

@@ -127,9 +127,19 @@ forget_exports() {
     end docker
     start_ceph_dockerd "$@"
     all_is_removed
-    operator gc --yes
+    collect
     end docker
     start_ceph_dockerd "$@"
+}
+
+# collect: gc removes what is dead; of containers that a dockerd has lost which has ended, it is told that they are gone.
+collect() {
+    local said
+    until said=$(operator gc --yes 2>&1); do
+        echo "$said"
+        [[ $said == *": rm -r "* ]] || return 1
+        eval "rm -r ${said##*: rm -r }"
+    done
 }
 
 # docker_major: 20 of 20.10.24.

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import pytest
+from docker_tree import DockerTree
 from lab import Cluster, mounts_below
 from lab_fixtures import end, new_plugin
 from plugin_client import PYTHON, REPO, PluginProcess, Refused, make_tar, tar_names
@@ -283,8 +284,7 @@ def run(life: PluginProcess, *words: str) -> subprocess.CompletedProcess[str]:
 
 def nothing_is_found(life: PluginProcess, way: Way) -> None:
     """`check` looks at a pool in order."""
-    for directory in (f"image/{way.home}/layerdb", "buildkit"):
-        os.makedirs(os.path.join(os.path.dirname(life.home), directory))
+    DockerTree(os.path.dirname(life.home), way.home)
     done = run(life, "check", "--socket", life.socket)
     assert (done.returncode, done.stdout) == (0, ""), done
 

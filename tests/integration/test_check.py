@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
+from docker_tree import DockerTree
 from lab import Cluster, StartPlugin, mounts_below
 from plugin_client import PYTHON, REPO, PluginProcess, make_tar, wait_until
 
@@ -41,21 +43,11 @@ class Said(NamedTuple):
 
 
 class Docker:
-    """Docker's layer database beside a plugin's home, as dockerd writes it, and the operator's commands."""
+    """Docker's data root around a plugin's home, as dockerd writes it, and the operator's commands."""
 
     def __init__(self, plugin: PluginProcess) -> None:
         self.plugin = plugin
-        self.root = os.path.join(os.path.dirname(plugin.home), "image", os.path.basename(plugin.home), "layerdb")
-        self.buildkit = os.path.join(os.path.dirname(plugin.home), "buildkit")
-        for directory in (self.root, self.buildkit):
-            os.makedirs(directory)
-
-    def knows(self, place: str, layer: str) -> None:
-        """Write a layer down, such as at sha256/CHAIN/cache-id."""
-        path = os.path.join(self.root, place)
-        os.makedirs(os.path.dirname(path))
-        with open(path, "w", encoding="ascii") as target:
-            target.write(layer)
+        self.tree = DockerTree(os.path.dirname(plugin.home), os.path.basename(plugin.home))
 
     def run(self, *words: str, **environment: str) -> Said:
         """Run `docker_graph_driver.py WORDS` for this plugin."""
@@ -96,9 +88,17 @@ class Docker:
 
 @pytest.fixture
 def docker(plugin: PluginProcess, cluster: Cluster) -> Docker:
-    """A Docker that knows nothing yet. What `knows` names is removed with the test's layers."""
+    """A Docker that knows nothing yet."""
     wait_until(lambda: cluster.trash() == [], "earlier tests' trash is emptied")
     return Docker(plugin)
+
+
+@contextlib.contextmanager
+def moved(path: str) -> Iterator[None]:
+    """Something is away for a while."""
+    os.rename(path, f"{path}.away")
+    yield
+    os.rename(f"{path}.away", path)
 
 
 def unmapped(cluster: Cluster) -> None:
@@ -113,12 +113,10 @@ def test_nothing_is_found_where_docker_knows_all(docker: Docker, cluster: Cluste
     client.create(container + "-init", image, writable=True)
     client.create(container, container + "-init", writable=True)
     client.create(cached, image)
-    docker.knows("sha256/aaaa/cache-id", image)
-    docker.knows("mounts/cccc/mount-id", container)
-    with open(os.path.join(docker.root, "mounts/cccc/init-id"), "w", encoding="ascii") as target:
-        target.write(container + "-init")
-    with open(os.path.join(docker.buildkit, "snapshots.db"), "wb") as target:
-        target.write(b"\xed\x0c\xda\xed" * 1000 + cached.encode() + b"\0" * 1000)
+    parent = docker.tree.layer(image)
+    docker.tree.image("small", image)
+    docker.tree.container(name := new_id(), container, parent)
+    docker.tree.caches([cached])
     client.get(container)
     unmapped_but = [f"docker_image_{container}"]
     wait_until(lambda: cluster.mapped() == unmapped_but, "only the container is mapped")
@@ -131,9 +129,8 @@ def test_nothing_is_found_where_docker_knows_all(docker: Docker, cluster: Cluste
     client.created.remove(container)
     said = docker.check()
     assert said.status == 1
-    assert said.lines() == [
-        f"missing-image {container} age - size -: Docker names it (of container cccc), but the pool has no such image"
-    ]
+    (line,) = said.lines()
+    assert line.startswith(f"missing-image {container} age - size -: Docker names it (of container {name[:12]})")
 
 
 def test_orphans_go_and_nothing_else(
@@ -145,7 +142,7 @@ def test_orphans_go_and_nothing_else(
     client.apply_diff(dead, make_tar({"big": b"x" * (7 << 20)}))
     dead_child, named_child = client.create(new_id(), dead), client.create(new_id())
     client.apply_diff(named_child, make_tar({"big": b"x" * (7 << 20)}))
-    docker.knows("sha256/bbbb/cache-id", leaf := client.create(new_id(), named_child))
+    docker.tree.layer(leaf := client.create(new_id(), named_child))
     mounted = client.create(new_id())
     client.get(mounted)
     other = start_plugin()
@@ -197,8 +194,9 @@ def test_a_layer_that_docker_writes_down_meanwhile_is_kept(docker: Docker, clust
     layer = docker.plugin.client.create(new_id())
     unmapped(cluster)
     # The look ends with a list of the trash: then Docker writes the layer down.
-    path = os.path.join(docker.root, "sha256", "dddd")
-    meanwhile = docker.meanwhile("trash ls", f"mkdir -p {path}; printf %s {layer} >{path}/cache-id")
+    written = docker.tree.layer_directory(docker.tree.layer(layer))
+    os.rename(written, f"{docker.tree.root}/unwritten")
+    meanwhile = docker.meanwhile("trash ls", f"mv {docker.tree.root}/unwritten {written}")
     said = docker.run("gc", "--min-age", "0", "--yes", PATH=meanwhile)
     assert said.status == 1
     assert f"kept: orphan-image {layer}: somebody has come to know or use it since" in said.lines()
@@ -228,7 +226,7 @@ def test_layers_made_while_gc_runs_are_never_taken(docker: Docker, cluster: Clus
             layer = client.create(new_id(), parent)
             client.apply_diff(layer, make_tar({f"f{number}": "x"}), parent)
             time.sleep(0.2)
-            docker.knows(f"sha256/{number}/cache-id", layer)
+            docker.tree.layer(layer)
             parent = layer
     finally:
         os.killpg(gc.pid, 15)
@@ -242,7 +240,7 @@ def test_stale_things_of_the_host(docker: Docker, cluster: Cluster, new_id: NewI
     """A mapping without a directory, a directory without a mapping."""
     client, home = docker.plugin.client, docker.plugin.home
     mapped, empty = client.create(new_id()), new_id()
-    docker.knows("sha256/eeee/cache-id", mapped)
+    docker.tree.layer(mapped)
     unmapped(cluster)
     device = cluster.rbd("device", "map", "--options", "noudev", f"rbd/docker_image_{mapped}").strip()
     directory = os.path.join(home, "mnt", empty)
@@ -271,7 +269,7 @@ def test_a_container_that_ends_while_check_looks(
 ) -> None:
     """It has run for hours, and what was seen of it is not so any more: that belongs to nobody for moments only."""
     layer = docker.plugin.client.create(new_id())
-    docker.knows("mounts/aaaa/mount-id", layer)
+    docker.tree.layer(layer)
     docker.plugin.client.get(layer)
     unmapped_but = [f"docker_image_{layer}"]
     wait_until(lambda: cluster.mapped() == unmapped_but, "only the container is mapped")
@@ -286,9 +284,8 @@ def test_a_container_that_ends_while_check_looks(
 def test_a_layer_that_docker_forgets_while_check_looks(docker: Docker, cluster: Cluster, new_id: NewId) -> None:
     """Docker forgets a layer after the driver has removed it."""
     layer = new_id()
-    docker.knows("sha256/aaaa/cache-id", layer)
-    path = os.path.join(docker.root, "sha256", "aaaa", "cache-id")
-    assert docker.run("check", PATH=docker.meanwhile(f"info {layer}", f"rm {path}")) == Said(0, "", "")
+    path = docker.tree.layer_directory(docker.tree.layer(layer))
+    assert docker.run("check", PATH=docker.meanwhile(f"info {layer}", f"rm -r {path}")) == Said(0, "", "")
     assert not os.path.exists(path)
 
 
@@ -310,7 +307,7 @@ def test_images_that_come_and_go_while_check_looks(docker: Docker, cluster: Clus
     """Other programs' in the same pool, one of which is damaged for good, and this driver's own."""
     client = docker.plugin.client
     layer = client.create(new_id())
-    docker.knows("sha256/aaaa/cache-id", layer)
+    docker.tree.layer(layer)
     # The last that `rbd ls --long` opens, whose status it returns.
     cluster.rbd("create", "--size", "1M", "rbd/zzz_damaged")
     cluster.run(
@@ -350,33 +347,90 @@ def test_half_made_base_image_snapshots_and_trash(docker: Docker, cluster: Clust
     """The base image of a first start that was killed, an idle snapshot, and what stays in the trash."""
     client = docker.plugin.client
     layer = client.create(new_id())
-    docker.knows("sha256/ffff/cache-id", layer)
+    docker.tree.layer(layer)
     unmapped(cluster)
     cluster.rbd("snap", "create", f"docker_image_{layer}@depth1", "--no-progress")
     cluster.rbd("create", "--size", "1G", "docker_image_base_image.0123456789ab")
     cluster.rbd("create", "--size", "1G", "docker_image_kept")
+    cluster.rbd("image-meta", "set", "docker_image_kept", "docker_graph_driver.removed", "kept")
     cluster.rbd("trash", "mv", "--expires-at", "tomorrow", "docker_image_kept")
-    found = {item["kind"]: item for item in docker.check("--all", "--json").json()["findings"]}
-    assert set(found) == {"half-made", "idle-snapshot", "trash"}
-    assert found["idle-snapshot"]["idle"]
-    assert not found["half-made"]["dead"], "another home's"
+    cluster.rbd("create", "--size", "1G", "docker_image_operators")
+    cluster.rbd("trash", "mv", "docker_image_operators")
+    found = {item["id"]: item for item in docker.check("--all", "--json").json()["findings"]}
+    snapshot, half = f"{layer}@depth1", "base_image.0123456789ab"
+    assert set(found) == {half, snapshot, "kept", "operators"}
+    assert {name for name, item in found.items() if item["idle"]} == {snapshot, "operators"}
+    assert not found[half]["dead"], "another home's"
     assert {kind for kind, _ in docker.check().found()} == {"half-made", "trash"}
     said = docker.gc("--yes")
     assert said.status == 1
     assert "kept: trash kept: it has clones, or somebody has it open" in said.text
+    assert cluster.trash() == ["docker_image_kept", "docker_image_operators"]
     cluster.rbd("rm", "docker_image_base_image.0123456789ab", "--no-progress")
-    cluster.rbd("trash", "rm", "--force", "--no-progress", cluster.rbd("trash", "ls").split()[0])
+    for line in cluster.rbd("trash", "ls").splitlines():
+        cluster.rbd("trash", "rm", "--force", "--no-progress", line.split()[0])
+
+
+@pytest.mark.parametrize("part", ["containers", "image/home/layerdb/mounts", "image/home/layerdb/sha256", "buildkit"])
+def test_a_docker_of_which_a_part_is_not_there(docker: Docker, cluster: Cluster, new_id: NewId, part: str) -> None:
+    """Not mounted yet, or a copy that is under way: a stopped container and what was built must not go."""
+    client, cached = docker.plugin.client, "zmw1v9qrl54fjcblllwc7fp9f"
+    image = client.create(new_id())
+    parent = docker.tree.layer(image)
+    docker.tree.image("small", image)
+    docker.tree.container(new_id(), container := client.create(new_id(), image, writable=True), parent)
+    client.create(f"{container}-init", image, writable=True)
+    client.create(cached, image)
+    docker.tree.caches([cached])
+    unmapped(cluster)
+    before = cluster.images()
+    path = os.path.join(docker.tree.root, part)
+    with moved(path):
+        os.mkdir(path)
+        for said in (docker.check(), docker.gc("--yes")):
+            assert (said.status, said.text) == (2, "")
+            assert path.rpartition("/")[0] in said.errors
+            assert len(said.errors.splitlines()) == 1
+        os.rmdir(path)
+    assert cluster.images() == before
+    assert docker.gc("--yes") == Said(0, "", "")
+
+
+def test_two_prefixes_one_of_which_begins_the_other(
+    docker: Docker, cluster: Cluster, start_plugin: StartPlugin, new_id: NewId
+) -> None:
+    """Neither the layers nor the trash of one are the other's, in a pool that both use."""
+    other = start_plugin(imageprefix="docker_image_more")
+    layer, theirs = docker.plugin.client.create(new_id()), other.client.create(new_id())
+    assert docker.plugin.client.status()["Layers"] == "1"
+    cluster.rbd("snap", "create", f"docker_image_more_{theirs}@depth1", "--no-progress")
+    cluster.rbd("clone", f"docker_image_more_{theirs}@depth1", "child", "--rbd-default-clone-format", "2")
+    other.client.remove(theirs)
+    trash = [f"docker_image_more_{theirs}"]
+    wait_until(lambda: cluster.trash() == trash, "it waits in the trash for its clone")
+    kept = other.client.create(new_id())
+    unmapped(cluster)
+    assert docker.check("--all").found() == {("orphan-image", layer)}
+    assert docker.gc("--yes").status == 0
+    docker.plugin.client.created.remove(layer)
+    assert cluster.images("docker_image_") == [f"docker_image_more_{kept}"]
+    assert cluster.trash() == trash
+    cluster.rbd("rm", "child", "--no-progress")
+    docker.plugin.client.remove(docker.plugin.client.create(new_id()))
+    docker.plugin.client.call("Cleanup")
+    assert cluster.trash() == trash, "only its own driver empties it"
+    other.client.remove(kept)
+    wait_until(lambda: cluster.trash() == [], "its own driver has emptied it")
 
 
 def test_what_cannot_be_looked_at(docker: Docker, cluster: Cluster, new_id: NewId, session_directory: str) -> None:
     """Exit 2 and one line, never a removal: no layer database, no state, no cluster. No key is ever shown."""
     layer = docker.plugin.client.create(new_id())
     unmapped(cluster)
-    os.rename(docker.root, docker.root + ".away")
-    said = docker.gc("--yes")
+    with moved(docker.tree.layerdb):
+        said = docker.gc("--yes")
     assert (said.status, said.text) == (2, "")
     assert "layerdb does not exist" in said.errors
-    os.rename(docker.root + ".away", docker.root)
     assert docker.run("check", "--state", "/nonexistent").status == 2
     assert f"docker_image_{layer}" in cluster.images()
 

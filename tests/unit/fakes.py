@@ -45,6 +45,7 @@ class FakeImage:
     snapshots: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     watchers: list[str] = field(default_factory=list)
+    locks: list[rbdcli.Lock] = field(default_factory=list)
     created: float = field(default_factory=time.time)
 
 
@@ -89,6 +90,16 @@ class FakeObjects:
         return ""
 
 
+def _dumped(key: str, value: bytes) -> str:
+    """What `rados listomapvals` prints of one value (seen on 16.2.15)."""
+    rows = (f"{at:08x}  {_hex(value[at : at + 16]):48}  |..|" for at in range(0, len(value), 16))
+    return "\n".join([key, f"value ({len(value)} bytes) :", *rows, f"{len(value):08x}", "", ""])
+
+
+def _hex(row: bytes) -> str:
+    return f"{row[:8].hex(' ')}  {row[8:].hex(' ')}"
+
+
 class FakePool:
     """A pool with images, a trash and a host that maps. `fails[METHOD]`: raised by its next calls, one after the other.
 
@@ -100,6 +111,7 @@ class FakePool:
     def __init__(self) -> None:
         self.images: dict[str, FakeImage] = {}
         self.trashed_images: dict[str, tuple[str, FakeImage]] = {}
+        self.sources: dict[str, str] = {}
         self.devices: dict[str, str] = {}
         self.fails: dict[str, Any] = {}
         self.calls: list[tuple[Any, ...]] = []
@@ -195,17 +207,22 @@ class FakePool:
         return self._image(image).watchers
 
     def locks(self, image: str) -> Sequence[rbdcli.Lock]:
-        self._image(image)
-        return []
+        return list(self._image(image).locks)
+
+    def break_lock(self, image: str, lock: rbdcli.Lock) -> None:
+        self._image(image).locks.remove(lock)
+
+    def blocklist(self, address: str, seconds: int) -> None:
+        pass
 
     def list(self) -> Sequence[str]:
         return [*self.images]
 
-    def details(self, prefix: str) -> Sequence[rbdcli.Listed]:
+    def details(self, names: Sequence[str]) -> Sequence[rbdcli.Listed]:
         return [
             rbdcli.Listed(name, item.parent.image if item.parent else None, tuple(item.snapshots))
             for name, item in self.images.items()
-            if name.startswith(prefix)
+            if name in names
         ]
 
     def metadata(self, image: str) -> dict[str, str]:
@@ -249,16 +266,18 @@ class FakePool:
         count, item.snapshots = len(item.snapshots), {}
         return count
 
-    def trash(self, image: str) -> None:
+    def trash(self, image: str, source: str = "USER_PARENT") -> None:
+        """Move an image to the trash: by default as its removal does, if it has clones."""
         item = self._image(image)
         del self.images[image]
         self.trashed_images[item.image_id] = (image, item)
+        self.sources[item.image_id] = source
 
     def trashed(self) -> Sequence[rbdcli.Trashed]:
-        return [rbdcli.Trashed(image_id, name) for image_id, (name, _) in self.trashed_images.items()]
-
-    def trashed_with_dates(self) -> Sequence[rbdcli.Trashed]:
-        return [rbdcli.Trashed(image_id, name, 0.0) for image_id, (name, _) in self.trashed_images.items()]
+        return [
+            rbdcli.Trashed(image_id, name, self.sources[image_id], 0.0)
+            for image_id, (name, _) in self.trashed_images.items()
+        ]
 
     def remove_trashed(self, image_id: str, give_up: Callable[[], bool]) -> None:
         if image_id not in self.trashed_images:
@@ -275,13 +294,11 @@ class FakePool:
     # -- objects and devices -----------------------------------------------------------------
 
     def rados(self, *words: str) -> str:
-        if words[0] == "getomapval":
-            image_id, key = words[1].partition(".")[2], words[2].partition("_")[2]
-            value = next(item for item in self.images.values() if item.image_id == image_id).metadata.get(key)
-            if value is None:
-                raise failed(rbdcli.RbdError, 1, f"No such key: {words[2]}")
-            rows = [value.encode()[at : at + 16] for at in range(0, len(value), 16)]
-            return "\n".join(f"{16 * at:08x}  {row.hex(' '):48}  |..|" for at, row in enumerate(rows))
+        if words[0] == "listomapvals":
+            image_id = words[1].partition(".")[2]
+            everything = [*self.images.values(), *(item for _, item in self.trashed_images.values())]
+            metadata = next(item for item in everything if item.image_id == image_id).metadata
+            return "".join(_dumped(f"metadata_{key}", value.encode()) for key, value in sorted(metadata.items()))
         return self.objects.rados(*words)
 
     def rados_argv(self, *words: str) -> Sequence[str]:
@@ -294,11 +311,10 @@ class FakePool:
         self.devices[image] = f"/dev/fake{self._ids}"
         return self.devices[image]
 
-    def unmap(self, device: str) -> None:
-        images = [image for image, mapped in self.devices.items() if mapped == device]
-        if not images:
-            raise failed(rbdcli.NotMapped, errno.EINVAL)
-        del self.devices[images[0]]
-
     def mappings(self) -> Sequence[rbdcli.Mapping]:
         return [rbdcli.Mapping(image, device) for image, device in self.devices.items()]
+
+    def unmap(self, device: str, image: str) -> None:
+        if self.devices.get(image) != device:
+            raise failed(rbdcli.NotMapped, errno.EINVAL)
+        del self.devices[image]

@@ -6,11 +6,13 @@ The pool is a fake: only so can the moment be hit.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pytest
+from docker_tree import DockerTree
+from unit.fakes import FakePool, failed, missing
 
 import dockerdb
 import garbage
@@ -25,81 +27,21 @@ from takeover import Takeover
 LOCK = rbdcli.Lock("auto 1", "client.5", "127.0.0.1:0/9")
 
 
-def missing() -> rbdcli.RbdError:
-    """What a command of rbd's ends with that asks for what has gone."""
-    return rbdcli.ImageMissing(("rbd",), 2, "No such file or directory")
-
-
-class FakePool:
-    """What is called in a test is set there; all else is an error."""
-
-    name, namespace, client, timeout, device_type = "pool", "", "me", 5.0, "krbd"
-
-    def __init__(self, **methods: Callable[..., Any]) -> None:
-        for name, method in methods.items():
-            setattr(self, name, method)
-
-
 def layers_of(pool: FakePool) -> Layers:
-    return Layers(cast(rbdcli.Pool, pool), options.DEFAULTS, "/home")
+    return Layers(pool.as_pool(), options.DEFAULTS, "/home")
 
 
 # -- takeover ------------------------------------------------------------------------------------
 
 
-def take(locks: Sequence[rbdcli.Lock]) -> list[str]:
-    """Take over one image whose lock cannot be broken; `locks` is what it has by then. Returns what was set on it."""
-    changed: list[str] = []
-
-    def break_lock(image: str, lock: rbdcli.Lock) -> None:
-        raise missing()
-
-    asked = iter([[LOCK], locks])
-    pool = FakePool(
-        list=lambda: ["docker_image_a"],
-        metadata=lambda image: {OWNER_KEY: "dead /home"},
-        watchers=lambda image: [],
-        locks=lambda image: next(asked),
-        blocklist=lambda address, seconds: None,
-        break_lock=break_lock,
-        set_metadata=lambda image, key, value: changed.append(key),
-        trash=lambda image: (_ for _ in ()).throw(missing()),
-        rados=lambda *words: "",
-    )
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_lock_that_goes_by_itself_leaves_no_layer_behind(gone: bool) -> None:
+    """`rbd lock rm` ends with the same for a lock that has gone as for an image; what is there is not passed over."""
+    pool = FakePool()
+    image = pool.add("docker_image_a", metadata={OWNER_KEY: "dead /home"}, locks=[LOCK])
+    pool.fails["break_lock"] = [(missing(), True) if gone else missing()]
     Takeover(layers_of(pool), "docker_image", "dead", "", lambda line: None).run()
-    return changed
-
-
-def test_a_lock_that_goes_by_itself_leaves_no_layer_behind() -> None:
-    """`rbd lock rm` ends with the same for a lock that has gone as for an image."""
-    assert OWNER_KEY in take([])
-
-
-def test_a_lock_that_is_still_there_is_not_passed_over() -> None:
-    assert take([LOCK]) == []
-
-
-# -- the trash -----------------------------------------------------------------------------------
-
-
-def test_one_image_that_another_driver_is_busy_with_does_not_keep_the_rest_of_the_trash() -> None:
-    trash = {"1": "docker_image_a", "2": "docker_image_b"}
-
-    def remove_trashed(image_id: str, give_up: Callable[[], bool]) -> None:
-        if image_id == "1":
-            raise rbdcli.ImageHasChildren(("rbd",), 39, "")
-        del trash[image_id]
-
-    def remove_snapshots(image_id: str) -> int:
-        raise rbdcli.ImageLocked(("rbd",), 30, "Read-only file system")
-
-    pool = FakePool(
-        trashed=lambda: [rbdcli.Trashed(*item) for item in trash.items()],
-        remove_trashed=remove_trashed,
-        remove_snapshots_of_trashed=remove_snapshots,
-    )
-    layers_of(pool).reap()
-    assert list(trash.values()) == ["docker_image_a"]
+    assert (image.metadata[OWNER_KEY] == str(layers_of(pool).owner())) is gone
 
 
 # -- gc ------------------------------------------------------------------------------------------
@@ -113,7 +55,6 @@ class Dead:
 
 
 def collect(finding: inspection.Finding, pool: FakePool) -> garbage.Outcome:
-    pool.trashed = list  # type: ignore[attr-defined]
     outcomes = garbage.collect(
         [finding], cast(inspection.Inspection, Dead()), layers_of(pool), dockerdb.DockerDatabase("/none", "ceph")
     )
@@ -122,15 +63,12 @@ def collect(finding: inspection.Finding, pool: FakePool) -> garbage.Outcome:
 
 @pytest.mark.parametrize("gone", [True, False])
 def test_a_device_that_was_unmapped_meanwhile(gone: bool) -> None:
-    def fails(*words: str) -> str:
-        raise rbdcli.RbdError(("rbd", *words), 22, "not a mapped image")
-
-    left = [] if gone else [rbdcli.Mapping("docker_image_a", "/dev/rbd7")]
-    pool = FakePool(_rbd=fails, _device_type=tuple, mappings=lambda: left)
-    pool.unmap = lambda device: rbdcli.Pool.unmap(cast(rbdcli.Pool, pool), device)  # type: ignore[attr-defined]
+    pool = FakePool()
+    pool.devices = {} if gone else {"docker_image_a": "/dev/rbd7"}
+    if not gone:
+        pool.fails["unmap"] = [failed(rbdcli.RbdError, 22)]
     finding = inspection.Finding(inspection.STALE_MAPPING, "a", "", "/dev/rbd7", dead=True)
-    outcome = collect(finding, pool)
-    assert outcome.removed is gone
+    assert collect(finding, pool).removed is gone
 
 
 def test_a_directory_in_which_somebody_is_at_work_did_not_go_by_itself(
@@ -143,13 +81,15 @@ def test_a_directory_in_which_somebody_is_at_work_did_not_go_by_itself(
     assert outcome.removed is not tmp_path.exists()
 
 
-def test_a_record_of_dockers_from_which_a_file_goes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = tmp_path / "record"
-    record.mkdir()
-    (record / "init-id").write_text("x", encoding="ascii")
-    monkeypatch.setattr(os, "listdir", lambda path: ["mount-id", "init-id"])
-    dockerdb.DockerDatabase(str(tmp_path), "ceph").forget(str(record))
-    assert not record.exists()
+def test_a_record_of_dockers_that_goes_meanwhile(tmp_path: Path) -> None:
+    """A dockerd that starts removes it, too, and so does another gc."""
+    docker = DockerTree(str(tmp_path), "ceph")
+    record = docker.container(64 * "a", 64 * "b")
+    database = dockerdb.DockerDatabase(str(tmp_path), "ceph")
+    database.forget(record)
+    assert not os.path.exists(record)
+    with pytest.raises(FileNotFoundError):
+        database.forget(record)
 
 
 # -- locks of the cluster's, devices -------------------------------------------------------------
@@ -171,12 +111,13 @@ def test_a_lock_that_ends_before_it_is_broken(call: Callable[..., object], gone:
     """It has a duration of its own."""
     said = iter([lock_info("me"), lock_info() if gone else lock_info("me")])
 
-    def rados(*words: str) -> str:
-        if words[:2] == ("lock", "info"):
-            return next(said)
-        raise rbdcli.RbdError(("rados",), 1, "")
+    class Rados(FakePool):
+        def rados(self, *words: str) -> str:
+            if words[:2] == ("lock", "info"):
+                return next(said)
+            raise rbdcli.RbdError(("rados",), 1, "")
 
-    pool = cast(rbdcli.Pool, FakePool(rados=rados))
+    pool = Rados().as_pool()
     if gone:
         assert not call(pool, "object", "rename")
     else:
@@ -186,9 +127,10 @@ def test_a_lock_that_ends_before_it_is_broken(call: Callable[..., object], gone:
 
 def test_a_device_that_goes_before_it_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A daemon's start looks for what builders have left on the devices that it has mapped."""
-    pool = FakePool(mappings=lambda: [rbdcli.Mapping("docker_image_a", "/dev/nonexistent")])
+    pool = FakePool()
+    pool.devices = {"docker_image_a": "/dev/nonexistent"}
     (tmp_path / "a" / "removed").mkdir(parents=True)
-    mounted = MountedLayers(cast(rbdcli.Pool, pool), str(tmp_path), layers_of(pool), "xfs", ())
+    mounted = MountedLayers(pool.as_pool(), str(tmp_path), layers_of(pool), "xfs", ())
     mounted.learn()
     monkeypatch.setattr(os.path, "exists", lambda path: True)
     mounted.settle()

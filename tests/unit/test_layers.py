@@ -98,7 +98,7 @@ def test_what_has_clones_goes_to_the_trash_and_after_them(pool: FakePool, layers
     write(pool, "a", "of a")
     layers.create("b", "a", None, leaf=False, written=LARGE)
     layers.remove("a")
-    [image_id] = layers.trashed()
+    [image_id] = [item.image_id for item in layers.removed()]
     assert layers.delete_trashed(image_id) is False
     layers.remove("b")
     assert layers.delete_trashed(image_id) is True

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from docker_tree import DockerTree
 from unit.fakes import FakePool
 
 import owner
@@ -105,8 +106,7 @@ def test_what_is_mapped_here_may_be_taken(pool: FakePool, whose: str, ours: bool
 def find(pool: FakePool, tmp_path: Path) -> Finding | None:
     """What is found of a layer that Docker does not know."""
     home = str(tmp_path / "home")
-    for name in ("image/home/layerdb/sha256", "buildkit"):
-        os.makedirs(tmp_path / name, exist_ok=True)
+    DockerTree(str(tmp_path), "home")
     look = Inspection(layers(pool, home), PREFIX, home, DockerDatabase(str(tmp_path), "home"))
     return next((finding for finding in look.findings() if finding.id == LAYER), None)
 

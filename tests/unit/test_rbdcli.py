@@ -114,7 +114,6 @@ CALLS: list[tuple[Callable[[Pool], object], list[str]]] = [
         lambda p: p.snapshot("img", "depth1"),
         ["snap", "create", *CLIENT, *IMAGE, "--snap", "depth1", "--no-progress"],
     ),
-    (lambda p: p.trash("img"), ["trash", "mv", *CLIENT, *IMAGE]),
     (
         lambda p: p.remove_slowly("img", lambda: False),
         ["rm", *CLIENT, *IMAGE, "--rbd-move-parent-to-trash-on-remove", "true"],
@@ -122,10 +121,6 @@ CALLS: list[tuple[Callable[[Pool], object], list[str]]] = [
     (
         lambda p: p.remove_trashed("1234", lambda: False),
         ["trash", "rm", *CLIENT, *WHERE, "--image-id", "1234"],
-    ),
-    (
-        lambda p: p.unmap("/dev/rbd7"),
-        ["device", "unmap", *CLIENT, "--device-type", "krbd", "/dev/rbd7", "--options", "noudev"],
     ),
 ]
 
@@ -162,11 +157,34 @@ def test_a_writable_map_is_exclusive_and_a_read_only_one_is_not(fake: Fake) -> N
 def test_rbd_nbd_has_no_udev_option(fake: Fake) -> None:
     fake.says("/dev/nbd0\n")
     assert pool(device_type="nbd").map("img", read_only=False) == "/dev/nbd0"
-    pool(device_type="nbd").unmap("/dev/nbd0")
+    fake.says(mapped("img", "/dev/nbd0"))
+    pool(device_type="nbd").unmap("/dev/nbd0", "img")
     assert fake.calls() == [
         ["rbd", "device", "map", *CLIENT, "--device-type", "nbd", *IMAGE, "--exclusive"],
+        ["rbd", "device", "list", *CLIENT, "--device-type", "nbd", "--format", "json"],
         ["rbd", "device", "unmap", *CLIENT, "--device-type", "nbd", "/dev/nbd0"],
     ]
+
+
+def mapped(image: str, device: str) -> str:
+    return json.dumps([{"pool": "pool", "namespace": "space", "name": image, "device": device}])
+
+
+def test_a_device_is_unmapped(fake: Fake) -> None:
+    fake.says(mapped("img", "/dev/rbd7"))
+    pool().unmap("/dev/rbd7", "img")
+    assert fake.calls() == [
+        ["rbd", "device", "list", *CLIENT, "--device-type", "krbd", "--format", "json"],
+        ["rbd", "device", "unmap", *CLIENT, "--device-type", "krbd", "/dev/rbd7", "--options", "noudev"],
+    ]
+
+
+@pytest.mark.parametrize("listed", [("img", "/dev/rbd8"), ("other", "/dev/rbd7")])
+def test_a_device_that_is_another_images_now_is_not_unmapped(fake: Fake, listed: tuple[str, str]) -> None:
+    fake.says(mapped(*listed))
+    with pytest.raises(rbdcli.NotMapped):
+        pool().unmap("/dev/rbd7", "img")
+    assert [words[2] for words in fake.calls()] == ["list"]
 
 
 @pytest.mark.parametrize(
@@ -175,16 +193,20 @@ def test_rbd_nbd_has_no_udev_option(fake: Fake) -> None:
 )
 def test_a_device_that_cannot_be_unmapped(fake: Fake, status: int, listed: str, kind: type[rbdcli.RbdError]) -> None:
     """Only the list of devices tells whether it was unmapped meanwhile."""
-    mapping = {"pool": "pool", "namespace": "space", "name": "img", "device": listed}
     script = f"""#!/bin/sh
 case "$*" in
-'device list '*) echo '{json.dumps([mapping])}' ;;
+'device list '*)
+    if mkdir {fake.directory}/once 2>/dev/null; then
+        echo '{mapped("img", "/dev/rbd7")}'
+    else
+        echo '{mapped("img", listed)}'
+    fi ;;
 *) exit {status} ;;
 esac
 """
     (fake.directory / "rbd").write_text(script, encoding="utf-8")
     with pytest.raises(rbdcli.RbdError) as raised:
-        pool().unmap("/dev/rbd7")
+        pool().unmap("/dev/rbd7", "img")
     assert type(raised.value) is kind
 
 
@@ -245,7 +267,7 @@ exit {status}
 def test_no_image_is_missing_in_a_pool_that_cannot_be_listed(fake: Fake) -> None:
     """A deleted pool and a key that is not found end with 2 too: layers would be forgotten that are there."""
     fake.says(stderr="rbd: couldn't connect to the cluster!\n", status=2)
-    for ask in (lambda: pool().info("img"), lambda: pool().trash("img"), pool().list):
+    for ask in (lambda: pool().info("img"), lambda: pool().remove("img"), pool().list):
         with pytest.raises(rbdcli.PoolMissing, match=r"rbd ls: rbd: couldn't connect to the cluster! \(exit 2\)"):
             ask()
 
@@ -348,22 +370,30 @@ def test_created_is_read_as_utc(fake: Fake) -> None:
     assert pool().created("img") == 3601.0
 
 
-# ceph src/tools/rbd/action/Trash.cc: with --long there is more; an empty trash is [].
+# ceph src/tools/rbd/action/Trash.cc; an empty trash is [].
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
         ([], []),
-        ([{"id": "5e2d", "name": "img"}], [Trashed("5e2d", "img")]),
         (
-            [{"id": "5e2d", "name": "img", "source": "USER", "deleted_at": "Mon", "status": "expired at Mon"}],
-            [Trashed("5e2d", "img")],
+            [
+                {
+                    "id": "5e2d",
+                    "name": "img",
+                    "source": "USER_PARENT",
+                    "deleted_at": "Thu Jan  1 00:00:07 1970",
+                    "status": "expired at Thu Jan  1 00:00:07 1970",
+                }
+            ],
+            [Trashed("5e2d", "img", "USER_PARENT", 7.0)],
         ),
     ],
 )
-def test_trash_ls(fake: Fake, said: Any, expected: list[Trashed]) -> None:
+def test_trash_ls(fake: Fake, said: Any, expected: list[Trashed], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "UTC")
     fake.says(said)
     assert pool().trashed() == expected
-    assert fake.calls() == [["rbd", "trash", "ls", *CLIENT, *WHERE, "--format", "json"]]
+    assert fake.calls() == [["rbd", "trash", "ls", *CLIENT, "--all", "--long", *WHERE, "--format", "json"]]
 
 
 # ceph src/tools/rbd/action/Children.cc: with --all also those in the trash. Seen on 16.2.15.
@@ -401,13 +431,28 @@ case "$*" in
 esac
 """
     (fake.directory / "rbd").write_text(script, encoding="utf-8")
-    assert sorted(pool().details("ours_")) == [
+    assert sorted(pool().details(["ours_a", "ours_b", "ours_gone"])) == [
         rbdcli.Listed("ours_a", None, ("depth0",)),
         rbdcli.Listed("ours_b", "ours_a", ("depth1",)),
     ]
     asked = (fake.directory / "missing").read_text(encoding="utf-8").splitlines()
     assert [line for line in asked if "their" in line] == []
     assert len(asked) == 1
+
+
+def test_most_images_of_a_pool_may_be_others(fake: Fake) -> None:
+    """One command for all of a thousand would open each of them."""
+    script = f"""#!/bin/sh
+case "$*" in
+'ls '*--long*) echo "$*" >>{fake.directory}/long; exit 2 ;;
+'ls '*) echo '{json.dumps(["ours_a", *(f"their_{number}" for number in range(1000))])}' ;;
+'info '*'--image ours_a '*) echo '{json.dumps({**INFO, "name": "ours_a"})}' ;;
+'snap ls '*'--image ours_a '*) echo '[]' ;;
+esac
+"""
+    (fake.directory / "rbd").write_text(script, encoding="utf-8")
+    assert pool().details(["ours_a"]) == [rbdcli.Listed("ours_a", None, ())]
+    assert not (fake.directory / "long").exists()
 
 
 def test_details_when_the_cluster_does_not_tell(fake: Fake) -> None:
@@ -421,7 +466,7 @@ esac
 """
     (fake.directory / "rbd").write_text(script, encoding="utf-8")
     with pytest.raises(rbdcli.RbdError) as raised:
-        pool().details("ours_")
+        pool().details(["ours_a"])
     assert raised.value.status == 110
 
 

@@ -1,0 +1,166 @@
+"""What check finds and gc removes, on a fake pool: of two prefixes, of somebody else, and what changed meanwhile."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from unit.inspected import HOUR, PREFIX, Host, new_id
+
+import inspection
+import mounts
+from layers import OWNER_KEY
+from takeover import Takeover
+
+OTHER = f"{PREFIX}_more"
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing changes here by itself."""
+    monkeypatch.setattr(inspection, "SETTLE_SECONDS", 0.0)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    """A host with a Docker that knows nothing."""
+    return Host(tmp_path)
+
+
+def found(host: Host, kind: str) -> list[inspection.Finding]:
+    return [finding for finding in host.look().findings() if finding.kind == kind]
+
+
+# -- looked at once more before it goes ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", ["nothing", "gone", "changed", "mapped", "mounted", "removed"])
+def test_a_stale_directory(host: Host, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    """Somebody may have taken it into use since it was found, and gone away again."""
+    path = host.directory_of(layer := new_id())
+    look = host.look()
+    (finding,) = look.findings()
+    if change == "gone":
+        os.rmdir(os.path.join(path, "docker"))
+        os.rmdir(path)
+    elif change == "changed":
+        os.utime(path)
+    elif change == "mapped":
+        host.pool.devices[f"{PREFIX}_{layer}"] = "/dev/rbd7"
+        monkeypatch.setattr(mounts, "in_use", lambda device: False)
+    elif change == "mounted":
+        host.image(layer)
+        monkeypatch.setattr(mounts, "table", lambda: [mounts.Mount("8:1", f"{path}/docker", False, "")])
+    elif change == "removed":
+        os.mkdir(os.path.join(path, "removed"))
+        os.utime(path, (time.time() - 9 * HOUR,) * 2)
+    outcome = host.collect(look, [finding])[layer]
+    assert outcome.removed is (change in ("nothing", "gone"))
+    assert os.path.isdir(os.path.join(path, "docker")) is not outcome.removed
+
+
+@pytest.mark.parametrize("change", ["nothing", "another's", "anew", "directory", "in use", "unmapped"])
+def test_a_stale_mapping(host: Host, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    """The name of a device is given out again."""
+    image = f"{PREFIX}_{(layer := host.image())}"
+    host.docker.layer(layer)
+    host.pool.devices = {image: "/dev/rbd7"}
+    monkeypatch.setattr(mounts, "in_use", lambda device: False)
+    look = host.look()
+    (finding,) = [item for item in look.findings() if item.kind == inspection.STALE_MAPPING]
+    other = f"{PREFIX}_{new_id()}"
+    if change == "another's":
+        host.pool.devices = {other: "/dev/rbd7"}
+    elif change == "anew":
+        host.pool.devices = {other: "/dev/rbd7", image: "/dev/rbd8"}
+    elif change == "directory":
+        host.directory_of(layer)
+    elif change == "in use":
+        monkeypatch.setattr(mounts, "in_use", lambda device: True)
+    elif change == "unmapped":
+        host.pool.devices = {}
+    before = dict(host.pool.devices)
+    outcome = host.collect(look, [finding])[layer]
+    assert outcome.removed is (change not in ("directory", "in use"))
+    assert host.pool.devices == ({} if change == "nothing" else before)
+
+
+@pytest.mark.parametrize("change", ["nothing", "restored", "moved again"])
+def test_what_is_in_the_trash(host: Host, change: str) -> None:
+    layer = host.image()
+    host.pool.trash(f"{PREFIX}_{layer}")
+    look = host.look()
+    (finding,) = look.findings()
+    assert finding.dead
+    name, image = host.pool.trashed_images.pop(finding.place)
+    if change == "restored":
+        host.pool.images[name] = image
+    elif change == "moved again":
+        host.pool.sources[finding.place] = "USER"
+        host.pool.trashed_images[finding.place] = (name, image)
+    else:
+        host.pool.trashed_images[finding.place] = (name, image)
+    outcome = host.collect(look, [finding])[layer]
+    assert outcome.removed is (change == "nothing")
+    assert (len(host.pool.images) + len(host.pool.trashed_images) == 0) is outcome.removed
+
+
+# -- the trash of others, and two prefixes ---------------------------------------------------------
+
+
+def test_what_an_operator_moved_to_the_trash_stays(host: Host) -> None:
+    kept = host.image()
+    host.pool.trash(f"{PREFIX}_{kept}", "USER")
+    assert host.dead() == set()
+    (finding,) = host.look().findings()
+    assert (finding.kind, finding.id, finding.idle) == (inspection.TRASH, kept, True)
+    host.layers.reap()
+    host.collect(host.look(), [])
+    assert [name for name, _ in host.pool.trashed_images.values()] == [f"{PREFIX}_{kept}"]
+
+
+def test_the_trash_of_a_prefix_that_this_one_begins(host: Host) -> None:
+    layer = new_id()
+    host.image("base_image", prefix=OTHER)
+    host.image(layer, prefix=OTHER)
+    host.pool.trash(f"{OTHER}_{layer}")
+    host.layers.reap()
+    assert len(host.pool.trashed_images) == 1
+
+
+@pytest.fixture
+def neighbours(host: Host) -> Host:
+    """Two prefixes, one of which begins the other, of the same host and home: an operator has changed the option."""
+    for prefix in (PREFIX, OTHER):
+        host.image("base_image", prefix=prefix)
+        host.image(prefix=prefix)
+    host.image("base_image.0123456789ab", prefix=OTHER)
+    return host
+
+
+def test_the_images_of_a_prefix_that_this_one_begins(neighbours: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even looked at: neither the layers, nor their trash, nor what is mapped of them."""
+    monkeypatch.setattr(mounts, "in_use", lambda device: False)
+    theirs = [name for name in neighbours.pool.images if name.startswith(OTHER)]
+    neighbours.pool.devices = dict.fromkeys(theirs, "/dev/rbd7")
+    ours = next(name for name in neighbours.pool.images if name not in theirs and "base" not in name)
+    neighbours.pool.trash(neighbours.layers.image(f"more_{neighbours.image(prefix=OTHER)}"))
+    assert [finding.place for finding in neighbours.look().findings()] == [ours]
+    assert neighbours.layers.count() == 1
+
+
+def test_a_takeover_beside_a_prefix_that_this_one_begins(neighbours: Host) -> None:
+    for image in neighbours.pool.images.values():
+        image.metadata[OWNER_KEY] = "dead /home"
+    assert Takeover(neighbours.layers, PREFIX, "dead", "", lambda line: None).run() == 1
+    owners = {name: image.metadata[OWNER_KEY] for name, image in neighbours.pool.images.items()}
+    assert {owner for name, owner in owners.items() if name.startswith(OTHER)} == {"dead /home"}
+
+
+def test_a_prefix_that_another_begins_is_that_ones_without_a_base_image(neighbours: Host) -> None:
+    """Its images cannot be layers of a pool that has none; whose they are is told by what is there."""
+    for name in [name for name in neighbours.pool.images if name.startswith(f"{OTHER}_base")]:
+        del neighbours.pool.images[name]
+    assert neighbours.layers.count() == 2

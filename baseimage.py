@@ -120,10 +120,25 @@ class BaseImage:
                 f"ceph.fs={self._options.fs}, but {base} in pool {self._pool.name} holds {fs}; "
                 f"use ceph.fs={fs} or another ceph.imageprefix"
             )
+        self._check_data_pool(base)
         return True
 
+    def _check_data_pool(self, base: str) -> None:
+        """Raise LayerError if the base image, and so all layers on it, have their content in another pool than we say.
+
+        That may be another one's choice, or was a default of Ceph's configuration (rbd_default_data_pool).
+        """
+        wanted, found = self._options.objectpool or self._pool.name, self._pool.data(base).pool
+        if found != wanted:
+            said = f"={self._options.objectpool}" if self._options.objectpool else " is not given"
+            raise LayerError(
+                f"ceph.objectpool{said}, but {base} in pool {self._pool.name} has its content in pool {found}; "
+                f"use ceph.objectpool={found} or another ceph.imageprefix"
+            )
+
     def _make_file_system(self, image: str) -> None:
-        self._pool.create(image, self._options.basesize, rbdcli.features(self._options.devicetype), OBJECT_SIZE)
+        features, size = rbdcli.features(self._options.devicetype), self._options.basesize
+        self._pool.create(image, size, features, OBJECT_SIZE, self._options.objectpool)
         with contextlib.ExitStack() as undo:
             undo.callback(self._remove_scratch, image)
             device = self._pool.map(image, read_only=False)

@@ -68,12 +68,14 @@ class Layer:
     """What is known of a layer: size of its image in bytes, number of ancestors, the snapshot that it is a clone of.
 
     `copied`: how many bytes of its own its image had when it was made; None if that was before our time.
+    `data_pool`: the pool of its content, "" if that is the pool of the images.
     """
 
     size: int
     depth: int
     parent: rbdcli.Parent | None
     copied: int | None = None
+    data_pool: str = ""
 
 
 def _nobody() -> bool:
@@ -108,7 +110,7 @@ class Layers:
             except rbdcli.ImageMissing:
                 gone = f"layer {layer} does not exist: no image {self.image(layer)}"
                 raise LayerError(gone if layer != BASE else self._base_missing()) from None
-            self._known[layer] = Layer(info.size, _depth(info.parent), info.parent)
+            self._known[layer] = Layer(info.size, _depth(info.parent), info.parent, data_pool=info.data_pool)
         return self._known[layer]
 
     def exists(self, layer: str) -> bool:
@@ -295,7 +297,7 @@ class Layers:
         for at in range(0, len(names), EMPTY_AT_ONCE):
             if give_up():
                 return
-            objects.delete(self.pool, names[at : at + EMPTY_AT_ONCE])
+            objects.delete(self.pool.beside(data.pool), names[at : at + EMPTY_AT_ONCE])
 
     def trashed(self) -> list[rbdcli.Trashed]:
         """Return the images in the pool's trash that have our prefix, whoever moved them there."""
@@ -355,8 +357,8 @@ class Layers:
                 return self._copy(source, image, copy, undo)
             if origin.depth >= (MAX_ANCESTORS if leaf else MAX_ANCESTORS - 1):
                 with self._undone(image, undo):
-                    self.pool.copy(source, image, self._features, OBJECT_SIZE)
-                return Layer(origin.size, 0, None)
+                    self.pool.copy(source, image, self._features, OBJECT_SIZE, origin.data_pool)
+                return replace(origin, depth=0, parent=None, copied=None)
             stays_mapped = parent not in self._snapshotted and let_go()
             try:
                 snapshot = self._snapshot(parent, origin.depth)
@@ -367,8 +369,8 @@ class Layers:
                     raise
                 return self._copy(source, image, replace(origin, copied=None), undo)
             with self._undone(image, undo):
-                self._clone(snapshot, image)
-            return Layer(origin.size, origin.depth + 1, snapshot, copied=0)
+                self._clone(snapshot, image, origin.data_pool)
+            return replace(origin, depth=origin.depth + 1, parent=snapshot, copied=0)
         except rbdcli.ImageExists:
             raise LayerError(f"layer {layer} exists already: image {image}") from None
         except rbdcli.ImageMissing as error:
@@ -376,9 +378,9 @@ class Layers:
             why = f"its parent {parent} does not exist" if parent != BASE else self._base_missing()
             raise LayerError(f"layer {layer}: {why} ({error.reason})") from None
 
-    def _clone(self, snapshot: rbdcli.Parent, image: str) -> None:
+    def _clone(self, snapshot: rbdcli.Parent, image: str, data_pool: str) -> None:
         try:
-            self.pool.clone(snapshot, image, self._features)
+            self.pool.clone(snapshot, image, self._features, OBJECT_SIZE, data_pool)
         except rbdcli.ImageMissing:
             if snapshot.image != self.image(BASE):
                 # The next call looks whether it has one.
@@ -387,7 +389,7 @@ class Layers:
             with contextlib.suppress(rbdcli.ImageExists):
                 self.pool.snapshot(*snapshot)
             log.warning("%s has lost its snapshot %s; it was taken anew", *snapshot)
-            self.pool.clone(snapshot, image, self._features)
+            self.pool.clone(snapshot, image, self._features, OBJECT_SIZE, data_pool)
 
     def _base_missing(self) -> str:
         return f"image {self.image(BASE)} does not exist any more; restart dockerd, then it is made anew"
@@ -414,7 +416,7 @@ class Layers:
 
     def _copy(self, source: str, image: str, made: Layer, undo: contextlib.ExitStack) -> Layer:
         with self._undone(image, undo):
-            self.pool.deep_copy(source, image)
+            self.pool.deep_copy(source, image, OBJECT_SIZE, made.data_pool)
         return made
 
     def _snapshot(self, parent: str, depth: int) -> rbdcli.Parent:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import command
+import deadline
 from rbdcli import Pool, PoolMissing, RbdError
 
 # Made by `rbd pool init`, or with the first image; in no namespace (Ceph, librbd/image/ValidatePoolRequest.cc).
@@ -21,6 +22,12 @@ _MADE_FOR_IMAGES = "rbd_info"
 _TRASH = "rbd_trash"
 # How `rados` says what its exit status does not tell: that there is no such object (ENOENT).
 _NO_OBJECT = "(2) No such file or directory"
+_NO_RIGHT = "(1) Operation not permitted"
+_NO_OVERWRITE = "(95) Operation not supported"
+# Asked for to see whether it could be written.
+_NEVER_MADE = "docker_graph_driver.never_made"
+# A full pool lets writers wait: nobody waits for it so long.
+OVERWRITE_SECONDS = 4.0
 # Commands at the same time: of objects that are not there, each takes one.
 _AT_ONCE = 8
 
@@ -50,10 +57,40 @@ def is_made_for_images(pool: Pool) -> bool:
     return True
 
 
-def used(pool: Pool) -> int:
-    """Return the bytes that the pool stores, all copies counted. Raises LookupError if there is no such pool."""
+def may_write(pool: Pool) -> bool:
+    """Tell whether our key may write to a pool: a full one answers too, and nothing is left in it.
+
+    Raises RbdError or command.CommandTimeout if the pool cannot be used at all.
+    """
+    try:
+        pool.rados("--force-full", "rm", _NEVER_MADE)
+    except RbdError as error:
+        if _NO_RIGHT not in str(error) and _NO_OBJECT not in str(error):
+            raise
+        return _NO_RIGHT not in str(error)
+    return True
+
+
+def can_overwrite(pool: Pool) -> bool:
+    """Tell whether objects of a pool can be changed, as far as it says so now: a full one says nothing.
+
+    An erasure-coded pool can only once it was told to; and then for ever.
+    """
+    try:
+        with deadline.within(OVERWRITE_SECONDS):
+            # Makes no object that is not there.
+            pool.rados("truncate", _NEVER_MADE, "0")
+    except RbdError as error:
+        return _NO_OVERWRITE not in str(error)
+    except command.CommandTimeout:
+        pass
+    return True
+
+
+def used(pool: Pool, name: str) -> int:
+    """Return the bytes that the pool of a name stores, all copies counted. Raises LookupError if there is none."""
     listed = json.loads(pool.rados_of_cluster("df", "--format", "json"))["pools"]
-    return {str(item["name"]): int(item["size_bytes"]) for item in listed}[pool.name]
+    return {str(item["name"]): int(item["size_bytes"]) for item in listed}[name]
 
 
 def sign(pool: Pool, name: str, key: str, value: str) -> None:

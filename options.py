@@ -104,6 +104,7 @@ class Options:
 
     basesize: int = _option(_base_size, 10 << 30, "size of the base image and so of every new root, such as 10G")
     datapool: str = _option(_name, "rbd", "pool that holds the images")
+    objectpool: str = _option(_optional_name, "", "pool for their content, such as an erasure-coded one")
     imageprefix: str = _option(_name, "docker_image", "what every image name starts with")
     client: str = _option(_name, "admin", "Ceph user, without 'client.'")
     configfile: str = _option(_file, "/etc/ceph/ceph.conf", "path of the Ceph configuration")

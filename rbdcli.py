@@ -5,6 +5,11 @@ The exit status of rbd is the errno of what went wrong (2 missing, 16 busy, 17 e
 Every call names configuration, client, pool, namespace and image by options: a name can never be
 read as `pool/image@snap` or as an option.
 
+What librbd takes from its configuration where a command does not say it is said by every command that makes or removes
+an image: a ceph.conf, the monitors (`ceph config set client ...`) and the pool (`rbd config pool set`) have words of
+their own. An option of the command's wins over all of them; a configuration option on its command line (`--rbd-...`)
+over all but the pool's, for which see readiness.py. (Seen on 16.2.15.)
+
 One `rbd` command costs 20 to 40 ms; a snapshot costs up to a second, since the monitors gather
 proposals for `paxos_propose_interval`.
 """
@@ -18,7 +23,7 @@ import json
 import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import command
@@ -27,8 +32,9 @@ import deadline
 # Format 2 needs no protected snapshots, and a parent may go to the trash before its children
 # (man rbd, `--rbd-default-clone-format`); a fresh cluster would otherwise make format 1.
 CLONE_FORMAT = ("--rbd-default-clone-format", "2")
-# `rbd rm` moves an image to the trash before it deletes it (librbd/api/Image.cc, remove): it may as well stay there.
-PARENT_TO_TRASH = ("--rbd-move-parent-to-trash-on-remove", "true")
+# `rbd rm` moves an image to the trash before it deletes it (librbd/api/Image.cc, remove), where one that has clones may as
+# well stay. It would leave others there too, perhaps until a date.
+REMOVAL = ("--rbd-move-parent-to-trash-on-remove=true", "--rbd-move-to-trash-on-remove=false")
 # A cluster that does not answer is told by rbd itself, before the deadline kills it without a word.
 CONNECT_SHARE = 0.5
 _AT_ONCE = 8
@@ -85,11 +91,12 @@ class Parent(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What `rbd info` says of an image; size in bytes."""
+    """What `rbd info` says of an image; size in bytes; the pool of its content, "" if that is its own."""
 
     name: str
     size: int
     parent: Parent | None
+    data_pool: str = ""
 
 
 class Listed(NamedTuple):
@@ -109,11 +116,12 @@ class Lock(NamedTuple):
 
 
 class Data(NamedTuple):
-    """Where the content of an image lies: the image's id, what its objects' names begin with, their size in bytes."""
+    """Where the content of an image lies: its id, how its objects' names begin, their size in bytes, their pool."""
 
     image_id: str
     prefix: str
     object_size: int
+    pool: str
 
 
 class Usage(NamedTuple):
@@ -155,35 +163,41 @@ class Pool:
     device_type: str
     map_options: tuple[str, ...]
 
+    def beside(self, name: str) -> Pool:
+        """Return another pool of the cluster, with the same namespace."""
+        return replace(self, name=name)
+
     # -- images ---------------------------------------------------------------------------
 
-    def create(self, image: str, size: int, features: Collection[str], object_size: int) -> None:
-        """Make an empty image of `size` bytes. Raises ImageExists."""
-        layout = (*_features(features), "--object-size", f"{object_size}B")
+    def create(self, image: str, size: int, features: Collection[str], object_size: int, data_pool: str) -> None:
+        """Make an empty image of `size` bytes, with its content in `data_pool` ("": this one). Raises ImageExists."""
+        layout = (*_features(features), *self._layout(object_size, data_pool), "--image-format", "2")
         self._rbd("create", *self._image(image), *layout, "--size", f"{size}B")
 
-    def clone(self, parent: Parent, image: str, features: Collection[str]) -> None:
-        """Make `image` a copy-on-write clone of a snapshot, with objects of the parent's size.
-
-        Raises ImageMissing (parent) or ImageExists.
-        """
+    def clone(self, parent: Parent, image: str, features: Collection[str], object_size: int, data_pool: str) -> None:
+        """Make `image` a copy-on-write clone of a snapshot. Raises ImageMissing (parent) or ImageExists."""
         source = (*self._image(parent.image), "--snap", parent.snapshot)
-        self._rbd("clone", *source, *self._destination(image), *_features(features), *CLONE_FORMAT)
+        layout = (*_features(features), *self._layout(object_size, data_pool))
+        self._rbd("clone", *source, *self._destination(image), *layout, *CLONE_FORMAT)
 
-    def deep_copy(self, source: str, image: str) -> None:
+    def deep_copy(self, source: str, image: str, object_size: int, data_pool: str) -> None:
         """Copy what `source` itself holds; the copy is a clone of the same parent. Raises ImageMissing or ImageExists.
 
-        Snapshots are copied too, so there should be none. Half a copy may be left behind on failure.
+        It gets the features of the source. Snapshots are copied too, so there should be none. Half a copy may be left
+        behind on failure.
         """
-        self._rbd("deep", "cp", *self._image(source), *self._destination(image), *CLONE_FORMAT, "--no-progress")
+        layout = self._layout(object_size, data_pool)
+        self._rbd(
+            "deep", "cp", *self._image(source), *self._destination(image), *layout, *CLONE_FORMAT, "--no-progress"
+        )
 
-    def copy(self, source: str, image: str, features: Collection[str], object_size: int) -> None:
+    def copy(self, source: str, image: str, features: Collection[str], object_size: int, data_pool: str) -> None:
         """Copy all that can be read in `source` into an image without a parent; holes stay holes.
 
         (`deep cp --flatten` would write them out.) Half a copy may be left behind on failure.
         Raises ImageMissing or ImageExists.
         """
-        layout = (*_features(features), "--object-size", f"{object_size}B")
+        layout = (*_features(features), *self._layout(object_size, data_pool))
         self._rbd("cp", *self._image(source), *self._destination(image), *layout, "--no-progress")
 
     def rename(self, image: str, new_name: str) -> None:
@@ -196,7 +210,7 @@ class Pool:
 
     def remove(self, image: str) -> None:
         """Delete an image at once. Raises ImageMissing, ImageBusy, ImageHasChildren."""
-        self._rbd("rm", *self._image(image), "--no-progress")
+        self._rbd("rm", *self._image(image), *REMOVAL, "--no-progress")
 
     def remove_slowly(self, image: str, give_up: Callable[[], bool]) -> None:
         """Delete an image, for as long as that makes progress, or until `give_up` says so: it may take hours.
@@ -206,7 +220,7 @@ class Pool:
         (objects.prepare_trash). Raises command.CommandGivenUp, and what `remove` does: ImageHasChildren for snapshots.
         """
         try:
-            self._rbd("rm", *self._image(image), *PARENT_TO_TRASH, give_up=give_up)
+            self._rbd("rm", *self._image(image), *REMOVAL, give_up=give_up)
         except ImageMissing as error:
             # So it ends, too, if a full pool has no object for its trash.
             if image in self.list():
@@ -221,12 +235,14 @@ class Pool:
             name=said["name"],
             size=int(said["size"]),
             parent=Parent(parent["image"], parent["snapshot"]) if parent else None,
+            data_pool=str(said.get("data_pool") or ""),
         )
 
     def data(self, image: str) -> Data:
         """Say where an image's content lies. Raises ImageMissing."""
         said = self._json("info", *self._image(image))
-        return Data(str(said["id"]), str(said["block_name_prefix"]), int(said["object_size"]))
+        prefix, pool = str(said["block_name_prefix"]), str(said.get("data_pool") or self.name)
+        return Data(str(said["id"]), prefix, int(said["object_size"]), pool)
 
     def extents(self, image: str) -> Sequence[int]:
         """Return the offsets of the objects from which an image is read, its ancestors' too. Raises ImageMissing."""
@@ -350,7 +366,7 @@ class Pool:
     # -- trash ----------------------------------------------------------------------------
 
     def trashed(self) -> Sequence[Trashed]:
-        """List the whole trash of the pool and namespace, also what a removal left there that did not come to its end."""
+        """List the whole trash of the pool and namespace, also what a removal left there before its end."""
         items = self._json("trash", "ls", "--all", "--long", *self._where())
         return [
             Trashed(str(item["id"]), str(item["name"]), str(item["source"]), _time(item["deleted_at"]))
@@ -371,7 +387,8 @@ class Pool:
         the same: ask `mappings`.
         """
         access = ("--read-only",) if read_only else ("--exclusive",) if exclusive else ()
-        argv = ("device", "map", *self._device_type(), *self._image(image), *access, *self._map_options())
+        options = self._map_options(read_only=read_only)
+        argv = ("device", "map", *self._device_type(), *self._image(image), *access, *options)
         try:
             return self._rbd(*argv).strip().splitlines()[-1]
         except RbdError as error:
@@ -470,6 +487,11 @@ class Pool:
             return False
         return True
 
+    def overrides(self) -> dict[str, str]:
+        """Return what the pool itself says of librbd's options, whatever any configuration and command line says."""
+        said = self._json("config", "pool", "list", last=("--", self.name))
+        return {str(item["name"]): str(item["value"]) for item in said if item["source"] == "pool"}
+
     def client_version(self) -> str:
         """Return what `rbd --version` says of itself: the version and the release's name."""
         words = command.run(("rbd", "--version"), timeout=self.timeout).stdout.split()
@@ -490,17 +512,24 @@ class Pool:
         namespace = ("--dest-namespace", self.namespace) if self.namespace else ()
         return ("--dest-pool", self.name, *namespace, "--dest", image)
 
+    def _layout(self, object_size: int, data_pool: str) -> tuple[str, ...]:
+        """Return the options for how and where an image's content lies: plain, not striped, in `data_pool`."""
+        size, pool = f"{object_size}B", data_pool or self.name
+        return ("--object-size", size, "--stripe-unit", size, "--stripe-count", "1", "--data-pool", pool)
+
     def _device_type(self) -> tuple[str, ...]:
         return ("--device-type", self.device_type)
 
-    def _map_options(self) -> tuple[str, ...]:
+    def _map_options(self, *, read_only: bool) -> tuple[str, ...]:
         # `noudev`: without a udevd in the host's network namespace map and unmap wait for ever for
         # an event; the device's name is on stdout, its links are not used.
-        options = (*(("noudev",) if self.device_type == "krbd" else ()), *self.map_options)
+        # `rw` or `ro`: rbd_default_map_options may say the other. The rest of what it says is about the connection.
+        ours = ("noudev", "ro" if read_only else "rw") if self.device_type == "krbd" else ()
+        options = (*ours, *self.map_options)
         return ("--options", ",".join(options)) if options else ()
 
-    def _json(self, *words: str) -> Any:
-        return json.loads(self._rbd(*words, "--format", "json") or "null")
+    def _json(self, *words: str, last: Sequence[str] = ()) -> Any:
+        return json.loads(self._rbd(*words, "--format", "json", *last) or "null")
 
     def _rbd(self, *words: str, give_up: Callable[[], bool] | None = None) -> str:
         verbs = next((at for at, word in enumerate(words) if word.startswith("-")), len(words))

@@ -7,6 +7,7 @@ minimal container, or a host without them, does without its words about the clus
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import command
 import mounts
@@ -23,6 +24,9 @@ _PACKAGES = {
     "resize2fs": "e2fsprogs",
     "e2fsck": "e2fsprogs",
 }
+# Of all that matters for an image these have no option of a command: librbd asks the pool, then the command line
+# (api/Config.cc, apply_pool_overrides).
+_NEEDED = {"rbd_default_clone_format": ("2",), "rbd_move_to_trash_on_remove": ("false", "0")}
 
 
 class NotReady(Exception):
@@ -63,3 +67,42 @@ def _check_pool(pool: rbdcli.Pool, options: Options) -> None:
         raise NotReady(
             f"pool {pool.name} has no namespace {pool.namespace}; do: rbd namespace create {pool.name}/{pool.namespace}"
         )
+    if options.objectpool:
+        _check_object_pool(pool.beside(options.objectpool), pools, options)
+    _check_overrides(pool)
+
+
+def _check_object_pool(pool: rbdcli.Pool, pools: Sequence[str], options: Options) -> None:
+    """Ask whether a pool can take the content of images. Raises NotReady."""
+    if pool.name not in pools:
+        raise NotReady(
+            f"pool {pool.name} of ceph.objectpool does not exist; make it with: ceph osd pool create {pool.name} && "
+            f"rbd pool init {pool.name}; or an erasure-coded one: ceph osd pool create {pool.name} erasure && "
+            f"ceph osd pool set {pool.name} allow_ec_overwrites true && rbd pool init {pool.name}"
+        )
+    if not objects.may_write(pool):
+        space = f" namespace={pool.namespace}" if pool.namespace else ""
+        raise NotReady(
+            f"client.{options.client} may not write to pool {pool.name} of ceph.objectpool; let it, with all else that "
+            f"it may: ceph auth caps client.{options.client} mon 'profile rbd' osd 'profile rbd pool="
+            f"{options.datapool}{space}, profile rbd pool={pool.name}{space}' mgr 'profile rbd pool={options.datapool}'"
+        )
+    if not objects.can_overwrite(pool):
+        raise NotReady(
+            f"pool {pool.name} of ceph.objectpool is erasure-coded and takes no overwrites; do: "
+            f"ceph osd pool set {pool.name} allow_ec_overwrites true"
+        )
+    if not objects.is_made_for_images(pool):
+        raise NotReady(f"pool {pool.name} of ceph.objectpool is not made for images; do: rbd pool init {pool.name}")
+
+
+def _check_overrides(pool: rbdcli.Pool) -> None:
+    """Look for what a pool itself says, which wins over what our commands say. Raises NotReady."""
+    for name, value in pool.overrides().items():
+        needed = _NEEDED.get(name)
+        # It is kept as it was written.
+        if needed and value.lower() not in needed:
+            raise NotReady(
+                f"pool {pool.name} itself says {name}={value}, which no command can overrule, but layers need "
+                f"{needed[0]}; do: rbd config pool remove {pool.name} {name}, or name another pool by ceph.datapool"
+            )

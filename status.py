@@ -23,19 +23,22 @@ def rows(
 
     `layers` asks the cluster how many there are, `mapped` tells how many this host has mapped.
     """
+    # The one that fills. Init has seen that it is the base image's (baseimage.py), and so all layers'.
+    objects_in = options.objectpool or pool.name
     with ThreadPoolExecutor(max_workers=6) as threads, deadline.within(STATUS_SECONDS):
 
         def ask(question: Callable[[], str]) -> Future[str]:
             return threads.submit(contextvars.copy_context().run, _told, question)
 
-        used = ask(lambda: f"{format_size(objects.used(pool))}B")
-        available = ask(lambda: f"{format_size(_available(pool))}B")
+        used = ask(lambda: f"{format_size(objects.used(pool, objects_in))}B")
+        available = ask(lambda: f"{format_size(_available(pool, objects_in))}B")
         health = ask(lambda: str(pool.ceph("health")["status"]))
         version = ask(lambda: _release(str(pool.ceph("version")["version"])))
         client = ask(pool.client_version)
         count = ask(lambda: str(layers()))
     return [
         ("Pool", pool.name),
+        ("Object Pool", objects_in),
         ("Namespace", pool.namespace or "(default)"),
         ("Image Prefix", options.imageprefix),
         ("Device Type", options.devicetype),
@@ -51,8 +54,8 @@ def rows(
     ]
 
 
-def _available(pool: rbdcli.Pool) -> int:
-    stats = {item["name"]: item["stats"] for item in pool.ceph("df")["pools"]}[pool.name]
+def _available(pool: rbdcli.Pool, name: str) -> int:
+    stats = {item["name"]: item["stats"] for item in pool.ceph("df")["pools"]}[name]
     return int(stats["max_avail"])
 
 

@@ -1,5 +1,5 @@
 #!/bin/bash
-# A throw-away Ceph for tests and the demo: one mon, one mgr, one osd on loopback, cephx on, every file below one directory.
+# A throw-away Ceph for tests and the demo: one mon, one mgr, one osd or more on loopback, cephx on, every file below one directory.
 #
 #   tests/cluster.sh up DIR                    start it, make the pool "rbd", wait for HEALTH_OK
 #   tests/cluster.sh down DIR [--keep-files]   end its daemons (also when half up, also twice), remove DIR
@@ -9,6 +9,7 @@
 # Environment: LAB_FAST_SNAPSHOTS=1  the monitor decides at once, a snapshot takes 0.1 instead of 1 s: for tests of
 #                                    behaviour, never for timings that somebody will read
 #              LAB_OSD_SIZE=20G      size of the store (a sparse file)
+#              LAB_OSDS=1            up to 3; an erasure-coded pool needs them
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -16,7 +17,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # Below the kernel's ephemeral ports, so that no outgoing connection of this machine sits on one of ours.
 first_port=20000
 last_port=31999
-block=32 # 2 for the mon, 10 for mgr and osd (each endpoint takes a v2 and a v1 port), the rest for their restarts
+block=32 # 2 for the mon, 2 for the mgr, 8 for each osd (an endpoint takes a v2 and a v1 port), the rest for restarts
 
 step="starting"
 dir=
@@ -124,8 +125,8 @@ mgr_initial_modules =
 mgr_stats_period = 1
 
 [osd]
-osd_data = $dir/osd
-keyring = $dir/osd/keyring
+osd_data = $dir/osd/\$id
+keyring = $dir/osd/\$id/keyring
 osd_objectstore = bluestore
 bluestore_block_size = $osd_bytes
 osd_memory_target = 1073741824
@@ -149,16 +150,20 @@ END
 
 # Every key goes into the mon's first keyring, which spares a call to the cluster for each.
 write_keys() {
-    local all=$dir/mon-initial.keyring name file
+    local all=$dir/mon-initial.keyring name file id files=(client.admin:ceph.client.admin.keyring mgr.x:mgr/keyring)
     run 10 ceph-authtool --create-keyring "$all" --gen-key --name mon. --cap mon 'allow *' &&
         run 10 ceph-authtool "$all" --gen-key --name client.admin \
             --cap mon 'allow *' --cap osd 'allow *' --cap mgr 'allow *' --cap mds 'allow *' &&
-        run 10 ceph-authtool "$all" --gen-key --name mgr.x --cap mon 'allow profile mgr' --cap osd 'allow *' --cap mds 'allow *' &&
-        run 10 ceph-authtool "$all" --gen-key --name osd.0 \
-            --cap mon 'allow profile osd' --cap mgr 'allow profile osd' --cap osd 'allow *' ||
+        run 10 ceph-authtool "$all" --gen-key --name mgr.x --cap mon 'allow profile mgr' --cap osd 'allow *' --cap mds 'allow *' ||
         return 1
+    for ((id = 0; id < osds; id++)); do
+        run 10 ceph-authtool "$all" --gen-key --name "osd.$id" \
+            --cap mon 'allow profile osd' --cap mgr 'allow profile osd' --cap osd 'allow *' ||
+            return 1
+        files+=("osd.$id:osd/$id/keyring")
+    done
     chmod 0600 "$all"
-    for name in client.admin:ceph.client.admin.keyring mgr.x:mgr/keyring osd.0:osd/keyring; do
+    for name in "${files[@]}"; do
         file=$dir/${name#*:}
         name=${name%%:*}
         (umask 077 && printf '[%s]\n\tkey = %s\n' "$name" "$(ceph-authtool "$all" --print-key --name "$name")" >"$file")
@@ -185,14 +190,15 @@ start_mgr() {
     run 30 ceph-mgr --conf "$dir/ceph.conf" --id x
 }
 
+# start_osd ID
 start_osd() {
-    step="making the osd's store"
+    step="making the store of osd.$1"
     local uuid
     uuid=$(cat /proc/sys/kernel/random/uuid)
-    ceph_cli osd new "$uuid" 0
-    run 60 ceph-osd --conf "$dir/ceph.conf" --id 0 --mkfs --osd-uuid "$uuid"
-    step="starting the osd"
-    run 60 ceph-osd --conf "$dir/ceph.conf" --id 0
+    ceph_cli osd new "$uuid" "$1"
+    run 60 ceph-osd --conf "$dir/ceph.conf" --id "$1" --mkfs --osd-uuid "$uuid"
+    step="starting osd.$1"
+    run 60 ceph-osd --conf "$dir/ceph.conf" --id "$1"
 }
 
 make_pool() {
@@ -260,18 +266,24 @@ up() {
     # Unix socket paths end at 107 bytes.
     ((${#dir} <= 85)) || die "the path of the directory is too long for sockets: $dir"
     need_programs
-    local osd_bytes fsid base claim_fd begin=$EPOCHREALTIME
+    local osd_bytes osds=${LAB_OSDS:-1} id fsid base claim_fd begin=$EPOCHREALTIME
+    [[ $osds == [123] ]] || die "LAB_OSDS: not 1, 2 or 3: $osds"
     osd_bytes=$(numfmt --from=iec "${LAB_OSD_SIZE:-20G}") || die "LAB_OSD_SIZE: not a size: $LAB_OSD_SIZE"
     fsid=$(cat /proc/sys/kernel/random/uuid)
     mkdir -p "$dir"
     echo "made by tests/cluster.sh; its down removes this directory" >"$dir/lab"
     mkdir "$dir"/{run,log,mgr,osd,crash}
+    for ((id = 0; id < osds; id++)); do
+        mkdir "$dir/osd/$id"
+    done
     # Where an init starts daemons. The OSD of Debian 13 looks for its classes in lib/... below it.
     cd /
     trap up_failed EXIT INT TERM
     start_daemons
     start_mgr
-    start_osd
+    for ((id = 0; id < osds; id++)); do
+        start_osd "$id"
+    done
     make_pool
     wait_healthy
     trap - EXIT INT TERM

@@ -102,7 +102,7 @@ new_image() { rbd create --size 1G "${1:-$image}"; }
     printf '#!/bin/sh\necho broken osd; exit 1\n' >"$LAB/fake/ceph-osd"
     chmod +x "$LAB/fake/ceph-osd"
     PATH="$LAB/fake:$PATH" fails_with 1 "$TESTS/cluster.sh" up "$LAB/three"
-    [[ $output == *"FAILED while making the osd's store"* && $output == *"broken osd"* ]]
+    [[ $output == *"FAILED while making the store of osd.0"* && $output == *"broken osd"* ]]
     [[ ! -e $LAB/three ]]
     run ! grep -rl --include=cmdline "$LAB/three/ceph.conf" /proc/[0-9]*/cmdline
 }

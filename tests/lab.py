@@ -21,7 +21,7 @@ def lib_argv(script: str, *arguments: str) -> list[str]:
 class Cluster:
     """The throw-away Ceph and the tools to look into it, as client.admin."""
 
-    def __init__(self, directory: str, running: str = "") -> None:
+    def __init__(self, directory: str, running: str = "", osds: int = 1) -> None:
         """Below `directory`; or one that is up already, in the directory `running`, and is left so."""
         self._is_ours = not running
         self.directory = running or os.path.join(directory, "ceph")
@@ -30,6 +30,7 @@ class Cluster:
         self.environment = {
             **os.environ,
             "LAB_FAST_SNAPSHOTS": "1",
+            "LAB_OSDS": str(osds),
             "RBD_STAND_IN_DIR": os.path.join(directory, "mapped"),
         }
 

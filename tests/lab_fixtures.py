@@ -1,4 +1,4 @@
-"""The fixtures of every suite that runs the driver on a real cluster: the cluster, plugins, ids.
+"""The fixtures of every suite that runs the driver on a real cluster: the cluster, plugins, ids; what is done there.
 
 A cluster lives for the whole session; a plugin lives for a test, which must leave nothing behind. A conftest.py
 imports those that its directory needs.
@@ -18,7 +18,10 @@ from types import FrameType
 
 import pytest
 from lab import Cluster, StartPlugin, mounts_below
-from plugin_client import Client, PluginProcess, wait_until
+from plugin_client import Client, PluginProcess, Refused, make_tar, wait_until
+
+# The fixture of that name.
+NewId = Callable[[], str]
 
 
 def _interrupted(number: int, _: FrameType | None) -> None:
@@ -161,6 +164,46 @@ def client(plugin: PluginProcess) -> Client:
 
 
 @pytest.fixture
-def new_id() -> Callable[[], str]:
+def new_id() -> NewId:
     """Ids as Docker makes them: 64 hex digits."""
     return lambda: uuid.uuid4().hex + uuid.uuid4().hex
+
+
+def refusal(start_plugin: StartPlugin, **options: str) -> str:
+    """What Init says; the plugin goes on serving, and every other call says that there was no Init."""
+    plugin = start_plugin(init=False, **options)
+    with pytest.raises(Refused) as caught:
+        plugin.init()
+    assert "\n" not in caught.value.text
+    assert caught.value.status == 500
+    with pytest.raises(Refused, match="Init was never called"):
+        plugin.client.call("Get", ID="x")
+    return caught.value.text
+
+
+def restricted(cluster: Cluster, directory: str, client: str, caps: tuple[str, ...]) -> str:
+    """Make a key and a configuration beside which lies that key only."""
+    place = os.path.join(directory, f"conf-{client}")
+    os.makedirs(place)
+    conf = os.path.join(place, "ceph.conf")
+    with open(cluster.conf, encoding="ascii") as source, open(conf, "w", encoding="ascii") as target:
+        target.write(source.read().replace(f"keyring = {cluster.directory}/ceph.", f"keyring = {place}/ceph."))
+    with open(os.path.join(place, f"ceph.client.{client}.keyring"), "w", encoding="ascii") as target:
+        target.write(cluster.ceph("auth", "get-or-create", f"client.{client}", *caps))
+    return conf
+
+
+def whole_life(client: Client, new_id: NewId) -> None:
+    """Every kind of call once: archive, small and large parents, init layer, growing, diff, remove."""
+    image = client.create(new_id())
+    client.apply_diff(image, make_tar({"big": bytes(range(256)) * (32 << 10)}))
+    container = new_id()
+    client.create(container + "-init", image, "2G", writable=True)
+    client.create(container, container + "-init", "2G", writable=True)
+    client.write(container, "f", "x")
+    assert client.changes(container, container + "-init") == {"/f": 1}
+    committed = client.create(new_id(), image)
+    client.apply_diff(committed, client.diff(container, container + "-init"), image)
+    assert client.listing(committed) == ["big", "f"]
+    client.remove(client.create(new_id(), committed))
+    assert client.metadata(committed)["Image"].endswith(committed)

@@ -7,31 +7,27 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Callable
 
 import pytest
 from lab import Cluster, StartPlugin, mounts_below
-from plugin_client import Client, Refused, make_tar, wait_until
-
-NewId = Callable[[], str]
-
-
-def refusal(start_plugin: StartPlugin, **options: str) -> str:
-    """What Init says; the plugin goes on serving, and every other call says that there was no Init."""
-    plugin = start_plugin(init=False, **options)
-    with pytest.raises(Refused) as caught:
-        plugin.init()
-    assert "\n" not in caught.value.text
-    assert caught.value.status == 500
-    with pytest.raises(Refused, match="Init was never called"):
-        plugin.client.call("Get", ID="x")
-    return caught.value.text
+from lab_fixtures import NewId, refusal, restricted, whole_life
+from plugin_client import Refused, make_tar, wait_until
 
 
 def test_an_unknown_option_is_named_with_the_valid_ones(start_plugin: StartPlugin) -> None:
     text = refusal(start_plugin, basesise="1G")
     assert "'ceph.basesise'" in text
-    for name in ("basesize", "datapool", "imageprefix", "client", "configfile", "fs", "mkfsarg", "mountopt"):
+    for name in (
+        "basesize",
+        "datapool",
+        "objectpool",
+        "imageprefix",
+        "client",
+        "configfile",
+        "fs",
+        "mkfsarg",
+        "mountopt",
+    ):
         assert f"ceph.{name}" in text
     for name in ("namespace", "devicetype", "mapopt", "timeout"):
         assert f"ceph.{name}" in text
@@ -137,34 +133,6 @@ def test_a_restricted_key_in_a_pool(
     assert plugin.client.metadata(plugin.client.created[0])["Pool"] == "docker"
     # What it removed goes behind.
     wait_until(lambda: len(cluster.images(spec="docker")) == 4, "four images are left")
-
-
-def restricted(cluster: Cluster, directory: str, client: str, caps: tuple[str, ...]) -> str:
-    """Make a key and a configuration beside which lies that key only."""
-    place = os.path.join(directory, f"conf-{client}")
-    os.makedirs(place)
-    conf = os.path.join(place, "ceph.conf")
-    with open(cluster.conf, encoding="ascii") as source, open(conf, "w", encoding="ascii") as target:
-        target.write(source.read().replace(f"keyring = {cluster.directory}/ceph.", f"keyring = {place}/ceph."))
-    with open(os.path.join(place, f"ceph.client.{client}.keyring"), "w", encoding="ascii") as target:
-        target.write(cluster.ceph("auth", "get-or-create", f"client.{client}", *caps))
-    return conf
-
-
-def whole_life(client: Client, new_id: NewId) -> None:
-    """Every kind of call once: archive, small and large parents, init layer, growing, diff, remove."""
-    image = client.create(new_id())
-    client.apply_diff(image, make_tar({"big": bytes(range(256)) * (32 << 10)}))
-    container = new_id()
-    client.create(container + "-init", image, "2G", writable=True)
-    client.create(container, container + "-init", "2G", writable=True)
-    client.write(container, "f", "x")
-    assert client.changes(container, container + "-init") == {"/f": 1}
-    committed = client.create(new_id(), image)
-    client.apply_diff(committed, client.diff(container, container + "-init"), image)
-    assert client.listing(committed) == ["big", "f"]
-    client.remove(client.create(new_id(), committed))
-    assert client.metadata(committed)["Image"].endswith(committed)
 
 
 def test_mount_options_are_those_of_the_mount(start_plugin: StartPlugin, new_id: NewId) -> None:

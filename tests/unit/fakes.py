@@ -42,6 +42,7 @@ class FakeImage:
     size: int = SIZE
     used: int = 0
     parent: rbdcli.Parent | None = None
+    data_pool: str = ""
     snapshots: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     watchers: list[str] = field(default_factory=list)
@@ -165,34 +166,43 @@ class FakePool:
 
     # -- images ------------------------------------------------------------------------------
 
-    def create(self, image: str, size: int, features: Sequence[str], object_size: int) -> None:
-        self._new(image, size=size)
+    def beside(self, name: str) -> rbdcli.Pool:
+        return self.as_pool()
 
-    def clone(self, parent: rbdcli.Parent, image: str, features: Sequence[str]) -> None:
+    def create(self, image: str, size: int, features: Sequence[str], object_size: int, data_pool: str) -> None:
+        self._new(image, size=size, data_pool=data_pool)
+
+    def clone(
+        self, parent: rbdcli.Parent, image: str, features: Sequence[str], object_size: int, data_pool: str
+    ) -> None:
         origin = self._image(parent.image)
         if parent.snapshot not in origin.snapshots:
             raise missing()
         held = origin.snapshots[parent.snapshot]
-        self._new(image, held=held, size=origin.size, parent=parent, metadata=dict(origin.metadata))
+        same = {"held": held, "size": origin.size, "metadata": dict(origin.metadata)}
+        self._new(image, **same, parent=parent, data_pool=data_pool)
 
-    def deep_copy(self, source: str, image: str) -> None:
+    def deep_copy(self, source: str, image: str, object_size: int, data_pool: str) -> None:
         origin = self._image(source)
         same = {"held": origin.held, "size": origin.size, "used": origin.used, "parent": origin.parent}
-        self._new(image, **same, snapshots=dict(origin.snapshots), metadata=dict(origin.metadata))
+        kept = {"snapshots": dict(origin.snapshots), "metadata": dict(origin.metadata)}
+        self._new(image, **same, **kept, data_pool=data_pool)
 
-    def copy(self, source: str, image: str, features: Sequence[str], object_size: int) -> None:
+    def copy(self, source: str, image: str, features: Sequence[str], object_size: int, data_pool: str) -> None:
         origin = self._image(source)
-        self._new(image, held=origin.held, size=origin.size, metadata=dict(origin.metadata))
+        same = {"held": origin.held, "size": origin.size, "metadata": dict(origin.metadata)}
+        self._new(image, **same, data_pool=data_pool)
 
     def resize(self, image: str, size: int) -> None:
         self._image(image).size = size
 
     def info(self, image: str) -> rbdcli.Info:
         item = self._image(image)
-        return rbdcli.Info(image, item.size, item.parent)
+        return rbdcli.Info(image, item.size, item.parent, item.data_pool)
 
     def data(self, image: str) -> rbdcli.Data:
-        return rbdcli.Data(self._image(image).image_id, f"rbd_data.{self._image(image).image_id}", 1 << 18)
+        item = self._image(image)
+        return rbdcli.Data(item.image_id, f"rbd_data.{item.image_id}", 1 << 18, item.data_pool or self.name)
 
     def extents(self, image: str) -> Sequence[int]:
         return [at << 18 for at in range(self._image(image).used >> 18)]

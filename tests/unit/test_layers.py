@@ -10,7 +10,7 @@ from unit.fakes import FakePool, failed, timed_out
 import options
 import rbdcli
 from command import CommandGivenUp, CommandTimeout
-from layers import LEAF_COPY_LIMIT, OWNER_KEY, LayerError, Layers
+from layers import LEAF_COPY_LIMIT, MAX_ANCESTORS, OWNER_KEY, LayerError, Layers
 from owner import Owner
 
 LARGE = LEAF_COPY_LIMIT + 1
@@ -76,6 +76,19 @@ def test_a_create_that_fails_leaves_no_image(pool: FakePool, layers: Layers) -> 
     with pytest.raises(rbdcli.RbdError):
         layers.create("a", None, None, leaf=False)
     assert list(pool.images) == ["docker_image_base_image"]
+
+
+def test_a_child_has_its_content_where_its_parent_has_it(pool: FakePool, layers: Layers) -> None:
+    """Whatever is configured now: the base image was made so, and docker info shows that pool."""
+    pool.images["docker_image_base_image"].data_pool = "objects"
+    parent = ""
+    for depth in range(MAX_ANCESTORS + 2):
+        layers.create(f"l{depth}", parent or None, None, leaf=False, written=LARGE)
+        parent = f"l{depth}"
+        write(pool, parent, "something")
+    layers.create("copy", parent, None, leaf=True, written=0)
+    assert {image.data_pool for image in pool.images.values()} == {"objects"}
+    assert {"clone", "copy", "deep_copy"} <= {call[0] for call in pool.calls}
 
 
 # -- removal -------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ def test_defaults_are_those_of_the_go_driver() -> None:
     assert Options() == Options(
         basesize=10 * GI,
         datapool="rbd",
+        objectpool="",
         imageprefix="docker_image",
         client="admin",
         configfile="/etc/ceph/ceph.conf",
@@ -37,6 +38,8 @@ def test_defaults_are_those_of_the_go_driver() -> None:
     [
         ("ceph.basesize=20G", "basesize", 20 * GI),
         ("ceph.datapool=docker.pool", "datapool", "docker.pool"),
+        ("ceph.objectpool=erasure-coded", "objectpool", "erasure-coded"),
+        ("ceph.objectpool=", "objectpool", ""),
         ("ceph.imageprefix=host1", "imageprefix", "host1"),
         ("ceph.client=docker-1", "client", "docker-1"),
         ("ceph.configfile=/etc/ceph/other.conf", "configfile", "/etc/ceph/other.conf"),
@@ -86,6 +89,7 @@ def test_an_unknown_option_lists_the_valid_ones(pair: str) -> None:
         "ceph.basesize=10X",
         "ceph.datapool=",
         "ceph.datapool=a/b",
+        "ceph.objectpool=a/b",
         "ceph.datapool=-x",
         "ceph.imageprefix=a@b",
         "ceph.imageprefix=a b",

@@ -17,13 +17,18 @@ import pytest
 import command
 import environment
 import rbdcli
-from rbdcli import Info, Lock, Mapping, Parent, Pool, Trashed, Usage
+from rbdcli import Data, Info, Lock, Mapping, Parent, Pool, Trashed, Usage
 
 CLIENT = ["--conf", "/etc/c.conf", "--id", "me", "--client-mount-timeout", "5"]
 WHERE = ["--pool", "pool", "--namespace", "space"]
 IMAGE = [*WHERE, "--image", "img"]
 DESTINATION = ["--dest-pool", "pool", "--dest-namespace", "space", "--dest", "new"]
 FORMAT_2 = ["--rbd-default-clone-format", "2"]
+
+
+def layout(data_pool: str = "pool") -> list[str]:
+    """All that librbd would take from a configuration otherwise."""
+    return ["--object-size", "1048576B", "--stripe-unit", "1048576B", "--stripe-count", "1", "--data-pool", data_pool]
 
 
 class Fake:
@@ -75,37 +80,38 @@ def pool(**changes: Any) -> Pool:
 
 CALLS: list[tuple[Callable[[Pool], object], list[str]]] = [
     (
-        lambda p: p.create("img", 1 << 30, ["layering", "object-map"], 1 << 20),
+        lambda p: p.create("img", 1 << 30, ["layering", "object-map"], 1 << 20, ""),
         [
             *("create", *CLIENT, *IMAGE, "--image-feature", "layering", "--image-feature", "object-map"),
-            *("--object-size", "1048576B", "--size", "1073741824B"),
+            *(*layout(), "--image-format", "2", "--size", "1073741824B"),
         ],
     ),
     (
-        lambda p: p.clone(Parent("img", "depth0"), "new", ["layering"]),
-        ["clone", *CLIENT, *IMAGE, "--snap", "depth0", *DESTINATION, "--image-feature", "layering", *FORMAT_2],
-    ),
-    (
-        lambda p: p.deep_copy("img", "new"),
-        ["deep", "cp", *CLIENT, *IMAGE, *DESTINATION, *FORMAT_2, "--no-progress"],
-    ),
-    (
-        lambda p: p.copy("img", "new", ["layering"], 1 << 20),
+        lambda p: p.clone(Parent("img", "depth0"), "new", ["layering"], 1 << 20, ""),
         [
-            "cp",
+            "clone",
             *CLIENT,
             *IMAGE,
+            "--snap",
+            "depth0",
             *DESTINATION,
             "--image-feature",
             "layering",
-            "--object-size",
-            "1048576B",
-            "--no-progress",
+            *layout(),
+            *FORMAT_2,
         ],
+    ),
+    (
+        lambda p: p.deep_copy("img", "new", 1 << 20, "objects"),
+        ["deep", "cp", *CLIENT, *IMAGE, *DESTINATION, *layout("objects"), *FORMAT_2, "--no-progress"],
+    ),
+    (
+        lambda p: p.copy("img", "new", ["layering"], 1 << 20, "objects"),
+        ["cp", *CLIENT, *IMAGE, *DESTINATION, "--image-feature", "layering", *layout("objects"), "--no-progress"],
     ),
     (lambda p: p.rename("img", "new"), ["rename", *CLIENT, *IMAGE, *DESTINATION]),
     (lambda p: p.resize("img", 5), ["resize", *CLIENT, *IMAGE, "--size", "5B", "--no-progress"]),
-    (lambda p: p.remove("img"), ["rm", *CLIENT, *IMAGE, "--no-progress"]),
+    (lambda p: p.remove("img"), ["rm", *CLIENT, *IMAGE, *rbdcli.REMOVAL, "--no-progress"]),
     (
         lambda p: p.set_metadata("img", "key", "--value"),
         ["image-meta", "set", *CLIENT, *IMAGE, "--", "key", "--value"],
@@ -116,7 +122,7 @@ CALLS: list[tuple[Callable[[Pool], object], list[str]]] = [
     ),
     (
         lambda p: p.remove_slowly("img", lambda: False),
-        ["rm", *CLIENT, *IMAGE, "--rbd-move-parent-to-trash-on-remove", "true"],
+        ["rm", *CLIENT, *IMAGE, *rbdcli.REMOVAL],
     ),
     (
         lambda p: p.remove_trashed("1234", lambda: False),
@@ -132,7 +138,7 @@ def test_the_command_line_of_each_verb(fake: Fake, call: Callable[[Pool], object
 
 
 def test_without_a_namespace_none_is_named(fake: Fake) -> None:
-    pool(namespace="").clone(Parent("img", "depth0"), "new", [])
+    pool(namespace="").clone(Parent("img", "depth0"), "new", [], 1 << 20, "")
     assert not [word for word in fake.calls()[0] if "namespace" in word]
 
 
@@ -149,8 +155,8 @@ def test_a_writable_map_is_exclusive_and_a_read_only_one_is_not(fake: Fake) -> N
     assert pool(map_options=("ms_mode=secure", "queue_depth=64")).map("img", read_only=True) == "/dev/rbd0"
     head = ["rbd", "device", "map", *CLIENT, "--device-type", "krbd", *IMAGE]
     assert fake.calls() == [
-        [*head, "--exclusive", "--options", "noudev"],
-        [*head, "--read-only", "--options", "noudev,ms_mode=secure,queue_depth=64"],
+        [*head, "--exclusive", "--options", "noudev,rw"],
+        [*head, "--read-only", "--options", "noudev,ro,ms_mode=secure,queue_depth=64"],
     ]
 
 
@@ -323,6 +329,17 @@ def test_device_list(fake: Fake, kind: str, said: Any, namespace: str, expected:
     assert fake.calls()[0] == ["rbd", "device", "list", *CLIENT, "--device-type", kind, "--format", "json"]
 
 
+def test_what_a_pool_says_of_its_own_is_told_from_what_is_configured_elsewhere(fake: Fake) -> None:
+    fake.says(
+        [
+            {"name": "rbd_default_clone_format", "value": "1", "source": "pool"},
+            {"name": "rbd_move_to_trash_on_remove", "value": "true", "source": "config"},
+        ]
+    )
+    assert pool().overrides() == {"rbd_default_clone_format": "1"}
+    assert fake.calls() == [["rbd", "config", "pool", "list", *CLIENT, "--format", "json", "--", "pool"]]
+
+
 # ceph src/test/cli-integration/rbd/formatted-output.t; `pool_namespace`, `trash` and `id` of the parent since Nautilus.
 INFO = {
     "name": "img", "id": "5e2d", "size": 536870912, "objects": 128, "order": 22, "object_size": 4194304,
@@ -339,6 +356,16 @@ def test_info(fake: Fake, parent: dict[str, Any] | None) -> None:
     fake.says({**INFO, "parent": parent} if parent else INFO)
     assert pool().info("img") == Info("img", 536870912, Parent("base", "depth0") if parent else None)
     assert fake.calls() == [["rbd", "info", *CLIENT, *IMAGE, "--format", "json"]]
+
+
+def test_where_the_content_of_an_image_lies(fake: Fake) -> None:
+    """`rbd info` names a pool for it only if that is another one."""
+    fake.says(INFO)
+    assert pool().info("img").data_pool == ""
+    assert pool().data("img") == Data("5e2d", "rbd_data.5e2d", 1 << 22, "pool")
+    fake.says({**INFO, "data_pool": "objects", "block_name_prefix": "rbd_data.3.5e2d"})
+    assert pool().info("img").data_pool == "objects"
+    assert pool().data("img") == Data("5e2d", "rbd_data.3.5e2d", 1 << 22, "objects")
 
 
 # ceph src/tools/rbd/action/Status.cc: an array since Nautilus, before it an object keyed by a number.

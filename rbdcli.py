@@ -32,8 +32,8 @@ import deadline
 # Format 2 needs no protected snapshots, and a parent may go to the trash before its children
 # (man rbd, `--rbd-default-clone-format`); a fresh cluster would otherwise make format 1.
 CLONE_FORMAT = ("--rbd-default-clone-format", "2")
-# `rbd rm` moves an image to the trash before it deletes it (librbd/api/Image.cc, remove), where one that has clones may as
-# well stay. It would leave others there too, perhaps until a date.
+# `rbd rm` moves an image to the trash before it deletes it (librbd/api/Image.cc, remove), where one that has clones may
+# as well stay. It would leave others there too, perhaps until a date.
 REMOVAL = ("--rbd-move-parent-to-trash-on-remove=true", "--rbd-move-to-trash-on-remove=false")
 # A cluster that does not answer is told by rbd itself, before the deadline kills it without a word.
 CONNECT_SHARE = 0.5

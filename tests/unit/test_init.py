@@ -61,15 +61,25 @@ def init(plugin: Plugin) -> None:
 
 def test_the_former_driver_is_stopped_last(plugin: Plugin, log: list[str]) -> None:
     init(plugin)
-    assert log == ["second prepare", "first pause", "second learn", "second settle", "first end", "second start"]
+    steps = (
+        "second claim",
+        "second prepare",
+        "first pause",
+        "second learn",
+        "second settle",
+        "first end",
+        "second start",
+    )
+    assert log == [*steps]
 
 
 @pytest.mark.parametrize(
     ("step", "done"),
     [
-        ("prepare", ["second prepare"]),
-        ("learn", ["second prepare", "first pause", "second learn", "first resume"]),
-        ("pause", ["second prepare", "first pause"]),
+        ("claim", ["second claim", "second end"]),
+        ("prepare", ["second claim", "second prepare", "second end"]),
+        ("learn", ["second claim", "second prepare", "first pause", "second learn", "first resume", "second end"]),
+        ("pause", ["second claim", "second prepare", "first pause", "second end"]),
     ],
 )
 def test_an_init_that_fails_leaves_the_former_driver_whole(
@@ -91,4 +101,4 @@ def test_what_init_said_cannot_be_kept(plugin: Plugin, log: list[str], tmp_path:
     (tmp_path / "state.new").mkdir()
     with pytest.raises(IsADirectoryError):
         init(plugin)
-    assert log == ["second prepare", "first pause", "second learn", "first resume"]
+    assert log == ["second claim", "second prepare", "first pause", "second learn", "first resume", "second end"]

@@ -145,7 +145,7 @@ def test_without_a_namespace_none_is_named(fake: Fake) -> None:
 def test_what_is_to_grow_is_not_mapped_exclusively(fake: Fake) -> None:
     fake.says("/dev/rbd0\n")
     pool().map("img", read_only=False, exclusive=False)
-    words = ["rbd", "device", "map", *CLIENT, "--device-type", "krbd", *IMAGE, "--options", "noudev"]
+    words = ["rbd", "device", "map", *CLIENT, "--device-type", "krbd", *IMAGE, "--options", "noudev,rw"]
     assert fake.calls() == [words]
 
 

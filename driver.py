@@ -15,7 +15,6 @@ import contextlib
 import logging
 import os
 import re
-import threading
 import time
 from collections.abc import Iterator, Mapping
 
@@ -39,6 +38,7 @@ from lookahead import LookAhead
 from mounted import LayerLost, MountedLayers, Place
 from options import Options, parse_layer_size
 from presence import Presence
+from reaper import Reaper
 from room import Room
 
 log = logging.getLogger("driver")
@@ -53,12 +53,6 @@ FLUSHES = 5
 CLEANUP_SECONDS = 8.0
 # A layer that Docker has put is wanted again within moments or for long not: so long it stays mapped.
 MAPPED_SECONDS = 3.0
-# Removing and deleting compete with what Docker waits for: they begin when nothing was made or removed for so long, but
-# not later than that.
-REMOVE_SECONDS, TRASH_SECONDS, BEHIND_LATEST = 0.5, 1.0, 10.0
-TRASH = "trash"
-# One that takes long, or waits for somebody, does not keep the others.
-DELETIONS_AT_ONCE = 4
 # A Remove waits so long for a sick cluster to say whose a layer is, or to take what the kernel still writes to it.
 ASK_SECONDS, DISCARD_SECONDS = 5.0, 15.0
 # While the cluster sees that we live, nobody takes our layers; cut off from it, not for another 30 s (presence.py).
@@ -92,14 +86,12 @@ class Driver:
         self._to_prepare: set[str] = set()
         # What a sick cluster, or an rbd that prints what we do not know, may raise: no reason to give up.
         expected = (command.CommandError, deadline.Overdue, LayerBusy, LayerError, LayerLost, OSError, ValueError)
-        self._trash = Behind("deleting from the trash", self._delete_trashed, expected, DELETIONS_AT_ONCE)
         self._unmapping = Behind("unmapping layer", self._let_go, expected)
-        self._removing = Behind("removing layer", self._remove, expected, DELETIONS_AT_ONCE)
-        # Set: what may take hours shall end now.
-        self._ending = threading.Event()
+        self._reaper = Reaper(self._layers, self._mounted, self._locks, options.timeout, expected)
         # What was found at the start and nobody needs.
         self._left_over: list[str] = []
         self._ahead = LookAhead(self._layers, self._locks, self._mount_ahead, self._leave_ahead, expected)
+        self._background = (self._reaper, self._ahead, self._unmapping)
 
     @property
     def timeout(self) -> float:
@@ -169,9 +161,7 @@ class Driver:
         self._presence.start()
         for layer in self._left_over:
             self._unmapping.later(layer, 0)
-        for layer in self._mounted.removed():
-            self._removing.later(layer, 0, 0)
-        self._trash.later(TRASH, 0, 0)
+        self._reaper.start()
 
     def pause(self, timeout: float) -> None:
         """Do nothing in the background until `resume` or `end`: another object is about to take over from the host.
@@ -179,8 +169,7 @@ class Driver:
         Raises DriverError if something that was begun is not over within `timeout` seconds; it goes on then.
         """
         until = time.monotonic() + timeout
-        self._ending.set()
-        for work in (self._ahead, self._unmapping, self._removing, self._trash):
+        for work in self._background:
             if not work.pause(max(0.0, until - time.monotonic())):
                 self.resume()
                 raise DriverError(f"the former daemon's layers are still being unmapped after {timeout:g} s")
@@ -188,13 +177,12 @@ class Driver:
 
     def resume(self) -> None:
         """Go on after `pause`."""
-        self._ending.clear()
-        for work in (self._ahead, self._unmapping, self._removing, self._trash):
+        for work in self._background:
             work.resume()
 
     def end(self) -> None:
         """Do nothing any more: another object has taken over, and could tell from the host what this one had mapped."""
-        for work in (self._ahead, self._unmapping, self._removing, self._trash):
+        for work in self._background:
             work.end()
         self._presence.stop()
 
@@ -212,7 +200,7 @@ class Driver:
         Tell whether all of it was tried.
         """
         deadline = time.monotonic() + timeout
-        works = (self._ahead.finish, self._unmapping.drain, self._removing.drain, self._trash.drain)
+        works = (self._ahead.finish, self._unmapping.drain, self._reaper.drain)
         tried = [work(max(0.0, deadline - time.monotonic())) for work in works]
         return all(tried)
 
@@ -227,10 +215,10 @@ class Driver:
             if parent == layer:
                 raise DriverError(f"layer {layer} cannot be its own parent")
         size = parse_layer_size(storage_opt)
-        self._postpone()
+        self._reaper.postpone()
         # The only layer on an init layer is its container's, a copy of it: neither makes the chain longer.
         leaf = leaf or layer.endswith(INIT_SUFFIX)
-        if self._mounted.is_removed(layer) and not self._removing.finish(layer, deadline.left(self._options.timeout)):
+        if self._mounted.is_removed(layer) and not self._reaper.finish(layer, deadline.left(self._options.timeout)):
             raise DriverError(f"layer {layer} is still being removed; try again")
         with self._locks.hold(layer), contextlib.ExitStack() as undo:
             before = self._make(layer, parent, size, leaf=leaf)
@@ -258,11 +246,8 @@ class Driver:
             self._discard(layer)
             self._mounted.note_removed(layer)
             self._forget(layer)
-            if self._mounted.device(layer):
-                # An end of this process that is cut short leaves rather an image than a device.
-                self._unmapping.later(layer, REMOVE_SECONDS, BEHIND_LATEST)
-        self._removing.later(layer, REMOVE_SECONDS, BEHIND_LATEST)
-        self._postpone()
+        self._reaper.begin(layer)
+        self._reaper.postpone()
 
     def _is_there(self, layer: str) -> bool:
         """Tell whether a layer that is to be removed is there. Raises LayerError if it is another host's."""
@@ -467,78 +452,13 @@ class Driver:
         if self._mounted.release(layer, place):
             self._unmapping.later(layer, MAPPED_SECONDS)
 
-    def _remove(self, layer: str) -> bool:
-        """Let the image of a layer go that is noted as removed; its lock is held only for what is short."""
-        if not self._unmapped(layer):
-            return False
-        try:
-            self._layers.check_owner_of_removed(layer)
-            self._remove_image(layer)
-        except rbdcli.ImageMissing:
-            pass
-        except command.CommandGivenUp:
-            return False
-        except LayerError as error:
-            # It was taken over while this host was taken for dead.
-            log.error("its image stays: %s", error)
-        with self._locks.hold(layer):
-            self._mounted.forget(layer)
-        # What is in the trash may have waited for this one.
-        self._trash.later(TRASH, TRASH_SECONDS, BEHIND_LATEST)
-        return True
-
-    def _unmapped(self, layer: str) -> bool:
-        """Unmap a removed layer; tell whether that is done. Raises LayerBusy."""
-        with deadline.within(self._options.timeout), self._locks.hold(layer):
-            try:
-                self._mounted.let_go(layer)
-                return True
-            except LayerBusy:
-                if not self._mounted.is_written_back(layer):
-                    raise
-            except (command.CommandTimeout, deadline.Overdue) as error:
-                log.warning("layer %s cannot be unmapped now, its content goes first: %s", layer, error)
-        # A full pool takes neither what the kernel has to write, nor that it gives the image's lock back. So what
-        # filled it makes room for that itself. Without the layer's lock: it asks the cluster more than once.
-        self._layers.check_owner_of_removed(layer)
-        self._layers.empty(layer, self._ending.is_set)
-        return False
-
-    def _remove_image(self, layer: str) -> None:
-        try:
-            self._layers.remove(layer, self._ending.is_set)
-        except rbdcli.ImageBusy:
-            if not self._mounted.reclaim(layer):
-                raise
-            self._layers.remove(layer, self._ending.is_set)
-
-    def _delete_trashed(self, item: str) -> bool:
-        """Delete one image in the trash, or ask for that of all."""
-        if item == TRASH:
-            for removed in self._layers.removed():
-                if not self._mounted.is_removed(self._layers.layer(removed.name)):
-                    self._trash.later(removed.image_id, 0)
-            return True
-        try:
-            if self._layers.delete_trashed(item, self._ending.is_set):
-                # A parent waits for its children.
-                self._trash.later(TRASH, 0)
-        except command.CommandGivenUp:
-            return False
-        return True
-
     def _wake(self) -> None:
         """The cluster answers: what failed may be possible now."""
-        for work in (self._unmapping, self._removing, self._trash):
-            work.wake()
-
-    def _postpone(self) -> None:
-        """Docker is at work: what nobody waits for can wait."""
-        self._removing.postpone(REMOVE_SECONDS)
-        self._trash.postpone(TRASH_SECONDS)
+        self._unmapping.wake()
+        self._reaper.wake()
 
     def _check_not_removed(self, layer: str) -> None:
-        """Asked before the layer's lock is taken, too: its removal in the background holds that for very long."""
+        """Asked before the layer's lock is taken, too: its removal in the background may hold that for a while."""
         if self._mounted.is_removed(layer):
             raise DriverError(f"layer {layer} does not exist: it was removed")
 

@@ -19,6 +19,7 @@ import busy
 import driver as driver_module
 import options
 import rbdcli
+import reaper
 from driver import Driver, DriverError
 from layers import LayerError
 
@@ -41,7 +42,7 @@ def host(pool: FakePool, monkeypatch: pytest.MonkeyPatch) -> FakeHost:
 @pytest.fixture
 def driver(pool: FakePool, host: FakeHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
     monkeypatch.setattr(driver_module, "pool_of", lambda _: pool.as_pool())
-    monkeypatch.setattr(driver_module, "REMOVE_SECONDS", 0.0)
+    monkeypatch.setattr(reaper, "REMOVE_SECONDS", 0.0)
     monkeypatch.setattr(behind, "FIRST_RETRY_SECONDS", 0.1)
     made = Driver(str(tmp_path / "home"), options.DEFAULTS, archive.IdMaps())
     made.learn()

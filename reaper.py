@@ -1,7 +1,7 @@
 """What was removed goes from this host and from the pool in the background, until it is done.
 
-A removed layer is noted on this host (`mounted.py`), so whatever is in the way, and whenever this process ends, it goes on. A
-deletion takes as long as it gets on, others go on beside it, and the layer's lock is held only for what is short.
+A removed layer is noted on this host (`mounted.py`), so whatever is in the way, and whenever this process ends, it goes
+on. A deletion takes as long as it gets on, others go on beside it, and the layer's lock is held only for what is short.
 
 Images with clones lie in the trash until the last of them has gone, which deletes them (rbdcli.py). What is found there
 all the same, since a deletion did not come to its end, is deleted by every driver of the prefix, for all.

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from unit.fakes import FakePool
 
-import holders
+import busy
 import mounts
 
 
@@ -32,12 +32,15 @@ class FakeHost:
         self.writing: set[str] = set()
         self.fails: dict[str, list[Any]] = {}
 
-    def patch(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Put it in the kernel's place."""
-        for name in dir(self):
-            for module in (mounts, holders):
-                if not name.startswith("_") and callable(getattr(module, name, None)):
-                    monkeypatch.setattr(module, name, getattr(self, name))
+    @classmethod
+    def in_place(cls, pool: FakePool, monkeypatch: pytest.MonkeyPatch) -> FakeHost:
+        """Make one, and put it in the kernel's place. Nobody comes to let go of anything while it is waited for."""
+        made = cls(pool)
+        for name in dir(made):
+            if not name.startswith("_") and callable(getattr(mounts, name, None)):
+                monkeypatch.setattr(mounts, name, getattr(made, name))
+        monkeypatch.setattr(busy, "until_free", lambda seconds=0.0: iter([None, None]))
+        return made
 
     @contextlib.contextmanager
     def _maybe_failing(self, name: str) -> Iterator[None]:

@@ -15,7 +15,6 @@ from unit.fakes import FakePool, failed, timed_out
 
 import archive
 import behind
-import busy
 import driver as driver_module
 import options
 import rbdcli
@@ -33,10 +32,7 @@ def pool() -> FakePool:
 
 @pytest.fixture
 def host(pool: FakePool, monkeypatch: pytest.MonkeyPatch) -> FakeHost:
-    monkeypatch.setattr(busy, "until_free", lambda seconds=0.0: iter([None, None]))
-    made = FakeHost(pool)
-    made.patch(monkeypatch)
-    return made
+    return FakeHost.in_place(pool, monkeypatch)
 
 
 @pytest.fixture

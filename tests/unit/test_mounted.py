@@ -29,11 +29,7 @@ def pool() -> FakePool:
 
 @pytest.fixture
 def host(pool: FakePool, monkeypatch: pytest.MonkeyPatch) -> FakeHost:
-    # Nobody comes to let go of anything meanwhile.
-    monkeypatch.setattr(busy, "until_free", lambda seconds=0.0: iter([None, None]))
-    made = FakeHost(pool)
-    made.patch(monkeypatch)
-    return made
+    return FakeHost.in_place(pool, monkeypatch)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import pytest
 from unit.fakes import FakePool
 
 import busy
+import holders
 import mounts
 
 
@@ -37,8 +38,9 @@ class FakeHost:
         """Make one, and put it in the kernel's place. Nobody comes to let go of anything while it is waited for."""
         made = cls(pool)
         for name in dir(made):
-            if not name.startswith("_") and callable(getattr(mounts, name, None)):
-                monkeypatch.setattr(mounts, name, getattr(made, name))
+            for module in (mounts, holders):
+                if not name.startswith("_") and callable(getattr(module, name, None)):
+                    monkeypatch.setattr(module, name, getattr(made, name))
         monkeypatch.setattr(busy, "until_free", lambda seconds=0.0: iter([None, None]))
         return made
 

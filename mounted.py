@@ -615,8 +615,10 @@ class MountedLayers:
             if not mounts.in_use(entry.device) and self._unmap_device(layer, entry.device):
                 break
         else:
-            self._entries[layer] = entry
-            raise self._busy(layer, entry)
+            if rbdcli.Mapping(self._images.image(layer), entry.device) in self._pool.mappings():
+                self._entries[layer] = entry
+                raise self._busy(layer, entry)
+            log.error("layer %s: its device %s vanished, and is another image's now", layer, entry.device)
         self._written[layer] = _sum(self._written.get(layer, 0), written)
         self._entries.pop(layer, None)
         self._remove_directories(layer)

@@ -128,6 +128,18 @@ def test_what_the_kernel_still_writes_is_nobody_s(home: MountedLayers, host: Fak
     assert host.pool.devices == {}
 
 
+def test_a_device_that_is_another_image_s_by_now_is_left_alone(home: MountedLayers, host: FakeHost) -> None:
+    """rbd-nbd was killed, and the name of its device given out again."""
+    get(home, "a")
+    home.release("a", Place.DOCKER)
+    device = host.pool.devices.pop("docker_image_a")
+    host.pool.devices["another"] = device
+    host.held.add(device)
+    home.let_go("a")
+    assert home.device("a") is None
+    assert host.pool.devices == {"another": device}
+
+
 # -- after a crash -------------------------------------------------------------------------------
 
 

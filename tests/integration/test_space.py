@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable
 
-from lab import Cluster
+from lab import Cluster, StartPlugin
 from plugin_client import PluginProcess, make_tar, wait_until
 
 NewId = Callable[[], str]
@@ -72,3 +72,20 @@ def test_all_but_the_first_container_are_clones(plugin: PluginProcess, cluster: 
     second = new_container(plugin, new_id(), image)
     assert cluster.info(f"docker_image_{second}")["parent"]["image"] == f"docker_image_{image}"
     assert client.listing(second) == ["etc", "hosts", "mine", "resolv.conf"]
+
+
+def test_a_deletion_takes_as_long_as_it_gets_on(start_plugin: StartPlugin, cluster: Cluster, new_id: NewId) -> None:
+    """Ceph asks for each object of a huge image, though nothing is stored; others go beside it."""
+    plugin = start_plugin(imageprefix="huge", basesize="512M")
+    client = plugin.client
+    huge, *others = [client.create(new_id()) for _ in range(5)]
+    client.call("Cleanup")
+    cluster.rbd("resize", "--no-progress", "--size", "4T", f"rbd/huge_{huge}")
+    plugin.options = [option for option in plugin.options if "timeout" not in option] + ["ceph.timeout=3"]
+    plugin.init()
+    for layer in (huge, *others):
+        client.remove(layer)
+    wait_until(lambda: not {f"huge_{layer}" for layer in others} & set(cluster.images("huge_")), "the others are gone")
+    wait_until(lambda: cluster.images("huge_") == [], "the huge one has left")
+    wait_until(lambda: not cluster.rbd("trash", "ls", "--all", "rbd").strip(), "it is deleted to its end")
+    assert "no progress" not in plugin.log_text()

@@ -139,7 +139,8 @@ def slow_removal(pool: FakePool, layer: str) -> threading.Event:
 
     def slowly(image: str, give_up: Callable[[], bool]) -> None:
         if image == f"docker_image_{layer}":
-            assert go.wait(60)
+            # Longer than anybody waits.
+            assert go.wait(300)
         remove(image, give_up)
 
     object.__setattr__(pool, "remove_slowly", slowly)

@@ -24,6 +24,7 @@ source "$here/../lib.bash"
 what=telling
 types=()
 declare -A testers
+watchers=()
 lab=
 kernel=
 passed=0
@@ -54,6 +55,27 @@ check() {
 # guest SECONDS COMMAND...: runs it in the guest.
 guest() { "$here/vm.sh" run "$lab/vm" --seconds "$@"; }
 
+# What the guest's kernel has said, and what waits in there: nothing else tells afterwards why something failed in it.
+tell_of_guest() {
+    say "the end of the guest's console"
+    tail -n 40 "$lab/vm/console.log"
+    say "memory, load, programs and blocked tasks of the guest"
+    guest 60 sh -c '
+        head -n 3 /proc/meminfo; cat /proc/loadavg
+        ps -e -o pid,stat,etimes,wchan:24,args --sort=-etimes | grep -v "\]$" | tail -n 40
+        echo w >/proc/sysrq-trigger; dmesg | tail -n 60' 2>&1 | cut --characters 1-200
+}
+
+# Ends the tests of a guest that has hung: nothing would come of them but the end of their time.
+watch_guest() {
+    while sleep 20; do
+        guest 120 true && continue
+        say "the guest does not answer: the tests in it are ended"
+        kill "${testers[@]}"
+        return
+    done
+}
+
 # -- before and after -----------------------------------------------------------------------------
 
 start() {
@@ -71,13 +93,21 @@ boot() {
     kernel=$(guest 60 uname --kernel-release) && say "rbd is $(guest 60 which rbd)" || exit 1
 }
 
+end_watchers() {
+    local pid
+    for pid in "${watchers[@]}"; do
+        end_process "$pid"
+    done
+    watchers=()
+}
+
 # Whatever state we are in.
 take_down() {
     local pid
-    for pid in ${watcher_pid:-} "${testers[@]}"; do
+    end_watchers
+    for pid in "${testers[@]}"; do
         end_process "$pid"
     done
-    watcher_pid=
     testers=()
     end_site
     [[ -z ${KERNEL_LOGS:-} ]] || keep_logs
@@ -244,7 +274,7 @@ telling_tests() {
     load_deep_image && make_chain $((most_ancestors + 1)) || exit 1
     boot
     watch_chains 2>/dev/null &
-    watcher_pid=$!
+    watchers+=($!)
     for type in "${types[@]}"; do
         tests=("$here/test_devices.py")
         # rbd-nbd, whose depth nothing limits, would take as long once more.
@@ -252,6 +282,8 @@ telling_tests() {
         pytest_in_guest "$type" "${tests[@]}" >"$lab/pytest-$type.log" &
         testers[$type]=$!
     done
+    watch_guest &
+    watchers+=($!)
     for type in "${types[@]}"; do
         status=0
         wait "${testers[$type]}" || status=$?
@@ -259,8 +291,8 @@ telling_tests() {
         # shellcheck disable=SC2046 # two numbers
         count "$type" $(tests_in "$lab/pytest-$type.log" $status) pytest
     done
-    end_process "$watcher_pid"
-    watcher_pid=
+    end_watchers
+    ((failed == 0)) || tell_of_guest
     check "no chain is longer than the kernel maps" chains_are_short
     check "the kernel maps $most_ancestors ancestors and refuses $((most_ancestors + 1))" longer_chains_are_refused
     check "the image of $layers layers is removed" remove_deep_image

@@ -179,7 +179,8 @@ load_deep_image() {
 
 # A dockerd that ends while the driver still empties the trash loses patience after 15 s, and leaves its data root mounted.
 remove_deep_image() {
-    start_site && docker_cli "$lab/site" rmi deep:latest >/dev/null && eventually trash_is_empty && end_site
+    # 124 deletions, each of which is a second's work on a busy machine.
+    start_site && docker_cli "$lab/site" rmi deep:latest >/dev/null && until_true $((10 * layers)) trash_is_empty && end_site
 }
 
 # longest_chain: how many ancestors the deepest image of the driver's has, as Ceph tells it.

@@ -23,7 +23,7 @@ source "$here/../lib.bash"
 
 what=telling
 types=()
-declare -A testers
+declare -A testers statuses
 watchers=()
 lab=
 kernel=
@@ -66,11 +66,17 @@ tell_of_guest() {
         echo w >/proc/sysrq-trigger; dmesg | tail -n 60' 2>&1 | cut --characters 1-200
 }
 
-# Ends the tests of a guest that has hung: nothing would come of them but the end of their time.
+# Ends the tests of a guest that has hung, in which nothing would come of them but the end of their time.
 watch_guest() {
+    local task
     while sleep 20; do
         guest 120 true && continue
-        say "the guest does not answer: the tests in it are ended"
+        : >"$lab/hung"
+        say "the guest does not answer; the threads of its emulator, what they wait for, their state and processor time:"
+        for task in /proc/"$(<"$lab/vm/qemu.pid")"/task/*; do
+            echo "$(<"$task/comm") $(<"$task/wchan") $(cut --delimiter ' ' --fields 3,14,15 "$task/stat")"
+        done
+        tail -n 40 "$lab/vm/console.log"
         kill "${testers[@]}"
         return
     done
@@ -270,10 +276,10 @@ count() {
     say "Linux $kernel, device type $1, $4: $2 passed, $3 failed"
 }
 
-telling_tests() {
-    local type status tests
-    load_deep_image && make_chain $((most_ancestors + 1)) || exit 1
-    boot
+# test_in_guest: the tests of all types at the same time; how they ended is in $statuses, and $lab/hung if the guest hung.
+test_in_guest() {
+    local type tests
+    rm -f "$lab/hung"
     watch_chains 2>/dev/null &
     watchers+=($!)
     for type in "${types[@]}"; do
@@ -286,13 +292,43 @@ telling_tests() {
     watch_guest &
     watchers+=($!)
     for type in "${types[@]}"; do
-        status=0
-        wait "${testers[$type]}" || status=$?
-        cat "$lab/pytest-$type.log"
-        # shellcheck disable=SC2046 # two numbers
-        count "$type" $(tests_in "$lab/pytest-$type.log" $status) pytest
+        statuses[$type]=0
+        wait "${testers[$type]}" || statuses[$type]=$?
     done
     end_watchers
+}
+
+# only_images FILE: removes all images but those that are named there, which may need some rounds; tells whether it is done.
+only_images() {
+    local image
+    for image in $(rbd ls | sort | comm -13 "$1" -); do
+        # One goes after its clones, and not while the cluster believes that a client has it open.
+        rbd --no-progress snap purge "$image"
+        rbd --no-progress rm "$image"
+    done
+    [[ -z $(rbd ls | sort | comm -13 "$1" -) ]]
+}
+
+telling_tests() {
+    local type
+    load_deep_image && make_chain $((most_ancestors + 1)) || exit 1
+    rbd ls | sort >"$lab/images"
+    boot
+    test_in_guest
+    if [[ -e $lab/hung ]]; then
+        # About once in ten runs no processor of the guest gets on any more. It was not found why; whether it is due to the
+        # emulator or to the tests, a second time tells.
+        say "once more, in a new virtual machine"
+        "$here/vm.sh" down "$lab/vm"
+        eventually only_images "$lab/images"
+        boot
+        test_in_guest
+    fi
+    for type in "${types[@]}"; do
+        cat "$lab/pytest-$type.log"
+        # shellcheck disable=SC2046 # two numbers
+        count "$type" $(tests_in "$lab/pytest-$type.log" "${statuses[$type]}") pytest
+    done
     ((failed == 0)) || tell_of_guest
     check "no chain is longer than the kernel maps" chains_are_short
     check "the kernel maps $most_ancestors ancestors and refuses $((most_ancestors + 1))" longer_chains_are_refused

@@ -316,8 +316,7 @@ telling_tests() {
     boot
     test_in_guest
     if [[ -e $lab/hung ]]; then
-        # About once in ten runs no processor of the guest gets on any more. It was not found why; whether it is due to the
-        # emulator or to the tests, a second time tells.
+        # Seen once in about ten runs, and not found why. A second time tells whether it was the emulator or the tests.
         say "once more, in a new virtual machine"
         "$here/vm.sh" down "$lab/vm"
         eventually only_images "$lab/images"

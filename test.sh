@@ -147,10 +147,17 @@ alone() {
         exec "$@"' - "$@"
 }
 
-# side_by_side PART...: some at a time; what each says is shown when it has ended. Loop devices are the kernel's, so all
-# parts see those of all: they are looked for at the end.
+# failures_in LOG: the lines that tell of it, and its end. A log of all parts is long, and often only its end is at hand.
+failures_in() {
+    grep --extended-regexp '^(not ok |FAILED |ERROR |E   |#.* failed$|[a-z0-9]+: FAILED|--- failed)' "$1" | head -n 40
+    echo ...
+    tail -n 15 "$1"
+}
+
+# side_by_side PART...: some at a time; what each says is shown when it has ended, and why one failed once more at the end.
+# Loop devices are the kernel's, so all parts see those of all: they are looked for at the end.
 side_by_side() {
-    local queue=("$@") logs pid part result status good bad passed=0 broken=0
+    local queue=("$@") broken_parts=() logs pid part result status good bad passed=0 broken=0
     local -A running=() began=()
     logs=$(mktemp --directory)
     tests/leaks.sh snapshot "$logs/before"
@@ -172,6 +179,11 @@ side_by_side() {
         passed=$((passed + good)) broken=$((broken + bad))
         summary+=("$(printf '%-12s %-7s %4d s %6d passed, %d failed' "$part" "$result" $((SECONDS - began[$pid])) "$good" "$bad")")
         unset "running[$pid]"
+        [[ $result == passed ]] || broken_parts+=("$part")
+    done
+    for part in "${broken_parts[@]}"; do
+        printf '\n=== why %s failed\n' "$part"
+        failures_in "$logs/$part"
     done
     tests/leaks.sh compare "$logs/before" || failed=1
     rm -r "$logs"

@@ -69,9 +69,8 @@ work() {
     wait "$other"
     [[ $(rbd ls rbd | grep --count ^docker_image_base_image) == 1 ]]
     # What the one has, to the other belongs to somebody.
-    eventually nothing_is_to_be_removed "$SITE/data/$GRAPH"
     eventually nothing_is_to_be_removed "$LIVING/data/${GRAPH}b"
-    eventually trash_is_empty rbd
+    all_is_removed
     run -0 operator check --min-age 0
     run -0 b operator check --min-age 0
     [[ $(docker run --rm small cat /last) == 2 ]]

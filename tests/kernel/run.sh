@@ -23,7 +23,10 @@ source "$here/../lib.bash"
 
 what=telling
 types=()
-declare -A testers
+# What runs in the background: watchers, and for each tester's pid its type.
+watchers=()
+declare -A testers statuses
+hung=
 lab=
 kernel=
 passed=0
@@ -54,6 +57,35 @@ check() {
 # guest SECONDS COMMAND...: runs it in the guest.
 guest() { "$here/vm.sh" run "$lab/vm" --seconds "$@"; }
 
+# What the guest's kernel has said.
+show_console() {
+    say "the end of the guest's console"
+    tail -n 40 "$lab/vm/console.log"
+}
+
+# That, and what waits in there: nothing else tells afterwards why something failed in it.
+tell_of_guest() {
+    show_console
+    say "memory, load, programs and blocked tasks of the guest"
+    guest 60 sh -c '
+        head -n 3 /proc/meminfo; cat /proc/loadavg
+        ps -e -o pid,stat,etimes,wchan:24,args --sort=-etimes | grep -v "\]$" | tail -n 40
+        echo w >/proc/sysrq-trigger; dmesg | tail -n 60' 2>&1 | cut --characters 1-200
+}
+
+# Ends when the guest does not answer any more, and tells what its emulator does.
+watch_guest() {
+    local task
+    while guest 120 true; do
+        sleep 20
+    done
+    say "the guest does not answer; the threads of its emulator, what they wait for, their state and processor time:"
+    for task in /proc/"$(<"$lab/vm/qemu.pid")"/task/*; do
+        echo "$(<"$task/comm") $(<"$task/wchan") $(cut --delimiter ' ' --fields 3,14,15 "$task/stat")"
+    done
+    show_console
+}
+
 # -- before and after -----------------------------------------------------------------------------
 
 start() {
@@ -61,6 +93,11 @@ start() {
     trap clean_up EXIT
     trap 'exit 130' INT TERM
     "$repo/tests/leaks.sh" snapshot "$lab/before"
+    start_cluster
+}
+
+start_cluster() {
+    rm -rf --one-file-system "$lab/site"
     mkdir "$lab/site"
     LAB_FAST_SNAPSHOTS=1 "$repo/tests/cluster.sh" up "$lab/ceph" || exit 1
     eval "$("$repo/tests/cluster.sh" env "$lab/ceph")"
@@ -71,14 +108,18 @@ boot() {
     kernel=$(guest 60 uname --kernel-release) && say "rbd is $(guest 60 which rbd)" || exit 1
 }
 
-# Whatever state we are in.
-take_down() {
+end_background() {
     local pid
-    for pid in ${watcher_pid:-} "${testers[@]}"; do
+    for pid in "${watchers[@]}" "${!testers[@]}"; do
         end_process "$pid"
     done
-    watcher_pid=
+    watchers=()
     testers=()
+}
+
+# Whatever state we are in.
+take_down() {
+    end_background
     end_site
     [[ -z ${KERNEL_LOGS:-} ]] || keep_logs
     "$here/vm.sh" down "$lab/vm"
@@ -149,8 +190,12 @@ load_deep_image() {
 
 # A dockerd that ends while the driver still empties the trash loses patience after 15 s, and leaves its data root mounted.
 remove_deep_image() {
-    start_site && docker_cli "$lab/site" rmi deep:latest >/dev/null && eventually trash_is_empty && end_site
+    # 124 deletions, each of which is a second's work on a busy machine.
+    start_site && docker_cli "$lab/site" rmi deep:latest >/dev/null && until_true $((10 * layers)) deep_image_is_gone && end_site
 }
+
+# The trash alone is empty also before the first layer has come there.
+deep_image_is_gone() { [[ $(rbd ls | grep '^deep_') == deep_base_image ]] && trash_is_empty; }
 
 # longest_chain: how many ancestors the deepest image of the driver's has, as Ceph tells it.
 longest_chain() {
@@ -239,28 +284,58 @@ count() {
     say "Linux $kernel, device type $1, $4: $2 passed, $3 failed"
 }
 
-telling_tests() {
-    local type status tests
-    load_deep_image && make_chain $((most_ancestors + 1)) || exit 1
-    boot
+# test_in_guest: the tests of all types at the same time. How they ended is in $statuses; $hung tells whether the guest hung,
+# in which nothing would come of them but the end of their time.
+test_in_guest() {
+    local type tests pid status guest_watcher
+    hung=
     watch_chains 2>/dev/null &
-    watcher_pid=$!
+    watchers+=($!)
+    watch_guest &
+    guest_watcher=$!
+    watchers+=("$guest_watcher")
     for type in "${types[@]}"; do
         tests=("$here/test_devices.py")
         # rbd-nbd, whose depth nothing limits, would take as long once more.
         [[ $type != krbd && ${#types[@]} != 1 ]] || tests=("$here/test_docker.py" "${tests[@]}")
         pytest_in_guest "$type" "${tests[@]}" >"$lab/pytest-$type.log" &
-        testers[$type]=$!
+        testers[$!]=$type
+        statuses[$type]=1
     done
-    for type in "${types[@]}"; do
+    while ((${#testers[@]})); do
         status=0
-        wait "${testers[$type]}" || status=$?
+        wait -n -p pid "$guest_watcher" "${!testers[@]}" || status=$?
+        [[ $pid != "$guest_watcher" ]] || { hung=yes && break; }
+        statuses[${testers[$pid]}]=$status
+        unset "testers[$pid]"
+    done
+    end_background
+}
+
+# test_deep_image: with the cluster, from the image on that is loaded on the host.
+test_deep_image() {
+    load_deep_image && make_chain $((most_ancestors + 1)) || exit 1
+    boot
+    test_in_guest
+}
+
+telling_tests() {
+    local type
+    test_deep_image
+    if [[ -n $hung ]]; then
+        # Seen once in about ten runs, and not found why. A second time tells whether it was the emulator or the tests. What
+        # a guest does that is cut off in the middle can stay in a pool for good: so the cluster is another one, too.
+        say "once more, with a new cluster and a new virtual machine"
+        take_down
+        start_cluster
+        test_deep_image
+    fi
+    for type in "${types[@]}"; do
         cat "$lab/pytest-$type.log"
         # shellcheck disable=SC2046 # two numbers
-        count "$type" $(tests_in "$lab/pytest-$type.log" $status) pytest
+        count "$type" $(tests_in "$lab/pytest-$type.log" "${statuses[$type]}") pytest
     done
-    end_process "$watcher_pid"
-    watcher_pid=
+    ((failed == 0)) || tell_of_guest
     check "no chain is longer than the kernel maps" chains_are_short
     check "the kernel maps $most_ancestors ancestors and refuses $((most_ancestors + 1))" longer_chains_are_refused
     check "the image of $layers layers is removed" remove_deep_image

@@ -146,7 +146,7 @@ def test_kill_9_in_the_middle_of_an_archive(plugin: PluginProcess, cluster: Clus
     connection.close()
     assert mounts_below(plugin.home) != []
     plugin.start()
-    assert mounts_below(plugin.home) == []
+    wait_until(lambda: mounts_below(plugin.home) == [], "what the killed one had mounted is unmounted")
     cluster.wait_unmapped()
     assert_broken(client, layer, new_id)
     assert client.listing(parent) == ["of the parent"]

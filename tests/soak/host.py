@@ -169,10 +169,15 @@ class Host:
 
     def _dockerd_again(self, number: signal.Signals, chance: random.Random) -> None:
         self.end_dockerd(number)
+        survivors = self._tasks("list", "--quiet").split()
         self.start_dockerd(*chance.choice(((), ("--live-restore",))))
-        # A container that dockerd had made and not started yet when it ended is not known to the next one (seen on
-        # 20.10.24). Its process waits for ever and holds its root, and Remove says so: an operator ends it.
-        ctr = 'timeout 20 ctr --address "$2/containerd.sock" --namespace moby tasks'
-        created = f"{ctr} list | awk '$3 == \"CREATED\" {{ print $1 }}'"
-        end = f"{created} | xargs --no-run-if-empty --max-args 1 {ctr} delete --force"
-        subprocess.run(lib_argv(end, self.directory), check=False, timeout=60)
+        # A container that dockerd had made, or even started, but not written down yet when it ended is not known to the
+        # next one (seen on 20.10.24). Its process holds its root, and Remove says so: an operator ends it.
+        running = self.docker("ps", "--quiet", "--no-trunc").decode().split()
+        for lost in set(survivors).difference(running):
+            self._tasks("delete", "--force", lost)
+
+    def _tasks(self, *words: str) -> str:
+        """Ask containerd, or tell it, something of the processes of containers; its output, if there is any."""
+        ctr = ("timeout", "20", "ctr", "--address", f"{self.directory}/containerd.sock", "--namespace", "moby", "tasks")
+        return subprocess.run([*ctr, *words], check=False, capture_output=True, text=True, timeout=60).stdout

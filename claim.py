@@ -70,10 +70,6 @@ class Claim:
         """Do the same for those who share our boot, too. Raises what `wait_alone` does."""
         self._wait(self._doubles, REBOOT_SECONDS)
 
-    def check_single(self) -> None:
-        """Raise OwnerTaken if anybody else lives under our name, now that nobody is expected to have just died."""
-        self._wait(self._doubles, 0)
-
     def take_when_alone(self, watch: Callable[[], None]) -> None:
         """Do what `take` does, and wait before that for whoever may be ourselves before a reboot."""
         try:
@@ -155,7 +151,7 @@ class Claim:
         if self._owner.machine:
             return said + (
                 f"if that is a clone of this machine, which has its machine-id {self._owner.machine} too, do on one of "
-                f"them: rm /etc/machine-id /var/lib/dbus/machine-id; systemd-machine-id-setup; then hostnamectl "
+                f"them: rm -f /etc/machine-id /var/lib/dbus/machine-id; systemd-machine-id-setup; then hostnamectl "
                 f"set-hostname NAME; and start the driver there anew"
             )
         return said + (

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable
 
 import command
+import deadline
 import objects
 import rbdcli
 from claim import REBOOT_SECONDS, Claim, OwnerTaken
@@ -90,7 +91,7 @@ class Presence:
                 said = "taken"
                 if said != told:
                     log.error("%s", error)
-            except (command.CommandError, OSError) as error:
+            except Exception as error:  # what an old or new rados prints may be anything
                 said = str(error)
                 if said != told:
                     log.warning(
@@ -107,8 +108,14 @@ class Presence:
             return
         process = self._process = objects.start_watching(self._pool, self._claim.object)
         assert process.stdout
-        if not process.stdout.readline() and not self._stopped.is_set():
-            raise rbdcli.RbdError(("rados", "watch"), process.wait(), "the cluster takes no watch")
+        seconds = deadline.left(self._pool.timeout)
+        taken = select.poll()
+        taken.register(process.stdout, select.POLLIN)
+        if (taken.poll(1000 * seconds) and process.stdout.readline()) or self._stopped.is_set():
+            return
+        _end(process)
+        argv = ("rados", "watch", self._claim.object)
+        raise rbdcli.RbdError(argv, process.returncode, f"the cluster took no watch within {seconds:.3g} s")
 
     def _watch(self) -> None:
         """Watch until the watch is lost or `stop` is called."""
@@ -134,7 +141,8 @@ class Presence:
     def _look_around(self) -> None:
         """Look whether we watch alone, now that what we were before must have gone."""
         try:
-            self._claim.check_single()
+            # A daemon's Init makes another driver, which watches too until it has taken over, or failed.
+            self._claim.wait_single()
         except OwnerTaken as error:
             self._watching = False
             log.error("%s", error)

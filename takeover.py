@@ -17,7 +17,7 @@ goes on where it ended.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -61,12 +61,11 @@ class Takeover:
         named = Owner(self._name, self._machine, self._home)
         if self._is_here(named) and (self._machine or not theirs):
             raise Refused(f"{self._host} is this very host")
-        homes = set(theirs.values()) or ({named} if self._home else set())
+        homes = set(theirs.values()) or self._homes(named)
         if not theirs:
             hosts = sorted({owner.seen_from(ours) for owner in owners.values()})
             self._say(f"no layer of {self._host} is in this pool; there are layers of: {', '.join(hosts) or 'nobody'}")
-        self._refuse_if_alive(theirs, homes)
-        locks = _each(self._pool.locks, theirs)
+        locks = self._locks_of_the_dead(theirs, homes)
         self._fence({lock.address for held in locks.values() for lock in held})
         for image in theirs:
             self._take(image, locks.get(image, ()))
@@ -81,6 +80,13 @@ class Takeover:
         said = _each(self._pool.metadata, names)
         return {image: Owner.parse(metadata[OWNER_KEY]) for image, metadata in said.items() if OWNER_KEY in metadata}
 
+    def _homes(self, named: Owner) -> set[Owner]:
+        """Return the owners that a host without layers may have had, if its home is named."""
+        if not self._home:
+            return set()
+        known = [] if self._machine else claim.machines(self._pool, self._prefix, named)
+        return {named, *(owner for owner in known if not self._is_here(owner))}
+
     def _is_theirs(self, owner: Owner) -> bool:
         if self._home and owner.home != self._home:
             return False
@@ -91,7 +97,24 @@ class Takeover:
         ours = self._layers.owner()
         return owner.host == ours.host and owner.is_same_host(ours)
 
-    def _refuse_if_alive(self, theirs: Iterable[str], homes: Iterable[Owner]) -> None:
+    def _locks_of_the_dead(
+        self, theirs: Mapping[str, Owner], homes: Iterable[Owner]
+    ) -> dict[str, Sequence[rbdcli.Lock]]:
+        """Return the locks that were there before and after nobody was seen to live. Raises Refused.
+
+        Who maps an image meanwhile lives, and so does who unmaps it: this very host may do both, and has one address
+        for all that it has mapped.
+        """
+        before = _each(self._pool.locks, theirs)
+        self._refuse_if_alive(theirs, homes)
+        after = _each(self._pool.locks, theirs)
+        for image, locks in after.items():
+            if new := set(locks).difference(before.get(image, ())):
+                opened = ", ".join(sorted(lock.address for lock in new))
+                raise Refused(f"{self._host} lives: {image} has just been opened at {opened}; end it first")
+        return after
+
+    def _refuse_if_alive(self, theirs: Mapping[str, Owner], homes: Iterable[Owner]) -> None:
         hint = "end it first; a host that died is known to be dead after 30 s"
         for owner in homes:
             for name in self._objects(owner):
@@ -99,6 +122,8 @@ class Takeover:
                     raise Refused(f"{self._host} lives: its driver answers from {', '.join(addresses)}; {hint}")
         for image, addresses in _each(self._pool.watchers, theirs).items():
             if addresses:
+                if theirs[image].is_same_host(self._layers.owner()):
+                    hint = "that is a former name of this host: stop the containers that use it first"
                 raise Refused(f"{self._host} lives: {image} is open at {', '.join(addresses)}; {hint}")
 
     def _objects(self, owner: Owner) -> set[str]:

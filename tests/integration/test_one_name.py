@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Sequence
 
 import pytest
+from docker_tree import DockerTree
 from lab import Cluster, StartPlugin
 from plugin_client import PluginProcess, Refused, make_tar, tar_names, wait_until
 
@@ -39,8 +40,8 @@ class Machine:
         self.machine = machine
         plugin.home = home
         plugin.environment["RBD_STAND_IN_DIR"] = os.path.join(self.directory, "mapped")
-        for name in ("home", "image/home/layerdb/sha256", "buildkit"):
-            os.makedirs(os.path.join(self.directory, name), exist_ok=True)
+        os.makedirs(os.path.join(self.directory, "home"))
+        DockerTree(self.directory, "home")
         self.boot(str(uuid.uuid4()))
 
     def boot(self, boot: str = "") -> None:

@@ -104,11 +104,10 @@ def test_two_of_one_boot(pool: FakePool) -> None:
     lives(pool, OURS, boot_id())
     of(pool).wait_alone()
     of(pool).take(watching(pool))
-    for check in (of(pool).check_single, of(pool).wait_single):
-        with pytest.raises(OwnerTaken, match=THERE):
-            check()
+    with pytest.raises(OwnerTaken, match=THERE):
+        of(pool).wait_single()
     pool.objects.watchers[OURS.object("p")].remove(THERE)
-    of(pool).check_single()
+    of(pool).wait_single()
 
 
 def test_machines_of_one_name_do_not_mind_each_other(pool: FakePool) -> None:
@@ -152,8 +151,12 @@ def test_who_comes_second_waits_until_the_first_watches(pool: FakePool) -> None:
     """In between, the claim looks like that of somebody who has gone."""
     began: list[bool] = []
     pool.objects.rados("lock", "get", OURS.object("p"), CLAIMING, "--lock-description", "first")
-    threading.Timer(0.05, pool.objects.locks.clear).start()
-    threading.Timer(0.05, lives, (pool, OURS, "first")).start()
+
+    def watches() -> None:
+        lives(pool, OURS, "first")
+        del pool.objects.locks[(OURS.object("p"), CLAIMING)]
+
+    threading.Timer(0.05, watches).start()
     with pytest.raises(OwnerTaken):
         of(pool).take(lambda: began.append(True))
     assert not began

@@ -10,6 +10,7 @@ from docker_tree import DockerTree
 from unit.fakes import FakePool
 
 import owner
+import rbdcli
 from baseimage import FORMAT_KEY
 from claim import MACHINE_ATTRIBUTE
 from dockerdb import DockerDatabase
@@ -23,6 +24,7 @@ M, N = "1" * 32, "2" * 32
 PREFIX = DEFAULTS.imageprefix
 LAYER = "a" * 64
 IMAGE = f"{PREFIX}_{LAYER}"
+HERE = "10.0.0.1:0/7"
 
 
 @pytest.fixture
@@ -212,3 +214,43 @@ def test_who_was_taken_over_is_no_machine_of_that_name_any_more(pool: FakePool) 
     pool.objects.attributes[name] = {MACHINE_ATTRIBUTE + N: ""}
     take(pool, "vm")
     assert pool.objects.attributes[name] == {}
+
+
+@pytest.mark.parametrize("let_go", [False, True])
+def test_an_image_that_docker_here_maps_meanwhile_is_not_fenced(
+    pool: FakePool, monkeypatch: pytest.MonkeyPatch, let_go: bool
+) -> None:
+    """This host's layers by a former name may be in use here; all that is mapped here has one address."""
+    add(pool, f"former/{M} /home")
+    image, lock = pool.images[IMAGE], rbdcli.Lock("auto 1", "client.7", HERE)
+    if let_go:
+        image.locks.append(lock)
+
+    def meanwhile(image_name: str) -> list[str]:
+        image.locks[:] = [] if let_go else [lock]
+        return []
+
+    monkeypatch.setattr(FakePool, "watchers", lambda self, name: meanwhile(name))
+    if let_go:
+        assert take(pool, "former") == 1
+    else:
+        with pytest.raises(Refused, match=f"{IMAGE} has just been opened at {HERE}"):
+            take(pool, "former")
+    assert not pool.named("blocklist")
+
+
+def test_a_former_name_in_use_is_told_as_one(pool: FakePool) -> None:
+    add(pool, f"former/{M} /home")
+    pool.images[IMAGE].watchers.append(HERE)
+    with pytest.raises(Refused, match="that is a former name of this host: stop the containers that use it first"):
+        take(pool, "former")
+
+
+def test_a_host_that_died_before_it_had_a_layer(pool: FakePool) -> None:
+    """Its half-made base image goes, though its machine-id is not named."""
+    name = Owner("dead", "", "/home").object(PREFIX)
+    pool.objects.attributes[name] = {MACHINE_ATTRIBUTE + N: ""}
+    scratch = layers(pool).scratch(Owner("dead", N, "/home"))
+    pool.add(scratch)
+    assert take(pool, "dead", "/home") == 0
+    assert scratch not in pool.images

@@ -112,3 +112,40 @@ def test_a_second_one_of_the_same_boot(pool: Pool, caplog: pytest.LogCaptureFixt
     wait_until(lambda: THERE in caplog.text, "it is told")
     assert not shown.shown
     shown.stop()
+
+
+def test_a_second_driver_of_this_process_is_no_clone(pool: Pool, caplog: pytest.LogCaptureFixture) -> None:
+    """A daemon's Init makes it: both watch until the new one has taken over, or failed."""
+    shown = of(pool)
+    shown.claim()
+    watchers = pool.objects.watchers[OURS.object("p")] = ["10.0.0.1:0/1", THERE]
+    caplog.set_level(logging.INFO)
+    shown.start()
+    wait_until(lambda: THERE in caplog.text, "it has looked around")
+    watchers.remove(THERE)
+    calls = len(pool.calls)
+    wait_until(lambda: len(pool.calls) > calls, "it looks again")
+    assert shown.shown
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    shown.stop()
+
+
+def test_a_rados_that_says_nothing_is_waited_for_as_long_as_any_command(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pool, "rados_argv", lambda self, *words: ("cat",))
+    monkeypatch.setattr(Pool, "timeout", 0.1)
+    shown = of(pool)
+    shown.claim()
+    assert not holders(pool) or not shown.shown
+    shown.stop()
+
+
+def test_an_answer_that_cannot_be_read_ends_nothing(pool: Pool, caplog: pytest.LogCaptureFixture) -> None:
+    """Without its thread other hosts would take this one for dead."""
+    shown = of(pool)
+    pool.fails["rados"] = [ValueError("what is that?")]
+    shown.start()
+    wait_until(lambda: shown.shown, "it is shown all the same")
+    assert "what is that?" in caplog.text
+    shown.stop()

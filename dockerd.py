@@ -26,8 +26,11 @@ class Dockerd(NamedTuple):
     def shares(self, directory: str) -> bool:
         """Tell whether what we see as a directory is what it sees below its data root by that name, since it started.
 
-        A mount point may have been mounted later, or may be mounted for one of us only: of that nothing is known.
+        A mount point may have been mounted later, or may be mounted for one of us only; so may what a symlink leads to:
+        of that nothing is known.
         """
+        if os.path.islink(directory):
+            return False
         theirs = os.path.join(self.root, os.path.basename(directory))
         try:
             same = os.path.samestat(os.stat(directory), os.stat(f"/proc/{self.pid}/root{theirs}"))

@@ -15,22 +15,24 @@ mounted, copied or readable, and then nothing can be concluded.
 
 A record without its container needs a proof that the container is gone. `docker rm --force` leaves such records when it
 cannot reach the driver, although it says that all went well, and no dockerd ever forgets them. But a dockerd that
-started without its `containers/` looks the same: so one proves it only for records that were made since it started.
+started without its `containers/` looks the same: so a dockerd proves it only for records that were made since it
+started. And they must not be newer than `containers/`, in which each container was made after its record: else that is
+not the directory in which it was made.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import mmap
 import os
 import re
 import shutil
+import struct
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 import dockerd
 
@@ -39,13 +41,16 @@ _ID = re.compile(r"[0-9a-f]{64}")
 # Ids of layers: Docker's own, BuildKit's (moby: pkg/stringid; buildkit: identity).
 _LAYER_ID = re.compile(r"[0-9a-f]{64}|[0-9a-z]{25}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-# The third word of a Bolt database's first page (bbolt, db.go): 0xED0CDAED.
-_BOLT_MAGIC, _BOLT_AT = bytes.fromhex("edda0ced"), 16
+# The head of each of a Bolt database's first two pages (bbolt, db.go and page.go): the page's own 16 bytes, the magic
+# number, version and page size; root, freelist, and how many pages there are.
+_BOLT_META, _BOLT_MAGIC = struct.Struct("=16xIII4x24xQ"), 0xED0CDAED
 # What Docker makes or removes while it is read looks damaged for a moment.
 PAUSE_SECONDS = 1.0
 _LOOKS = 10
 # The start of a process and the times of files are told by different clocks, in steps.
 _CLOCKS = 1.0
+# In which BuildKit writes down the layers that it has made (moby, builder-next/adapters/snapshot).
+_BUILDKIT_LAYERS = "snapshots.db"
 # How many records are told at once.
 _TOLD = 5
 _MOUNT_FIRST = "mount or restore Docker's data root"
@@ -133,21 +138,41 @@ class DockerDatabase:
         except FileNotFoundError:
             # Docker has BuildKit since 18.06.
             return found
-        if not names:
-            raise DatabaseMissing(f"{self._places.buildkit} holds no database of BuildKit's; {_MOUNT_FIRST}")
+        if _BUILDKIT_LAYERS not in names:
+            raise DatabaseMissing(f"{self._places.buildkit} holds no {_BUILDKIT_LAYERS} of BuildKit's; {_MOUNT_FIRST}")
         for name in names:
             found |= _mentioned(os.path.join(self._places.buildkit, name), layers)
         return found
 
 
 def _mentioned(path: str, layers: Collection[str]) -> set[str]:
-    with contextlib.suppress(FileNotFoundError), open(path, "rb") as source:
-        head = source.read(_BOLT_AT + len(_BOLT_MAGIC))
-        if head[_BOLT_AT:] != _BOLT_MAGIC:
-            raise DatabaseMissing(f"{path} is empty, or no database of BuildKit's; {_MOUNT_FIRST}")
-        with mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return {layer for layer in layers if content.find(layer.encode()) >= 0}
-    return set()
+    try:
+        with open(path, "rb") as source:
+            _check_whole(source)
+            with mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                return {layer for layer in layers if content.find(layer.encode()) >= 0}
+    except (FileNotFoundError, ValueError):
+        raise DatabaseMissing(f"{path} is not there in whole, or no database of BuildKit's; {_MOUNT_FIRST}") from None
+
+
+def _check_whole(database: BinaryIO) -> None:
+    """Raise ValueError if a Bolt database has not all of its pages. It never becomes smaller."""
+    head = database.read(_BOLT_META.size)
+    pages, page_size = _pages(head)
+    database.seek(page_size)
+    pages = max(pages, _pages(database.read(_BOLT_META.size))[0])
+    if os.stat(database.fileno()).st_size < pages * page_size:
+        raise ValueError
+
+
+def _pages(head: bytes) -> tuple[int, int]:
+    """Return how many pages a database has, as one of its first two tells, and the bytes of each. Raises ValueError."""
+    if len(head) < _BOLT_META.size:
+        raise ValueError
+    magic, _, page_size, pages = _BOLT_META.unpack(head)
+    if magic != _BOLT_MAGIC:
+        raise ValueError
+    return pages, page_size
 
 
 class _Reading:
@@ -241,7 +266,7 @@ class _Reading:
         try:
             repositories = json.loads(content)["Repositories"]
             return {str(name): str(image) for names in repositories.values() for name, image in names.items()}
-        except (ValueError, LookupError, AttributeError):
+        except (ValueError, LookupError, AttributeError, TypeError):
             self._missing.append(f"{self._places.names} is empty or damaged; {_MOUNT_FIRST}")
             return {}
 
@@ -266,7 +291,7 @@ class _Reading:
         layer, init, parent = (_text(os.path.join(directory, file)) for file in ("mount-id", "init-id", "parent"))
         self._check(directory, "mount-id", layer, _LAYER_ID)
         if init is not None or is_container:
-            self._check(directory, "init-id", init, re.compile(f"{layer}-init"))
+            self._check(directory, "init-id", init, re.compile(f"{re.escape(layer or '')}-init"))
         if parent is not None and parent not in chains:
             self._miss(directory, f"{directory} needs its parent {parent or '(empty)'}, which is not there")
 
@@ -287,12 +312,13 @@ class _Reading:
         for name in alone:
             record = os.path.join(self._places.layers, "mounts", name)
             try:
-                is_new = daemon is not None and os.stat(record).st_mtime > daemon.started + _CLOCKS
+                made, changed = os.stat(record).st_mtime, os.stat(self._places.containers).st_mtime
             except FileNotFoundError:
                 continue
+            is_new = daemon is not None and made > daemon.started + _CLOCKS
             # Docker's own builder makes such records too, for itself, without an init layer; they end with its dockerd.
             is_builders = not os.path.lexists(os.path.join(record, "init-id"))
-            if daemon and is_new != is_builders:
+            if daemon and (not is_new if is_builders else is_new and changed >= made):
                 self._known.gone[record] = self._layers_of(name)
                 continue
             self._name_record(name)

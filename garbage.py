@@ -1,9 +1,10 @@
 """Removes what an inspection has proven dead, and nothing else; safe beside a running driver and dockerd.
 
 Each thing is looked at once more just before it goes. An image is deleted, which Ceph refuses while anybody has it
-open; a device is unmapped if it is still that image's, which the kernel refuses while it is in use; a directory is
-removed only if it is empty. What Docker's layer store keeps of a container that is gone is taken from it: a dockerd
-that runs has it in memory until its next start. What drivers of this prefix have moved to the trash goes at the end.
+mapped writable; where this host has it mapped read-only, it is kept. A device is unmapped if it is still that image's,
+which the kernel refuses while it is in use. A directory is removed only if it is empty. What Docker's layer store keeps
+of a container that is gone is taken from it: a dockerd that runs has it in memory until its next start. What drivers of
+this prefix have moved to the trash goes at the end.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import command
+import deadline
 import inspection
 import rbdcli
-from dockerdb import DockerDatabase
+from dockerdb import DatabaseMissing, DockerDatabase
 from layers import Layers
 
 
@@ -35,7 +37,7 @@ def collect(
     outcomes = [_remove(finding, look, layers, docker) for finding in found if finding.dead]
     layers.reap()
     left = {item.image_id for item in layers.pool.trashed()}
-    return [_still_there(item) if item.finding.place in left else item for item in outcomes]
+    return [_still_there(item) if item.removed and item.finding.place in left else item for item in outcomes]
 
 
 def _remove(
@@ -54,7 +56,7 @@ def _remove(
             _remove_directory(finding.place)
     except (FileNotFoundError, rbdcli.ImageMissing, rbdcli.NotMapped):
         return Outcome(finding, True, "it went by itself")
-    except (OSError, command.CommandError) as error:
+    except (OSError, command.CommandError, deadline.Overdue, DatabaseMissing) as error:
         return Outcome(finding, False, str(error))
     return Outcome(finding, True, "")
 

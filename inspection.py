@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import claim
+import deadline
 import mounts
 import rbdcli
 from baseimage import FORMAT_KEY
@@ -112,17 +113,31 @@ class Inspection:
         return found
 
     def still_dead(self, finding: Finding) -> bool:
-        """Look once more at one finding, just before it is removed. Raises what `findings` does."""
+        """Look once more at one finding, just before it is removed.
+
+        Raises FileNotFoundError if it went by itself, and what `findings` does.
+        """
         look: dict[str, Callable[[], bool]] = {
             ORPHAN: lambda: self._is_unknown(finding),
             HALF_MADE: lambda: not self._in_use(finding.place),
             STALE_RECORD: lambda: _holds(self._records(self._docker.known()), finding),
             # Whether it is still this image's is asked last, when it is unmapped.
-            STALE_MAPPING: lambda: not (os.path.lexists(self._directory(finding.id)) or mounts.in_use(finding.place)),
+            STALE_MAPPING: lambda: not (os.path.lexists(self._directory(finding.id)) or _is_used(finding.place)),
             STALE_DIRECTORY: lambda: self._is_stale_still(finding),
             TRASH: lambda: _holds(self._trash(), finding),
         }
-        return finding.dead and look[finding.kind]()
+        if not finding.dead or look[finding.kind]():
+            return finding.dead
+        if self._has_gone(finding):
+            raise FileNotFoundError(finding.place)
+        return False
+
+    def _has_gone(self, finding: Finding) -> bool:
+        if finding.kind == TRASH:
+            return finding.place not in [item.image_id for item in self._layers.trashed()]
+        if finding.kind in (ORPHAN, HALF_MADE):
+            return not self._layers.exists(self._id(finding.place))
+        return finding.kind == STALE_RECORD and not os.path.lexists(finding.place)
 
     def _is_unknown(self, finding: Finding) -> bool:
         layer = finding.id
@@ -335,7 +350,7 @@ class Inspection:
                     continue
             except rbdcli.ImageMissing:
                 continue
-            used = mounts.in_use(device)
+            used = _is_used(device)
             why = f"mapped as {device} without a directory in {self._root}" + (", and in use" if used else "")
             yield Finding(STALE_MAPPING, self._id(image), why, device, dead=not used)
 
@@ -371,10 +386,18 @@ class Inspection:
         if image not in here.devices:
             why = "a directory for a layer that is neither mapped nor mounted"
             return Finding(STALE_DIRECTORY, layer, why, place, age, dead=age >= self._min_age)
-        if mounts.in_use(here.devices[image]):
+        if _is_used(here.devices[image]):
             return None
         why = f"mapped as {here.devices[image]} for nobody; the driver's next start unmaps it"
         return Finding(STALE_MAPPING, layer, why, here.devices[image], age)
+
+
+def _is_used(device: str) -> bool:
+    """Tell whether somebody has a device; one that does not answer, since the cluster takes nothing, is in use."""
+    try:
+        return mounts.in_use(device)
+    except deadline.Overdue:
+        return True
 
 
 def _holds(found: Iterable[Finding], finding: Finding) -> bool:

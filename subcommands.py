@@ -14,6 +14,7 @@ from dataclasses import asdict
 from typing import NamedTuple
 
 import command
+import deadline
 import dockerdb
 import garbage
 import inspection
@@ -37,6 +38,7 @@ EXPECTED = (
     OSError,
     OwnerTaken,
     command.CommandError,
+    deadline.Overdue,
     dockerdb.DatabaseMissing,
     options.OptionError,
     takeover.Refused,

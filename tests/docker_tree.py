@@ -6,11 +6,13 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 import time
 from collections.abc import Sequence
 
-# Page 0 of a Bolt database (bbolt, page.go and db.go): its magic number stands behind the page's head.
-BOLT_HEAD = b"\0" * 16 + bytes.fromhex("edda0ced") + b"\0" * 4076
+# A Bolt database of so many pages: its first two tell magic number, version, page size and that (bbolt, db.go).
+PAGE, PAGES = 4096, 8
+BOLT_META = struct.pack("=16xIII4x24xQ", 0xED0CDAED, 2, PAGE, PAGES).ljust(PAGE, b"\0")
 
 
 class DockerTree:
@@ -72,11 +74,16 @@ class DockerTree:
     def removed(self, name: str) -> None:
         """What `docker rm --force` leaves of a container when it cannot reach the driver."""
         shutil.rmtree(os.path.join(self.containers, name))
+        # It is removed after it was made, also where that is yet to come.
+        record = os.path.join(self.layerdb, "mounts", name)
+        made = os.stat(record).st_mtime if os.path.lexists(record) else 0.0
+        os.utime(self.containers, (max(time.time(), made),) * 2)
 
     def caches(self, layers: Sequence[str] = ()) -> None:
         """Let BuildKit know these layers."""
         with open(os.path.join(self.buildkit, "snapshots.db"), "wb") as target:
-            target.write(BOLT_HEAD + b"\0".join(layer.encode() for layer in layers) + b"\0" * 1000)
+            content = 2 * BOLT_META + b"\0".join(layer.encode() for layer in layers)
+            target.write(content.ljust(PAGES * PAGE, b"\0"))
 
     def _write(self, directory: str, files: dict[str, str]) -> None:
         os.makedirs(directory, exist_ok=True)

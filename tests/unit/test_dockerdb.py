@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from docker_tree import BOLT_META
 from unit.inspected import HOUR, Host, moved, new_id
 
 import dockerdb
@@ -166,14 +167,14 @@ def test_a_container_without_its_record(host: Host) -> None:
     refuses(host, f"container {name[:12]} is not in")
 
 
-@pytest.mark.parametrize("content", [None, b"", b"\0" * 4096])
+@pytest.mark.parametrize("content", [None, b"", b"\0" * 4096, BOLT_META, 2 * BOLT_META, 4 * BOLT_META])
 def test_buildkits_databases_that_are_not_whole(host: Host, content: bytes | None) -> None:
     cached = "zmw1v9qrl54fjcblllwc7fp9f"
     host.image(cached)
     host.docker.caches([cached])
     assert host.dead() == set()
     path = os.path.join(host.docker.buildkit, "snapshots.db")
-    os.unlink(path)
+    os.rename(path, os.path.join(host.docker.buildkit, "cache.db"))
     if content is not None:
         with open(path, "wb") as target:
             target.write(content)
@@ -272,3 +273,24 @@ def test_what_a_builder_left_goes_when_its_dockerd_has_ended(host: Host) -> None
     host.docker.builders(old, layer, age=9 * HOUR)
     host.docker.builders(new, host.image(), age=-60)
     assert host.dead() == {(RECORD, old), (ORPHAN, layer)}
+
+
+@pytest.mark.usefixtures("dockerd")
+def test_containers_that_were_unmounted_prove_nothing(host: Host) -> None:
+    """What lies below a mount point was there before the containers were made."""
+    before = time.time() - 9 * HOUR
+    host.container(age=-60)
+    with moved(host.docker.containers):
+        os.mkdir(host.docker.containers)
+        os.utime(host.docker.containers, (before, before))
+        refuses(host, "and 1 more has layers but is not in")
+
+
+@pytest.mark.usefixtures("dockerd")
+def test_containers_behind_a_symlink_prove_nothing(host: Host) -> None:
+    """Something may be mounted over what it leads to."""
+    name, _ = host.container(age=-60)
+    host.docker.removed(name)
+    os.rename(host.docker.containers, host.directory / "elsewhere")
+    os.symlink(host.directory / "elsewhere", host.docker.containers)
+    refuses(host, f"container {name[:12]} has layers but is not in")

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from unit.inspected import HOUR, PREFIX, Host, new_id
 
+import deadline
+import dockerdb
 import inspection
 import mounts
 from layers import OWNER_KEY
@@ -103,8 +105,12 @@ def test_what_is_in_the_trash(host: Host, change: str) -> None:
     else:
         host.pool.trashed_images[finding.place] = (name, image)
     outcome = host.collect(look, [finding])[layer]
-    assert outcome.removed is (change == "nothing")
-    assert (len(host.pool.images) + len(host.pool.trashed_images) == 0) is outcome.removed
+    assert (outcome.removed, outcome.why) == {
+        "nothing": (True, ""),
+        "restored": (True, "it went by itself"),
+        "moved again": (False, "somebody has come to know or use it since"),
+    }[change]
+    assert (len(host.pool.images) + len(host.pool.trashed_images) == 0) is (change == "nothing")
 
 
 # -- the trash of others, and two prefixes ---------------------------------------------------------
@@ -164,3 +170,50 @@ def test_a_prefix_that_another_begins_is_that_ones_without_a_base_image(neighbou
     for name in [name for name in neighbours.pool.images if name.startswith(f"{OTHER}_base")]:
         del neighbours.pool.images[name]
     assert neighbours.layers.count() == 2
+
+
+# -- what cannot be told --------------------------------------------------------------------------
+
+
+def test_a_device_that_does_not_answer_is_in_use(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full pool does not take what the kernel has to write to it."""
+
+    def writes_back(device: str) -> bool:
+        raise deadline.Overdue(f"{device}: no answer")
+
+    layer = host.image()
+    host.docker.layer(layer)
+    host.pool.devices = {f"{PREFIX}_{layer}": "/dev/rbd7"}
+    monkeypatch.setattr(mounts, "in_use", writes_back)
+    [finding] = host.look().findings()
+    assert (finding.kind, finding.dead) == (inspection.STALE_MAPPING, False)
+
+
+@pytest.mark.parametrize("error", [dockerdb.DatabaseMissing("not mounted"), deadline.Overdue("no answer")])
+def test_what_cannot_be_looked_at_any_more_keeps_nothing_from_being_told(
+    host: Host, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    first, second = host.image(), host.image()
+    look = host.look()
+    found = look.findings()
+    failures = iter([error])
+
+    def still_dead(finding: inspection.Finding) -> bool:
+        for failure in failures:
+            raise failure
+        return True
+
+    monkeypatch.setattr(look, "still_dead", still_dead)
+    outcomes = host.collect(look, found)
+    assert sorted((outcomes[layer].removed, outcomes[layer].why) for layer in (first, second)) == [
+        (False, str(error)),
+        (True, ""),
+    ]
+
+
+def test_an_orphan_that_went_by_itself_is_no_failure(host: Host) -> None:
+    layer = host.image()
+    look = host.look()
+    [finding] = look.findings()
+    host.pool.images.clear()
+    assert host.collect(look, [finding])[layer].removed

@@ -9,7 +9,6 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable
 
 import deadline
 import mounts
@@ -50,7 +49,8 @@ class BaseImage:
         # Ours from a crash, even if another host has made a whole one since.
         self._remove_scratch(scratch)
         if self._has_base(base):
-            self._mend(base)
+            if BASE_SNAPSHOT not in self._pool.snapshots(base):
+                self._layers.mend_base()
         else:
             self._make_file_system(scratch)
             self._pool.set_metadata(scratch, FS_KEY, self._options.fs)
@@ -65,7 +65,7 @@ class BaseImage:
         is whole afterwards; so one at a time. The lock of a host that died in between ends by itself, one of our own
         from before a crash is broken.
         """
-        locked = self._lock(lambda: self._has_base(base))
+        locked = self._lock(base)
         if self._has_base(base):
             log.info("another host made %s meanwhile", base)
             self._remove_scratch(scratch)
@@ -73,22 +73,12 @@ class BaseImage:
             self._pool.rename(scratch, base)
         self._unlock(locked=locked)
 
-    def _mend(self, base: str) -> None:
-        """Take the snapshot anew that somebody has deleted (`rbd snap purge`): nobody writes to a base image."""
-        if self._has_snapshot(base):
-            return
-        locked = self._lock(lambda: self._has_snapshot(base))
-        if not self._has_snapshot(base):
-            self._pool.snapshot(base, BASE_SNAPSHOT)
-            log.warning("%s has lost its snapshot %s; it was taken anew", base, BASE_SNAPSHOT)
-        self._unlock(locked=locked)
-
-    def _lock(self, is_done: Callable[[], bool]) -> bool:
-        """Wait for the lock of those who change the base image; tell whether it is ours, or another has done it."""
+    def _lock(self, base: str) -> bool:
+        """Wait for the lock of those who name a base image; tell whether it is ours, or another has named one."""
         until = time.monotonic() + 2 * (self._pool.timeout + BASE_LOCK_SECONDS)
         holder, seconds = str(self._layers.owner()), self._pool.timeout + BASE_LOCK_SECONDS
         while not objects.lock(self._pool, f"{self._name}.lock", LOCK, holder, seconds):
-            if is_done():
+            if self._has_base(base):
                 return False
             if time.monotonic() > until:
                 raise LayerError(f"another host has been about to make {self._name} for too long; try again")
@@ -98,9 +88,6 @@ class BaseImage:
     def _unlock(self, *, locked: bool) -> None:
         if locked:
             objects.unlock(self._pool, f"{self._name}.lock", LOCK)
-
-    def _has_snapshot(self, base: str) -> bool:
-        return BASE_SNAPSHOT in self._pool.snapshots(base)
 
     def _has_base(self, base: str) -> bool:
         try:

@@ -133,6 +133,7 @@ def run(
 def run_on(argv: Sequence[str], *, timeout: float, give_up: Callable[[], bool]) -> None:
     """Run `argv` for as long as it tells how far it is, or anything else, at least every `timeout` seconds.
 
+    A request's own deadline (deadline.py) counts, too, for each of them.
     Once `give_up` says so, it is killed within moments. Raises CommandGivenUp then, and what `run` does.
     """
     process = start(argv, stderr=subprocess.STDOUT)
@@ -157,13 +158,13 @@ def _listen(output: int, argv: Sequence[str], timeout: float, give_up: Callable[
     said = b""
     waiting = select.poll()
     waiting.register(output, select.POLLIN)
-    end = time.monotonic() + timeout
+    end = time.monotonic() + deadline.left(timeout)
     while True:
         if waiting.poll(1000 * POLL_SECONDS):
             chunk = os.read(output, _KEPT)
             if not chunk:
                 return said
-            said, end = (said + chunk)[-_KEPT:], time.monotonic() + timeout
+            said, end = (said + chunk)[-_KEPT:], time.monotonic() + deadline.left(timeout)
         elif time.monotonic() > end:
             raise CommandTimeout(argv, None, f"no progress within {timeout:.3g} s")
         if give_up():

@@ -199,9 +199,9 @@ class Driver:
 
         Tell whether all of it was tried.
         """
-        deadline = time.monotonic() + timeout
+        until = time.monotonic() + timeout
         works = (self._ahead.finish, self._unmapping.drain, self._reaper.drain)
-        tried = [work(max(0.0, deadline - time.monotonic())) for work in works]
+        tried = [work(max(0.0, until - time.monotonic())) for work in works]
         return all(tried)
 
     # -- create and remove -------------------------------------------------------------------
@@ -222,7 +222,7 @@ class Driver:
             raise DriverError(f"layer {layer} is still being removed; try again")
         with self._locks.hold(layer), contextlib.ExitStack() as undo:
             before = self._make(layer, parent, size, leaf=leaf)
-            undo.callback(self._layers.remove, layer)
+            undo.callback(self._layers.undo, layer)
             self._open.add(layer)
             undo.callback(self._forget, layer)
             grown = before is None or self._layers.describe(layer).size > before
@@ -469,7 +469,9 @@ class Driver:
                 self._mounted.tidy(layer, OBJECT_SIZE)
             self._mounted.let_go(layer)
             if layer in self._to_prepare and self._mounted.device(layer) is None:
-                self._layers.prepare(layer)
+                with contextlib.suppress(LayerError, rbdcli.ImageMissing):
+                    # One that has gone has no next child.
+                    self._layers.prepare(layer)
                 self._to_prepare.discard(layer)
         return True
 
@@ -490,6 +492,11 @@ class Driver:
                 )
         except (rbdcli.ImageMissing, rbdcli.ImageLocked) as error:
             raise self._unavailable(layer, error) from None
+        except Exception:
+            if self._mounted.device(layer):
+                # What could not be unmapped again is, later.
+                self._unmapping.later(layer, MAPPED_SECONDS)
+            raise
 
     def _check_owner(self, layer: str) -> None:
         """Raise LayerError if a layer is another host's. One that is mapped here cannot be.

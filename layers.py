@@ -50,7 +50,7 @@ _BASE_NAME = re.compile(rf"(.+)_{BASE}(?:\.[0-9a-f]{{12}})?")
 # Copying a layer object by object is bound by their number, copy-up by their size; see HACKING.md.
 OBJECT_SIZE = 256 << 10
 INIT_SUFFIX = "-init"
-# How many objects go between two looks whether enough have gone.
+# How many objects go between two looks whether to give up.
 EMPTY_AT_ONCE = 100
 # What a parent may hold to be copied. Each layer of an image stores its copy for good: 40 tiny layers on busybox store
 # 40 MB with this limit, 130 with the other. Only the first container of an image is a copy, see Driver._let_go.
@@ -93,7 +93,7 @@ class Layers:
         # Caches of what Ceph knows: layers, and those of them that have their snapshot.
         self._known: dict[str, Layer] = {}
         self._snapshotted = {BASE}
-        # Whose snapshot timed out: it may have been taken all the same.
+        # Whose snapshot timed out or was cut off: it may have been taken all the same.
         self._doubtful: set[str] = set()
         # When it was asked, on the monotonic clock, that a layer belongs to this host.
         self._ours: dict[str, float] = {}
@@ -200,8 +200,12 @@ class Layers:
         return owner.home == self._owner.home and not objects.watching(self.pool, name)
 
     def is_abandoned(self, layer: str) -> bool:
-        """Tell whether what this host has mapped of a layer may be taken by us: it is ours, or its home is gone."""
-        owner = Owner.parse(self.pool.metadata(self.image(layer)).get(OWNER_KEY, ""))
+        """Tell whether what this host has mapped of a layer may be taken by us: it is ours, or its home is gone.
+
+        Answered in a full pool, too.
+        """
+        image_id = self.pool.data(self.image(layer)).image_id
+        owner = Owner.parse(objects.metadata(self.pool, image_id, OWNER_KEY) or "")
         if owner.is_same(self._owner):
             return True
         return owner.is_same_host(self._owner) and not os.path.lexists(os.path.join(owner.home, "mnt", layer))
@@ -273,6 +277,11 @@ class Layers:
         self._forget(layer)
         self.delete(self.image(layer), give_up)
 
+    def undo(self, layer: str) -> None:
+        """Delete the image of a layer that was just made, within the request's time; what cannot be is logged."""
+        self._forget(layer)
+        self._discard(self.image(layer))
+
     def delete(self, image: str, give_up: Callable[[], bool] = _nobody) -> None:
         """Delete an image that nobody has mapped, and its snapshots; one with clones goes with the last of them.
 
@@ -289,9 +298,12 @@ class Layers:
     def empty(self, layer: str, give_up: Callable[[], bool] = _nobody) -> None:
         """Delete the content of a removed layer's image, mapped or not, until `give_up`; the image stays.
 
-        Works in a full pool, too. What its ancestors hold is asked for in vain: it is not told apart by `rbd diff`.
+        Works in a full pool, too. `rbd diff` names the ancestors' objects as well: to delete those in this image does
+        nothing. One that has snapshots keeps its content, which its clones may need.
         """
         image = self.image(layer)
+        if self.pool.snapshots(image):
+            return
         data = self.pool.data(image)
         names = [f"{data.prefix}.{offset // data.object_size:016x}" for offset in self.pool.extents(image)]
         for at in range(0, len(names), EMPTY_AT_ONCE):
@@ -385,11 +397,18 @@ class Layers:
             if snapshot.image != self.image(BASE):
                 # The next call looks whether it has one.
                 raise
-            # Somebody has deleted it, as `rbd snap purge` does. What it would hold has never changed.
-            with contextlib.suppress(rbdcli.ImageExists):
-                self.pool.snapshot(*snapshot)
-            log.warning("%s has lost its snapshot %s; it was taken anew", *snapshot)
+            self.mend_base()
             self.pool.clone(snapshot, image, self._features, OBJECT_SIZE, data_pool)
+
+    def mend_base(self) -> None:
+        """Take the base image's snapshot that somebody has deleted (`rbd snap purge`): nobody ever wrote to that image.
+
+        Another host may do the same.
+        """
+        base = self.image(BASE)
+        with contextlib.suppress(rbdcli.ImageExists):
+            self.pool.snapshot(base, BASE_SNAPSHOT)
+        log.warning("%s has lost its snapshot %s; it was taken anew", base, BASE_SNAPSHOT)
 
     def _base_missing(self) -> str:
         return f"image {self.image(BASE)} does not exist any more; restart dockerd, then it is made anew"
@@ -407,7 +426,9 @@ class Layers:
             usage = self.pool.usage(self.image(parent))
             self._doubtful.discard(parent)
             if usage.snapshots:
-                self._snapshotted.add(parent)
+                # It may be an operator's, which a copy would get, too.
+                if f"depth{origin.depth}" in usage.snapshots:
+                    self._snapshotted.add(parent)
                 return None
             held = usage.size
         if parent.endswith(INIT_SUFFIX) or (held is not None and held <= limit):
@@ -428,8 +449,10 @@ class Layers:
             except rbdcli.ImageExists:
                 # Another host has taken it since we looked, or we have, when it timed out.
                 pass
-            except command.CommandTimeout:
-                # A copy of the parent would get it too, and then take it for its own.
+            except (rbdcli.ImageMissing, rbdcli.ImageLocked):
+                raise
+            except command.CommandError:
+                # It may have been taken all the same. A copy of the parent would get it, and take it for its own.
                 self._doubtful.add(parent)
                 raise
             self._snapshotted.add(parent)

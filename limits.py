@@ -50,8 +50,10 @@ def why_not_attribute(error: OSError, name: bytes, value: bytes) -> str:
         return f"{words}, Linux takes {ATTRIBUTE}: leave it out"
     if not 0 < len(name) <= ATTRIBUTE_NAME:
         return f"{words}, a name of {len(name)} bytes, Linux takes 1 to {ATTRIBUTE_NAME}: leave it out"
+    said = f"{words}: {os.strerror(error.errno or 0)}"
     status = os.statvfs("/")
-    if error.errno == errno.ENOSPC and status.f_bavail:
+    # XFS says so too, but only where it has not even room for the largest one.
+    if error.errno == errno.ENOSPC and status.f_bavail * status.f_bsize > 2 * ATTRIBUTE:
         most = status.f_bsize
-        return f"{words}, ext4 takes {most} for all attributes of a file: leave it out, or use ceph.fs=xfs"
-    return f"{words}: {os.strerror(error.errno or 0)}"
+        return f"{said}; ext4 takes {most} for all attributes of a file: leave it out, or use ceph.fs=xfs"
+    return said

@@ -65,7 +65,8 @@ class LookAhead:
 
     def pause(self, timeout: float) -> bool:
         """Begin nothing until `resume`; tell whether what is being done ended within `timeout` seconds."""
-        return self._guessing.pause(timeout) and self._ending.pause(timeout)
+        until = time.monotonic() + timeout
+        return self._guessing.pause(timeout) and self._ending.pause(max(0.0, until - time.monotonic()))
 
     def resume(self) -> None:
         """Go on after `pause`."""

@@ -21,7 +21,7 @@ import enum
 import logging
 import os
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -305,7 +305,7 @@ class MountedLayers:
             return False
         try:
             self._unmap_leftover(layer)
-        except LayerBusy:
+        except BaseException:
             # Another driver of this host is at work with it. It ends that mapping, not we: remembered as ours,
             # its device could by then be another image's.
             self._entries.pop(layer, None)
@@ -373,13 +373,17 @@ class MountedLayers:
         self._written.clear()
         layers = sorted(os.listdir(self._root))
         self._removed = {layer for layer in layers if os.path.isdir(self._note(layer))}
-        mounted = {item.point: item for item in mounts.table()}
-        devices = {item.image: item.device for item in self._pool.mappings()} if layers else {}
+        mounted = {found.point: found for found in mounts.table()}
+        mapped: dict[str, list[str]] = {}
+        for item in self._pool.mappings() if layers else ():
+            mapped.setdefault(item.image, []).append(item.device)
         for layer in layers:
-            mounts.make_directory(os.path.join(self._root, layer))
+            devices = mapped.get(self._images.image(layer), [])
             try:
+                mounts.make_directory(os.path.join(self._root, layer))
                 with deadline.within(LEARN_SECONDS):
-                    self._learn(layer, mounted, devices.get(self._images.image(layer)))
+                    self._learn(layer, mounted, devices)
+                    self._unmap_further(layer, devices)
             except (OSError, mounts.MountError, command.CommandError, deadline.Overdue) as error:
                 log.error("layer %s from before: %s", layer, error)
         return [layer for layer in self._entries if layer not in self._removed and not self._is_wanted(layer)]
@@ -387,33 +391,42 @@ class MountedLayers:
     def _is_wanted(self, layer: str) -> bool:
         return any(self._entries[layer].counts.values())
 
-    def _learn(self, layer: str, mounted: dict[str, mounts.Mount], device: str | None) -> None:
+    def _learn(self, layer: str, mounted: Mapping[str, mounts.Mount], devices: Sequence[str]) -> None:
         found = {place: mounted[point] for place in Place if (point := self.point(layer, place)) in mounted}
         if found:
             self._learn_mounts(layer, found)
-        elif device:
-            self._entries[layer] = _Entry(device, mounts.is_read_only(device))
+        elif devices:
+            self._entries[layer] = _Entry(devices[0], mounts.is_read_only(devices[0]))
             if layer not in self._removed:
                 self._mount_again(layer)
         elif layer not in self._removed:
             self._remove_directories(layer)
 
+    def _unmap_further(self, layer: str, devices: Iterable[str]) -> None:
+        """Unmap what a layer has besides its one device: a command that timed out may have mapped it all the same."""
+        entry = self._entries.get(layer)
+        for device in devices:
+            if entry and device != entry.device and not mounts.in_use(device):
+                log.warning("layer %s was mapped twice: unmapping %s", layer, device)
+                self._unmap_device(layer, device)
+
     def _learn_mounts(self, layer: str, found: dict[Place, mounts.Mount]) -> None:
         first = next(iter(found.values()))
         try:
             device = mounts.device_path(first.device_number)
-        except mounts.MountError as error:
+            read_only = mounts.is_read_only(device)
+        except (mounts.MountError, OSError) as error:
             log.error("unmounting layer %s: %s", layer, error)
             for item in found.values():
                 busy.unmount(item.point, self._pool.timeout)
             self._remove_directories(layer)
             return
-        entry = _Entry(device, mounts.is_read_only(device), guessed=True, label=first.label)
+        entry = _Entry(device, read_only, guessed=True, label=first.label)
         entry.writable = {place for place, item in found.items() if not item.read_only}
         entry.counts = {place: int(place is Place.DOCKER) for place in found}
         self._entries[layer] = entry
         if Place.DRIVER in found:
-            log.warning("%s was left behind by a crash", self.point(layer, Place.DRIVER))
+            log.warning("%s is from before, for nobody now", self.point(layer, Place.DRIVER))
 
     def _mount_again(self, layer: str) -> None:
         """Mount a layer that a container uses although our own mount is gone.
@@ -426,7 +439,7 @@ class MountedLayers:
             entry.label = holders.label(mounts.device_number(entry.device))
             self._mount_for_container(layer, entry, write=not entry.read_only)
         else:
-            log.warning("layer %s was left mapped as %s by a crash", layer, entry.device)
+            log.info("layer %s is mapped as %s from before, for nobody now", layer, entry.device)
 
     def _mount_for_container(self, layer: str, entry: _Entry, *, write: bool) -> None:
         with contextlib.ExitStack() as undo:
@@ -491,7 +504,7 @@ class MountedLayers:
                 try:
                     with deadline.within(LEARN_SECONDS):
                         busy.unmount(item.point, self._pool.timeout)
-                except (LayerBusy, command.CommandError) as error:
+                except (LayerBusy, command.CommandError, OSError) as error:
                     log.error("%s", error)
 
     def _unmap_leftover(self, layer: str) -> None:
@@ -508,7 +521,7 @@ class MountedLayers:
 
     def _map(self, layer: str, undo: contextlib.ExitStack, *, read_only: bool, exclusive: bool = True) -> _Entry:
         mounts.make_directory(os.path.join(self._root, layer))
-        undo.callback(self._remove_directories, layer)
+        undo.callback(self._remove_unless_mapped, layer)
         try:
             device = self._map_device(self._images.image(layer), read_only=read_only, exclusive=exclusive)
         except command.CommandTimeout:
@@ -524,7 +537,17 @@ class MountedLayers:
         if not read_only:
             mounts.merge_writes(device)
         entry = _Entry(device, read_only, mounts.written(device), exclusive)
-        undo.callback(self._unmap, layer, entry)
+
+        def unmap(_: object, error: BaseException | None, __: object) -> None:
+            try:
+                self._unmap(layer, entry)
+            except (command.CommandError, LayerBusy, deadline.Overdue) as failure:
+                if error is None:
+                    raise
+                # Why it is unmapped is worth more to the caller; who needs the layer next tries again.
+                log.error("layer %s stays mapped: %s", layer, failure)
+
+        undo.push(unmap)
         return entry
 
     def _map_device(self, image: str, *, read_only: bool, exclusive: bool) -> str:
@@ -610,13 +633,14 @@ class MountedLayers:
         os.rmdir(self.point(layer, place))
 
     def _unmap(self, layer: str, entry: _Entry) -> None:
+        # Until it is unmapped it is one of ours, whatever goes wrong.
+        self._entries[layer] = entry
         written = entry.written()
         for _ in busy.until_free():
             if not mounts.in_use(entry.device) and self._unmap_device(layer, entry.device):
                 break
         else:
             if rbdcli.Mapping(self._images.image(layer), entry.device) in self._pool.mappings():
-                self._entries[layer] = entry
                 raise self._busy(layer, entry)
             log.error("layer %s: its device %s vanished, and is another image's now", layer, entry.device)
         self._written[layer] = _sum(self._written.get(layer, 0), written)
@@ -639,6 +663,10 @@ class MountedLayers:
         except rbdcli.NotMapped as error:
             log.error("layer %s: its device %s vanished: %s", layer, device, error)
         return True
+
+    def _remove_unless_mapped(self, layer: str) -> None:
+        if layer not in self._entries:
+            self._remove_directories(layer)
 
     def _remove_directories(self, layer: str) -> None:
         top = () if layer in self._removed else (os.path.join(self._root, layer),)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 import archive
+import deadline
 import options
 from driver import Driver, DriverError
 from gate import Gate, GateTimeout
@@ -134,8 +135,9 @@ class Plugin:
     @contextlib.contextmanager
     def _inside(self) -> Iterator[None]:
         """Be at work with the driver; while a daemon's Init makes another one, wait for it. Raises DriverError."""
-        # An Init has as long as any other request, and what a former driver still does.
-        seconds = 2 * (self._driver or self._defaults).timeout + INIT_WAIT_SECONDS
+        # An Init has as long as any other request; before that it waits for others, and for what is done behind them.
+        timeout = (self._driver or self._defaults).timeout
+        seconds = INIT_WAIT_SECONDS + 2 * timeout + _pause_seconds(timeout)
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(self._gate.shared(seconds))
@@ -194,15 +196,15 @@ class Plugin:
         """Let a driver that is ready serve in the place of the former one, which goes on as before if that fails."""
         former = self._driver
         if former:
-            former.pause(INIT_WAIT_SECONDS)
+            former.pause(_pause_seconds(former.timeout))
         try:
             driver.learn()
             self._save(request)
+            driver.settle()
         except BaseException:
             if former:
                 former.resume()
             raise
-        driver.settle()
         self._driver = driver
         if former:
             former.end()
@@ -244,14 +246,19 @@ class Plugin:
 
     def finish(self, timeout: float) -> bool:
         """Wait for the running requests and for the trash, `timeout` seconds at the most; tell whether all was done."""
-        deadline = time.monotonic() + timeout
+        until = time.monotonic() + timeout
         try:
             with self._gate.alone(timeout):
                 if self._driver:
-                    return self._driver.finish(max(0.0, deadline - time.monotonic()))
+                    return self._driver.finish(max(0.0, until - time.monotonic()))
         except GateTimeout:
             return False
         return True
+
+
+def _pause_seconds(timeout: float) -> float:
+    """Return how long what a driver does in the background may take to end: one layer that hangs, its own time."""
+    return max(INIT_WAIT_SECONDS, timeout + 2 * deadline.GRACE_SECONDS)
 
 
 def read_state(state_file: str, defaults: options.Options) -> tuple[str, options.Options, archive.IdMaps]:

@@ -32,11 +32,13 @@ import deadline
 # Format 2 needs no protected snapshots, and a parent may go to the trash before its children
 # (man rbd, `--rbd-default-clone-format`); a fresh cluster would otherwise make format 1.
 CLONE_FORMAT = ("--rbd-default-clone-format", "2")
-# `rbd rm` moves an image to the trash before it deletes it (librbd/api/Image.cc, remove), where one that has clones may
-# as well stay. It would leave others there too, perhaps until a date.
+# `rbd rm` moves an image to the trash, and deletes it from there (librbd/api/Image.cc, remove). The first option lets
+# one with clones stay there; the second keeps `rbd rm` from leaving every image there.
 REMOVAL = ("--rbd-move-parent-to-trash-on-remove=true", "--rbd-move-to-trash-on-remove=false")
 # A cluster that does not answer is told by rbd itself, before the deadline kills it without a word.
 CONNECT_SHARE = 0.5
+# A deletion tells each whole percent (tools/rbd/Utils.cc), which of an image of a terabyte takes minutes.
+PERCENT_TIMEOUTS = 10
 _AT_ONCE = 8
 # What an image costs that is asked alone, in images of a list (two commands, at several at once).
 _OTHERS = 4
@@ -125,10 +127,10 @@ class Data(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """What an image itself holds: bytes, counted in whole objects, and the number of its snapshots."""
+    """What an image itself holds: bytes, counted in whole objects, and the names of its snapshots."""
 
     size: int
-    snapshots: int
+    snapshots: tuple[str, ...]
 
 
 class Mapping(NamedTuple):
@@ -149,7 +151,7 @@ class Trashed(NamedTuple):
 
 @dataclass(frozen=True)
 class Pool:
-    """A pool (and namespace) reached as one Ceph client; each method runs one command.
+    """A pool (and namespace) reached as one Ceph client; the methods run its commands.
 
     `timeout` (seconds) bounds each command. Every method raises RbdError or a subclass of it,
     command.CommandTimeout, or command.CommandMissing.
@@ -280,7 +282,8 @@ class Pool:
     def usage(self, image: str) -> Usage:
         """Say what an image itself holds, without its ancestors. Raises ImageMissing."""
         items = self._json("du", *self._image(image))["images"]
-        return Usage(sum(int(item["used_size"]) for item in items), sum("snapshot" in item for item in items))
+        names = tuple(str(item["snapshot"]) for item in items if "snapshot" in item)
+        return Usage(sum(int(item["used_size"]) for item in items), names)
 
     def list(self) -> Sequence[str]:
         """Name every image of the pool and namespace."""
@@ -552,7 +555,7 @@ class Pool:
         try:
             if give_up is None:
                 return command.run(argv, timeout=self.timeout).stdout
-            command.run_on(argv, timeout=self.timeout, give_up=give_up)
+            command.run_on(argv, timeout=PERCENT_TIMEOUTS * self.timeout, give_up=give_up)
             return ""
         except (command.CommandTimeout, command.CommandGivenUp, command.CommandMissing):
             raise

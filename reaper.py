@@ -133,7 +133,8 @@ class Reaper:
                 log.warning("layer %s cannot be unmapped now, its content goes first: %s", layer, error)
         # A full pool takes neither what the kernel has to write, nor that it gives the image's lock back. So what
         # filled it makes room for that itself. Without the layer's lock: it asks the cluster more than once.
-        self._layers.check_owner_of_removed(layer)
+        with deadline.within(self._timeout):
+            self._layers.check_owner_of_removed(layer)
         self._layers.empty(layer, self._ending.is_set)
         return False
 
@@ -141,8 +142,9 @@ class Reaper:
         try:
             self._layers.remove(layer, self._ending.is_set)
         except rbdcli.ImageBusy:
-            if not self._mounted.reclaim(layer):
-                raise
+            with deadline.within(self._timeout), self._locks.hold(layer):
+                if not self._mounted.reclaim(layer):
+                    raise
             self._layers.remove(layer, self._ending.is_set)
 
     def _delete_trashed(self, item: str) -> bool:

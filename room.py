@@ -20,7 +20,8 @@ from options import format_size
 log = logging.getLogger("room")
 
 # What a byte of an archive takes at the most: an entry of 512 bytes may be a directory of one block of 4 KiB and an
-# inode; and an entry of 512 bytes may be an inode.
+# inode; and an entry of 512 bytes may be an inode. Those that make more of it are not built by any tool for images: a
+# path with dozens of directories that have no entry, many hard links to one large file of aufs.
 BYTES_PER_BYTE, BYTES_PER_INODE = 9, 512
 # What was fed may still be on its way (in pipes, and at bsdtar), and the file system needs some room for itself.
 SPARE_BYTES, SPARE_INODES = 64 << 20, 16 << 10

@@ -38,7 +38,10 @@ UNFIT = {
     "xfs": [(target(1024), "symlink to 1024 bytes, XFS takes 1023 and ext4 4095: shorten it, or use ceph.fs=ext4")],
     "ext4": [
         (target(4096), "symlink to 4096 bytes, XFS takes 1023 and ext4 4095: shorten it"),
-        (attribute(5000), "'user.x' of 5000 bytes, ext4 takes 4096 for all attributes of a file: .* use ceph.fs=xfs"),
+        (
+            attribute(5000),
+            "'user.x' of 5000 bytes: No space left on device; ext4 takes 4096 for all attributes .* use ceph.fs=xfs",
+        ),
         (sparse(17 << 40), rf"a file of {17 << 40} bytes, its file system takes less \(ext4 16 TiB"),
     ],
 }
@@ -58,7 +61,7 @@ def test_what_is_beyond_a_file_system_is_told_in_words(start_plugin: StartPlugin
 
 def test_foreign_attributes_are_left_out_and_logged(start_plugin: StartPlugin, new_id: NewId) -> None:
     """One line for an archive; what the kernel stores is there."""
-    plugin = start_plugin(imageprefix="foreign")
+    plugin = start_plugin(imageprefix="foreign-attributes")
     layer = plugin.client.create(new_id())
     records = {b"SCHILY.xattr." + name: b"1" for name in (b"com.apple.x", b"foo.bar", b"system.nfs4_acl", b"user.mine")}
     plugin.client.apply_diff(layer, tar(*(pax(records) + file(b"f%d" % number) for number in range(9))))

@@ -208,7 +208,7 @@ class FakePool:
         return [at << 18 for at in range(self._image(image).used >> 18)]
 
     def usage(self, image: str) -> rbdcli.Usage:
-        return rbdcli.Usage(self._image(image).used, len(self._image(image).snapshots))
+        return rbdcli.Usage(self._image(image).used, tuple(self._image(image).snapshots))
 
     def created(self, image: str) -> float:
         return self._image(image).created

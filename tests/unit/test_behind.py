@@ -213,12 +213,13 @@ def test_drain_does_what_is_asked_for_meanwhile() -> None:
 def test_what_is_paused_goes_on_where_it_was() -> None:
     work = Work()
     jobs = Behind("test", work, ())
-    jobs.later("name", 0.1)
+    jobs.later("name", 1000.0)
     assert jobs.pause(5)
-    time.sleep(0.3)
+    assert not jobs.finish("name", 0.3)
     assert work.done == []
     jobs.resume()
-    work.wait(1)
+    assert jobs.finish("name", 60)
+    assert work.done == ["name"]
 
 
 def test_pause_tells_that_something_did_not_end() -> None:
@@ -236,7 +237,7 @@ def test_its_threads_end_and_what_had_not_begun_is_left() -> None:
     work = Work()
     jobs = Behind("of a former driver", work, (), at_once=3)
     for name in "abc":
-        jobs.later(name, 0.2)
+        jobs.later(name, 1000.0)
     jobs.end()
     jobs.later("d", 0.0)
     deadline = time.monotonic() + 10

@@ -174,6 +174,8 @@ def test_a_layer_that_is_still_being_removed_is_made_anew_after_it(driver: Drive
     made: list[Any] = []
     creating = threading.Thread(target=lambda: made.append(create(driver, "a")))
     creating.start()
+    creating.join(0.2)
+    assert made == []
     go.set()
     creating.join(60)
     assert made == ["a"]
@@ -204,3 +206,14 @@ def test_the_next_life_removes_what_was_removed(driver: Driver, pool: FakePool, 
     again.start()
     wait_until(gone(pool, "a"), "its image is gone")
     again.end()
+
+
+def test_what_undoes_a_create_does_not_hide_why(driver: Driver, pool: FakePool, host: FakeHost) -> None:
+    """And it is one short command: somebody waits for it."""
+    host.fails["mount"] = [failed(rbdcli.RbdError, 32)]
+    pool.fails["remove"] = [timed_out()]
+    with pytest.raises(rbdcli.RbdError) as raised:
+        driver.create("a", "", {"size": "20G"}, leaf=True)
+    assert raised.value.status == 32
+    assert pool.named("remove") == ["docker_image_a"]
+    assert not pool.named("remove_slowly")

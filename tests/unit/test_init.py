@@ -79,6 +79,13 @@ def test_the_former_driver_is_stopped_last(plugin: Plugin, log: list[str]) -> No
         ("claim", ["second claim", "second end"]),
         ("prepare", ["second claim", "second prepare", "second end"]),
         ("learn", ["second claim", "second prepare", "first pause", "second learn", "first resume", "second end"]),
+        (
+            "settle",
+            [
+                *("second claim", "second prepare", "first pause", "second learn", "second settle"),
+                *("first resume", "second end"),
+            ],
+        ),
         ("pause", ["second claim", "second prepare", "first pause", "second end"]),
     ],
 )

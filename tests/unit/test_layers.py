@@ -159,3 +159,41 @@ def test_one_that_cannot_go_does_not_keep_the_rest_of_the_trash(pool: FakePool, 
     pool.fails["remove_trashed"] += [timed_out()] * 9
     layers.reap()
     assert len(pool.trashed_images) == 2
+
+
+# -- what others, and crashes, leave ----------------------------------------------------------------
+
+
+def test_an_operator_s_snapshot_is_not_taken_for_ours(pool: FakePool, layers: Layers) -> None:
+    """`rbd snap create` for a backup: a copy would get it too, and a clone needs one of ours."""
+    layers.create("a", None, None, leaf=False)
+    pool.snapshot("docker_image_a", "backup")
+    again = Layers(pool.as_pool(), options.DEFAULTS, "/home")
+    assert again.create("b", "a", None, leaf=False).parent == rbdcli.Parent("docker_image_a", "depth1")
+    assert [*pool.images["docker_image_b"].snapshots] == []
+
+
+@pytest.mark.parametrize("failure", [timed_out(), failed(rbdcli.RbdError, -9)])
+def test_a_snapshot_that_was_cut_off_is_not_copied_for_the_child_s(
+    pool: FakePool, layers: Layers, failure: Exception
+) -> None:
+    """The child of the copy would be a clone of what the parent held."""
+    layers.create("a", None, None, leaf=False)
+    write(pool, "a", "of a")
+    pool.fails["snapshot"] = [(failure,)]
+    with pytest.raises(type(failure)):
+        layers.prepare("a")
+    layers.create("b", "a", None, leaf=True, written=0)
+    write(pool, "b", "of b")
+    layers.create("c", "b", None, leaf=False, written=LARGE)
+    assert pool.images["docker_image_c"].held == "of b"
+
+
+def test_content_that_clones_may_need_stays(pool: FakePool, layers: Layers) -> None:
+    layers.create("a", None, None, leaf=False)
+    write(pool, "a", "of a")
+    layers.create("b", "a", None, leaf=False, written=LARGE)
+    pool.images["docker_image_a"].used = 500 << 18
+    pool.calls.clear()
+    layers.empty("a")
+    assert not pool.named("rados")

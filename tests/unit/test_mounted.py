@@ -10,6 +10,7 @@ from unit.fake_host import FakeHost
 from unit.fakes import FakePool, failed, timed_out
 
 import busy
+import deadline
 import mounted
 import mounts
 import options
@@ -157,25 +158,6 @@ def test_a_new_life_knows_docker_s_mounts_and_ends_its_own(home: MountedLayers, 
     assert list(host.mounted) == [again.point("a", Place.DOCKER)]
 
 
-def test_one_that_hangs_keeps_no_other_from_being_learned(
-    home: MountedLayers, host: FakeHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    get(home, "a")
-    get(home, "b")
-    monkeypatch.setattr(mounted, "LEARN_SECONDS", 0.2)
-    read_only = mounts.is_read_only
-
-    def hangs(device: str) -> bool:
-        if device == host.pool.devices["docker_image_a"]:
-            raise timed_out()
-        return read_only(device)
-
-    monkeypatch.setattr(mounts, "is_read_only", hangs)
-    again = new_life(tmp_path, host)
-    again.learn()
-    assert again.is_mounted("b", Place.DOCKER)
-
-
 def test_a_new_daemon_keeps_what_a_container_uses(home: MountedLayers, host: FakeHost, tmp_path: Path) -> None:
     get(home, "a")
     get(home, "b")
@@ -194,3 +176,68 @@ def test_one_that_cannot_be_unmounted_keeps_no_other(home: MountedLayers, host: 
     host.fails["unmount"] = [timed_out()]
     again.settle()
     assert list(host.mounted) == [again.point("a", Place.DOCKER)]
+
+
+def test_what_cannot_be_unmapped_again_stays_known(home: MountedLayers, host: FakeHost) -> None:
+    """And why it had to be is what is told."""
+    host.fails["mount"] = [failed(rbdcli.RbdError, 32)]
+    host.pool.fails["unmap"] = [timed_out()]
+    with pytest.raises(rbdcli.RbdError):
+        get(home, "a")
+    device = host.pool.devices["docker_image_a"]
+    assert home.device("a") == device
+    get(home, "a")
+    assert host.pool.devices == {"docker_image_a": device}
+
+
+def test_a_second_mapping_of_a_layer_is_unmapped(home: MountedLayers, host: FakeHost, tmp_path: Path) -> None:
+    """A command that timed out had mapped it all the same."""
+    get(home, "a")
+    device = str(home.device("a"))
+    further = rbdcli.Mapping("docker_image_a", "/dev/further")
+    mapped = [further, rbdcli.Mapping("docker_image_a", device)]
+    unmapped: list[str] = []
+    host.pool.__dict__["mappings"] = lambda: mapped
+    host.pool.__dict__["unmap"] = lambda device, image: unmapped.append(device)
+    again = new_life(tmp_path, host)
+    again.learn()
+    assert (again.device("a"), unmapped) == (device, ["/dev/further"])
+
+
+def test_a_file_among_the_directories_keeps_nothing_from_being_learned(
+    home: MountedLayers, host: FakeHost, tmp_path: Path
+) -> None:
+    get(home, "b")
+    (tmp_path / "a").write_text("", encoding="ascii")
+    again = new_life(tmp_path, host)
+    again.learn()
+    assert again.is_mounted("b", Place.DOCKER)
+
+
+@pytest.mark.parametrize("kept", ["device", "mount"])
+def test_one_that_hangs_keeps_no_other_from_being_learned(
+    home: MountedLayers, host: FakeHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str
+) -> None:
+    """What is known of it is known: it can be put, and removed."""
+    get(home, "a")
+    get(home, "b")
+    device = host.pool.devices["docker_image_a"]
+    if kept == "device":
+        home.release("a", Place.DOCKER)
+    monkeypatch.setattr(mounted, "LEARN_SECONDS", 0.1)
+    in_use = host.in_use
+
+    def hangs(asked: str) -> bool:
+        if asked == device:
+            raise deadline.Overdue(f"{asked}: no answer")
+        return in_use(asked)
+
+    monkeypatch.setattr(mounts, "in_use", hangs)
+    again = new_life(tmp_path, host)
+    again.learn()
+    again.settle()
+    assert again.device("a") == device
+    monkeypatch.setattr(mounts, "in_use", in_use)
+    again.release("a", Place.DOCKER)
+    again.let_go("a")
+    assert "docker_image_a" not in host.pool.devices

@@ -434,7 +434,7 @@ def test_children(fake: Fake) -> None:
 def test_usage(fake: Fake) -> None:
     entry = {"name": "img", "id": "5e2d", "provisioned_size": 1 << 30, "used_size": 4 << 20}
     fake.says({"images": [{**entry, "snapshot": "depth0", "snapshot_id": 4}, entry], "total_used_size": 8 << 20})
-    assert pool().usage("img") == Usage(8 << 20, 1)
+    assert pool().usage("img") == Usage(8 << 20, ("depth0",))
 
 
 # Seen on 16.2.15: of an image that goes meanwhile, or has lost its header, it complains on stderr, and ends with 2 if

@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 from readme import DOCUMENTS, REPO, block, commands, every_command
 
-# `typed 'LINE'` or `typed "LINE"` of tests/lib.bash, in a suite.
-_TYPED = re.compile(r"""\btyped (?:'([^'\n]*)'|"([^"\n]*)")""")
+# `typed 'LINE'` or `typed "LINE"` of tests/lib.bash, or `typed("LINE")` of tests/lab.py, in a suite.
+_TYPED = re.compile(r"""\btyped[ (](?:'([^'\n]*)'|"([^"\n]*)")""")
 # `code` within a sentence that is a command of ours to type.
 _INLINE = re.compile(r"`((?:\./|python3 |systemctl )[^`\n]*)`")
 
 
 def typed_by_suites() -> set[str]:
     suites = [path for kind in ("bats", "bash", "sh") for path in Path(REPO, "tests").rglob(f"*.{kind}")]
+    suites += Path(REPO, "tests", "integration").glob("*.py")
     return {single or double for path in suites for single, double in _TYPED.findall(path.read_text(encoding="utf-8"))}
 
 

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import readme
 from plugin_client import REPO, PluginProcess, wait_until
 
 CLUSTER = os.path.join(REPO, "tests", "cluster.sh")
@@ -67,6 +68,11 @@ class Cluster:
     def ceph(self, *words: str) -> str:
         """One ceph command."""
         return self.run(["ceph", "--conf", self.conf, *words])
+
+    def typed(self, line: str) -> str:
+        """One command line that a document tells its reader to type, as it stands there."""
+        assert line in readme.every_command(), f"no document tells to type: {line}"
+        return self.run(["env", f"CEPH_CONF={self.conf}", "bash", "-c", line])
 
     def images(self, prefix: str = "", spec: str = "rbd") -> list[str]:
         """The images whose names start with `prefix`, base images not among them."""

@@ -279,6 +279,25 @@ another_driver_listens() {
 
 tried_often() { (($(property "$driver" NRestarts) > 6)); }
 
+@test "a clone of the machine becomes a host of its own" {
+    local id image
+    remove_containers
+    on docker rmi small
+    eventually only_base_is_left
+    typed 'rm -f /etc/machine-id /var/lib/dbus/machine-id'
+    typed 'systemd-machine-id-setup'
+    typed 'hostnamectl set-hostname node2'
+    typed 'systemctl restart docker-graph-driver'
+    typed 'systemctl restart docker'
+    id=$(on cat /etc/machine-id)
+    on docker import - small <"$SITE/busybox.tar"
+    new_containers_start
+    for image in $(images ls | grep --invert-match base_image); do
+        run -0 images image-meta get "$image" docker_graph_driver.owner
+        [[ $output == "node2/$id /var/lib/docker/ceph" ]]
+    done
+}
+
 @test "nothing is left" {
     remove_containers
     on docker rmi small

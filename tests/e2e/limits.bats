@@ -6,7 +6,9 @@ load helpers
 setup_file() {
     new_site
     start_ceph_plugin
-    start_ceph_dockerd --storage-opt ceph.basesize=512M
+    # The suite's pool has a base image already, and that its size.
+    rbd namespace create rbd/limits
+    start_ceph_dockerd --storage-opt ceph.namespace=limits --storage-opt ceph.basesize=512M
     docker load --input "$E2E/small.tar"
 }
 
@@ -53,5 +55,5 @@ sum_in() { docker run --rm "$1" md5sum /big | cut --delimiter ' ' --fields 1; }
 }
 
 @test "nothing is left" {
-    nothing_is_left
+    nothing_is_left docker_image limits
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import http.client
 import os
 import re
 import stat
@@ -283,20 +284,22 @@ def test_a_left_over_that_hangs_keeps_nobody_from_starting(site: Site, cluster: 
     """The plugin was killed while it laid an archive down, and an OSD hangs when it starts again."""
     client = site.plugin.client
     broken = client.create(new_id(), site.parent)
-    begun = threading.Event()
+    begun, killed = threading.Event(), threading.Event()
 
     def archive() -> Iterator[bytes]:
         yield make_tar({"large": bytes(32 << 20)})[: 16 << 20]
         begun.set()
-        time.sleep(1)
+        killed.wait(60)
         yield b""
 
     with ThreadPoolExecutor() as threads:
         applying = threads.submit(lambda: client.apply_diff(broken, archive()))
         assert begun.wait(60)
         site.plugin.kill()
-        with pytest.raises(Exception, match=""):
+        killed.set()
+        with pytest.raises((OSError, http.client.HTTPException)):
             applying.result()
+    assert os.path.ismount(os.path.join(site.plugin.home, "mnt", broken, "driver"))
     with sickness.osd_stopped(cluster):
         began = time.monotonic()
         site.plugin.start()
@@ -324,12 +327,16 @@ def test_many_daemons_leave_no_threads(site: Site) -> None:
     wait_until(lambda: threads() <= before, "the threads of former drivers have ended")
 
 
-def test_an_init_that_fails_leaves_the_driver_whole(site: Site, cluster: Cluster) -> None:
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [("ceph.datapool=nowhere", "pool nowhere does not exist"), ("ceph.fs=ext4", "ceph.fs=ext4, but .* holds xfs")],
+)
+def test_an_init_that_fails_leaves_the_driver_whole(site: Site, cluster: Cluster, option: str, said: str) -> None:
     """What was removed still goes, and other hosts still see that this one lives."""
     client = site.plugin.client
-    with pytest.raises(Refused, match="pool nowhere does not exist"):
-        client.init(site.plugin.home, [*site.plugin.options, "ceph.datapool=nowhere"])
     client.remove(site.doomed)
+    with pytest.raises(Refused, match=said):
+        client.init(site.plugin.home, [*site.plugin.options, option])
     wait_until(lambda: f"docker_image_{site.doomed}" not in cluster.images(spec="sick"), "what was removed is gone")
     assert "the watch that shows that this host lives was lost" not in site.plugin.log_text()
     recover(site)

@@ -231,18 +231,20 @@ def wide_cluster(session_directory: str) -> Iterator[Cluster]:
 
 
 def test_an_erasure_coded_pool_for_the_content(wide_cluster: Cluster, session_directory: str, new_id: NewId) -> None:
-    """What Init says is missing is done, one after the other; then the whole life goes well."""
+    """What the README tells to type, and Init says is missing, one after the other; then the whole life goes well."""
     cluster = wide_cluster
-    cluster.ceph("osd", "erasure-code-profile", "set", "small", "k=2", "m=1", "crush-failure-domain=osd")
-    cluster.ceph("osd", "pool", "create", "coded", "1", "1", "erasure", "small")
+    # Three OSDs of one machine are what there is.
+    small = ("k=2", "m=1", "crush-failure-domain=osd", "--force")
+    cluster.ceph("osd", "erasure-code-profile", "set", "default", *small)
+    cluster.typed("ceph osd pool create docker-data 32 32 erasure")
     with plugins(cluster, session_directory) as start:
-        options = {"objectpool": "coded", "basesize": "1G", "imageprefix": "coded"}
+        options = {"objectpool": "docker-data", "basesize": "1G", "imageprefix": "coded"}
         text = refusal(start, **options)
-        assert "takes no overwrites; do: ceph osd pool set coded allow_ec_overwrites true" in text
-        cluster.ceph("osd", "pool", "set", "coded", "allow_ec_overwrites", "true")
-        assert "do: rbd pool init coded" in refusal(start, **options)
-        cluster.rbd("pool", "init", "coded")
-        live_in(start(**options), cluster, new_id, "coded", "coded")
+        assert "takes no overwrites; do: ceph osd pool set docker-data allow_ec_overwrites true" in text
+        cluster.typed("ceph osd pool set docker-data allow_ec_overwrites true")
+        assert "do: rbd pool init docker-data" in refusal(start, **options)
+        cluster.typed("rbd pool init docker-data")
+        live_in(start(**options), cluster, new_id, "coded", "docker-data")
 
 
 @pytest.mark.parametrize("size", [4096, 12 << 20])

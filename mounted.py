@@ -68,7 +68,8 @@ class _Entry:
     """A mapped layer. `counts` has a key for each place where it is mounted (0: nobody's, still mounted).
 
     `exclusive`: nobody else may write to it, nor may it grow, as far as we know.
-    `doubtful`: a mount or unmount ran into its deadline, and may have been done later all the same.
+    `doubtful`: a mount or unmount ran into its deadline, and may have been done later all the same, or somebody has the
+    device and it is not known who.
     `guessed`: its count for Docker is not known but one, since it was found mounted at a start.
     `mapped_at`: the bytes written to the device before it was mapped; None if that was not by us.
     `tidy`: what the last mount stored was given back, as far as that can be done.
@@ -327,6 +328,7 @@ class MountedLayers:
         for place in list(entry.counts):
             self._unmount(layer, entry, place)
         if busy.stays_in_use(entry.device) and busy.is_mounted_anywhere(entry.device):
+            entry.doubtful = True
             raise self._busy(layer, entry)
 
     def is_written_back(self, layer: str) -> bool:
@@ -641,6 +643,8 @@ class MountedLayers:
                 break
         else:
             if rbdcli.Mapping(self._images.image(layer), entry.device) in self._pool.mappings():
+                # A mount that was killed and hung in the kernel, ours or of an earlier life, may come to its end yet.
+                entry.doubtful = True
                 raise self._busy(layer, entry)
             log.error("layer %s: its device %s vanished, and is another image's now", layer, entry.device)
         self._written[layer] = _sum(self._written.get(layer, 0), written)

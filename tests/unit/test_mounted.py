@@ -241,3 +241,28 @@ def test_one_that_hangs_keeps_no_other_from_being_learned(
     again.release("a", Place.DOCKER)
     again.let_go("a")
     assert "docker_image_a" not in host.pool.devices
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_mount_that_hung_in_the_kernel_comes_to_its_end_after_all(
+    home: MountedLayers, host: FakeHost, tmp_path: Path, removed: bool
+) -> None:
+    """Of a driver that was killed: its mount holds the device, so that the next one takes it for a container's."""
+    get(home, "a")
+    home.release("a", Place.DOCKER)
+    device = str(home.device("a"))
+    host.writing.add(device)
+    host.fails["mount"] = [timed_out()]
+    again = new_life(tmp_path, host)
+    again.learn()
+    with pytest.raises(busy.LayerBusy):
+        again.let_go("a")
+    again._look_again("a", again._entries["a"])
+    host.writing.clear()
+    point = again.point("a", Place.DOCKER)
+    host.mounted[point] = mounts.Mount(device, point, False, "")
+    with pytest.raises(busy.LayerBusy):
+        again.discard("a") if removed else again.let_go("a")
+    again.discard("a") if removed else again.let_go("a")
+    again.let_go("a")
+    assert (host.mounted, host.pool.devices) == ({}, {})

@@ -176,8 +176,11 @@ class Layers:
 
     def check_owner_of_removed(self, layer: str) -> None:
         """Do the same in a way that a full pool answers, too; it takes one command more."""
+        self._refuse_stranger(layer, self._owner_in_full_pool(layer))
+
+    def _owner_in_full_pool(self, layer: str) -> str:
         image_id = self.pool.data(self.image(layer)).image_id
-        self._refuse_stranger(layer, objects.metadata(self.pool, image_id, OWNER_KEY) or "")
+        return objects.metadata(self.pool, image_id, OWNER_KEY) or ""
 
     def _refuse_stranger(self, layer: str, said: str) -> None:
         owner = Owner.parse(said)
@@ -204,8 +207,7 @@ class Layers:
 
         Answered in a full pool, too.
         """
-        image_id = self.pool.data(self.image(layer)).image_id
-        owner = Owner.parse(objects.metadata(self.pool, image_id, OWNER_KEY) or "")
+        owner = Owner.parse(self._owner_in_full_pool(layer))
         if owner.is_same(self._owner):
             return True
         return owner.is_same_host(self._owner) and not os.path.lexists(os.path.join(owner.home, "mnt", layer))

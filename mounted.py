@@ -328,7 +328,6 @@ class MountedLayers:
         for place in list(entry.counts):
             self._unmount(layer, entry, place)
         if busy.stays_in_use(entry.device) and busy.is_mounted_anywhere(entry.device):
-            entry.doubtful = True
             raise self._busy(layer, entry)
 
     def is_written_back(self, layer: str) -> bool:
@@ -643,8 +642,6 @@ class MountedLayers:
                 break
         else:
             if rbdcli.Mapping(self._images.image(layer), entry.device) in self._pool.mappings():
-                # A mount that was killed and hung in the kernel, ours or of an earlier life, may come to its end yet.
-                entry.doubtful = True
                 raise self._busy(layer, entry)
             log.error("layer %s: its device %s vanished, and is another image's now", layer, entry.device)
         self._written[layer] = _sum(self._written.get(layer, 0), written)
@@ -652,6 +649,11 @@ class MountedLayers:
         self._remove_directories(layer)
 
     def _busy(self, layer: str, entry: _Entry) -> LayerBusy:
+        """Say who has the device of a layer, and doubt what is mounted of it.
+
+        A mount that was killed and hung in the kernel, ours or of an earlier life, may come to its end yet.
+        """
+        entry.doubtful = True
         try:
             said = holders.of_device(mounts.device_number(entry.device))
         except OSError as error:

@@ -109,9 +109,7 @@ class Presence:
         process = self._process = objects.start_watching(self._pool, self._claim.object)
         assert process.stdout
         seconds = deadline.left(self._pool.timeout)
-        taken = select.poll()
-        taken.register(process.stdout, select.POLLIN)
-        if (taken.poll(1000 * seconds) and process.stdout.readline()) or self._stopped.is_set():
+        if (_says_something(process, seconds) and process.stdout.readline()) or self._stopped.is_set():
             return
         _end(process)
         argv = ("rados", "watch", self._claim.object)
@@ -127,9 +125,7 @@ class Presence:
         log.debug("watching %s", self._claim.object)
         try:
             self._answers()
-            lost = select.poll()
-            lost.register(process.stdout, select.POLLIN)
-            if not lost.poll(1000 * REBOOT_SECONDS):
+            if not _says_something(process, REBOOT_SECONDS):
                 self._look_around()
                 process.stdout.readline()
         finally:
@@ -156,6 +152,14 @@ class Presence:
             assert process.stdout
             _end(process)
             process.stdout.close()
+
+
+def _says_something(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Tell whether a process has printed something, or ended, within some seconds."""
+    assert process.stdout
+    output = select.poll()
+    output.register(process.stdout, select.POLLIN)
+    return bool(output.poll(1000 * seconds))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

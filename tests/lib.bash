@@ -287,10 +287,9 @@ no_container_is_left() {
 # is gone too.
 end_containers() {
     local task pid
-    local -a ctr=(timeout 20 ctr --address "$1/containerd.sock" --namespace moby tasks)
     if recorded "$1/containerd.pid" "$1" >/dev/null; then
-        for task in $("${ctr[@]}" list --quiet); do
-            "${ctr[@]}" delete --force "$task" || true # it may have ended by itself
+        for task in $(tasks "$1" list --quiet); do
+            tasks "$1" delete --force "$task" || true # it may have ended by itself
         done
     fi
     for pid in $(processes_with " -address $1/containerd.sock"); do
@@ -300,6 +299,9 @@ end_containers() {
         until_true 60 process_gone "$pid"
     done
 }
+
+# tasks DIR WORD...: asks the containerd in DIR, or tells it, something of the processes of containers.
+tasks() { timeout 20 ctr --address "$1/containerd.sock" --namespace moby tasks "${@:2}"; }
 
 # end_recorded FILE WORD: ends the process whose pid is in FILE, if that is still the one whose arguments hold WORD.
 end_recorded() {

@@ -176,8 +176,12 @@ class Host:
         running = self.docker("ps", "--quiet", "--no-trunc").decode().split()
         for lost in set(survivors).difference(running):
             self._tasks("delete", "--force", lost)
+        # A commit pauses its container, and a dockerd that ends meanwhile leaves it so where it keeps its containers.
+        for paused in self.docker("ps", "--quiet", "--filter", "status=paused").decode().split():
+            with contextlib.suppress(DockerError):
+                self.docker("unpause", paused)
 
     def _tasks(self, *words: str) -> str:
         """Ask containerd, or tell it, something of the processes of containers; its output, if there is any."""
-        ctr = ("timeout", "20", "ctr", "--address", f"{self.directory}/containerd.sock", "--namespace", "moby", "tasks")
-        return subprocess.run([*ctr, *words], check=False, capture_output=True, text=True, timeout=60).stdout
+        argv = lib_argv('tasks "${@:2}"', self.directory, *words)
+        return subprocess.run(argv, check=False, capture_output=True, text=True, timeout=60).stdout

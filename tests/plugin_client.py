@@ -43,6 +43,10 @@ class BrokenOff(Exception):
     """An answer that began and was never ended."""
 
 
+# What a call may end with whose driver ends meanwhile: its command was ended, the answer was cut off, or there is none.
+UNANSWERED = (Refused, BrokenOff, OSError, http.client.HTTPException)
+
+
 class Answer(NamedTuple):
     """One HTTP answer, read to its end."""
 

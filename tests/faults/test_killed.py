@@ -7,7 +7,6 @@ when everything is removed nothing is left. The commands are those that the oper
 from __future__ import annotations
 
 import contextlib
-import http.client
 import itertools
 import os
 import time
@@ -19,7 +18,7 @@ from killer import Killer
 from lab import Cluster, StartPlugin, mounts_below
 from lab_fixtures import plugins
 from operations import OPERATIONS, Operation
-from plugin_client import BrokenOff, PluginProcess, Refused, wait_until
+from plugin_client import UNANSWERED, PluginProcess, Refused, wait_until
 
 MOMENTS = ("before", "after")
 WORKERS = 3
@@ -74,7 +73,7 @@ def wait_quiet(plugin: PluginProcess) -> None:
 
 def act_until_killed(plugin: PluginProcess, act: Callable[[], None]) -> None:
     """Do what is answered by nobody any more."""
-    with contextlib.suppress(Refused, BrokenOff, OSError, http.client.HTTPException):
+    with contextlib.suppress(*UNANSWERED):
         act()
     deadline = time.monotonic() + QUIET_SECONDS
     while plugin.running and time.monotonic() < deadline:

@@ -66,57 +66,53 @@ class BaseImage:
         from before a crash is broken.
         """
         locked = self._lock(base)
-        if self._has_base(base):
+        if not locked or self._has_base(base):
             log.info("another host made %s meanwhile", base)
             self._remove_scratch(scratch)
         else:
             self._pool.rename(scratch, base)
-        self._unlock(locked=locked)
+        if locked:
+            objects.unlock(self._pool, f"{base}.lock", LOCK)
 
     def _lock(self, base: str) -> bool:
         """Wait for the lock of those who name a base image; tell whether it is ours, or another has named one."""
         until = time.monotonic() + 2 * (self._pool.timeout + BASE_LOCK_SECONDS)
         holder, seconds = str(self._layers.owner()), self._pool.timeout + BASE_LOCK_SECONDS
-        while not objects.lock(self._pool, f"{self._name}.lock", LOCK, holder, seconds):
+        while not objects.lock(self._pool, f"{base}.lock", LOCK, holder, seconds):
             if self._has_base(base):
                 return False
             if time.monotonic() > until:
-                raise LayerError(f"another host has been about to make {self._name} for too long; try again")
+                raise LayerError(f"another host has been about to make {base} for too long; try again")
             time.sleep(LOCK_PAUSE)
         return True
 
-    def _unlock(self, *, locked: bool) -> None:
-        if locked:
-            objects.unlock(self._pool, f"{self._name}.lock", LOCK)
-
     def _has_base(self, base: str) -> bool:
         try:
-            image_id = self._pool.data(base).image_id
+            data = self._pool.data(base)
         except rbdcli.ImageMissing:
             return False
         # In a way that a full pool answers: Docker must be able to start on it, and to make room.
-        format_said = objects.metadata(self._pool, image_id, FORMAT_KEY)
+        format_said = objects.metadata(self._pool, data.image_id, FORMAT_KEY)
         if format_said != FORMAT:
             raise LayerError(
                 f"image {base} in pool {self._pool.name} was not made by this driver ({FORMAT_KEY} is "
                 f"{format_said or 'missing'}, expected {FORMAT}); choose another ceph.imageprefix or pool"
             )
-        fs = objects.metadata(self._pool, image_id, FS_KEY)
+        fs = objects.metadata(self._pool, data.image_id, FS_KEY)
         if fs != self._options.fs:
             raise LayerError(
                 f"ceph.fs={self._options.fs}, but {base} in pool {self._pool.name} holds {fs}; "
                 f"use ceph.fs={fs} or another ceph.imageprefix"
             )
-        self._check_data_pool(base)
+        self._check_data_pool(base, data.pool)
         return True
 
-    def _check_data_pool(self, base: str) -> None:
+    def _check_data_pool(self, base: str, found: str) -> None:
         """Raise LayerError if the base image, and so all layers on it, have their content in another pool than we say.
 
         That may be another one's choice, or was a default of Ceph's configuration (rbd_default_data_pool).
         """
-        wanted, found = self._options.objectpool or self._pool.name, self._pool.data(base).pool
-        if found != wanted:
+        if found != (self._options.objectpool or self._pool.name):
             said = f"={self._options.objectpool}" if self._options.objectpool else " is not given"
             raise LayerError(
                 f"ceph.objectpool{said}, but {base} in pool {self._pool.name} has its content in pool {found}; "

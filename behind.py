@@ -10,7 +10,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 log = logging.getLogger("behind")
@@ -196,6 +196,16 @@ class Behind:
             log.warning(*words)
         else:
             log.exception(*words)
+
+
+def in_turn(timeout: float, *works: Callable[[float], bool]) -> Iterator[bool]:
+    """Do some works one after the other, each with what is left of `timeout` seconds; yield what each returns.
+
+    What is not asked for is not begun: `all` ends with the first that was not done.
+    """
+    until = time.monotonic() + timeout
+    for work in works:
+        yield work(max(0.0, until - time.monotonic()))
 
 
 def _pause(failures: int) -> float:

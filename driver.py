@@ -15,7 +15,6 @@ import contextlib
 import logging
 import os
 import re
-import time
 from collections.abc import Iterator, Mapping
 
 import archive
@@ -29,7 +28,7 @@ import rbdcli
 import readiness
 import status
 from baseimage import BaseImage
-from behind import Behind
+from behind import Behind, in_turn
 from busy import LayerBusy
 from claim import REBOOT_SECONDS
 from layers import BASE, INIT_SUFFIX, OBJECT_SIZE, ROOT_DIRECTORY, LayerError, Layers
@@ -168,11 +167,9 @@ class Driver:
 
         Raises DriverError if something that was begun is not over within `timeout` seconds; it goes on then.
         """
-        until = time.monotonic() + timeout
-        for work in self._background:
-            if not work.pause(max(0.0, until - time.monotonic())):
-                self.resume()
-                raise DriverError(f"the former daemon's layers are still being unmapped after {timeout:g} s")
+        if not all(in_turn(timeout, *(work.pause for work in self._background))):
+            self.resume()
+            raise DriverError(f"the former daemon's layers are still being unmapped after {timeout:g} s")
         self._mounted.end_readers()
 
     def resume(self) -> None:
@@ -199,10 +196,8 @@ class Driver:
 
         Tell whether all of it was tried.
         """
-        until = time.monotonic() + timeout
-        works = (self._ahead.finish, self._unmapping.drain, self._reaper.drain)
-        tried = [work(max(0.0, until - time.monotonic())) for work in works]
-        return all(tried)
+        # Each is asked, also when the one before took all the time: what it can do at once it does.
+        return all([*in_turn(timeout, self._ahead.finish, self._unmapping.drain, self._reaper.drain)])
 
     # -- create and remove -------------------------------------------------------------------
 

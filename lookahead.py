@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from behind import Behind
+from behind import Behind, in_turn
 from layers import BASE, INIT_SUFFIX, Layers
 from locks import Locks
 
@@ -65,8 +65,7 @@ class LookAhead:
 
     def pause(self, timeout: float) -> bool:
         """Begin nothing until `resume`; tell whether what is being done ended within `timeout` seconds."""
-        until = time.monotonic() + timeout
-        return self._guessing.pause(timeout) and self._ending.pause(max(0.0, until - time.monotonic()))
+        return all(in_turn(timeout, self._guessing.pause, self._ending.pause))
 
     def resume(self) -> None:
         """Go on after `pause`."""
@@ -80,8 +79,7 @@ class LookAhead:
 
     def finish(self, timeout: float) -> bool:
         """Unmount all of it; tell whether that was tried within `timeout` seconds."""
-        until = time.monotonic() + timeout
-        return self._guessing.pause(timeout) and self._ending.drain(max(0.0, until - time.monotonic()))
+        return all(in_turn(timeout, self._guessing.pause, self._ending.drain))
 
     def _guess(self, layer: str) -> bool:
         try:

@@ -283,7 +283,8 @@ class MountedLayers:
                 mounts.grow_ext4(entry.device, timeout=self._pool.timeout)
             else:
                 self._mount(layer, entry, Place.DRIVER, undo, write=True, label="")
-                mounts.grow_xfs(self.point(layer, Place.DRIVER), timeout=self._pool.timeout)
+                point = self.point(layer, Place.DRIVER)
+                mounts.grow_mounted(self._fs, entry.device, point, timeout=self._pool.timeout)
 
     def grow_mounted(self, layer: str, place: Place, size: int, resize: Callable[[], None]) -> None:
         """Let a mounted layer and its image, by `resize`, have `size` bytes. Raises MountError, command.CommandError.
@@ -387,10 +388,12 @@ class MountedLayers:
                     self._unmap_further(layer, devices)
             except (OSError, mounts.MountError, command.CommandError, deadline.Overdue) as error:
                 log.error("layer %s from before: %s", layer, error)
-        return [layer for layer in self._entries if layer not in self._removed and not self._is_wanted(layer)]
+        return self._unwanted()
 
-    def _is_wanted(self, layer: str) -> bool:
-        return any(self._entries[layer].counts.values())
+    def _unwanted(self) -> list[str]:
+        """Name the layers that are mapped for nobody; those that are removed have somebody who sees to them."""
+        found = [layer for layer, entry in self._entries.items() if not any(entry.counts.values())]
+        return [layer for layer in found if layer not in self._removed]
 
     def _learn(self, layer: str, mounted: Mapping[str, mounts.Mount], devices: Sequence[str]) -> None:
         found = {place: mounted[point] for place in Place if (point := self.point(layer, place)) in mounted}
@@ -465,7 +468,7 @@ class MountedLayers:
                         self._settle(layer, entry)
                 except (OSError, command.CommandError, deadline.Overdue) as error:
                     log.error("layer %s from before: %s", layer, error)
-        return [layer for layer in self._entries if layer not in self._removed and not self._is_wanted(layer)]
+        return self._unwanted()
 
     def settle_guessed(self, layer: str) -> None:
         """Do the same to one layer, if its user for Docker is only guessed: the caller knows that Docker has put it.

@@ -114,13 +114,8 @@ def unmount(point: str, *, timeout: float) -> None:
     command.run(("umount", "--no-canonicalize", point), timeout=timeout)
 
 
-def grow_xfs(point: str, *, timeout: float) -> None:
-    """Let a mounted XFS fill its device; it knows no other way. Raises CommandError."""
-    command.run(("xfs_growfs", point), timeout=timeout)
-
-
 def grow_mounted(fs: str, device: str, point: str, *, timeout: float) -> None:
-    """Let a mounted file system fill its device, which has grown. Raises CommandError."""
+    """Let a mounted file system fill its device, which has grown; XFS knows no other way. Raises CommandError."""
     command.run(("xfs_growfs", point) if fs == "xfs" else ("resize2fs", device), timeout=timeout)
 
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 
 import command
 import deadline
 import rbdcli
-from behind import Behind
+from behind import Behind, in_turn
 from busy import LayerBusy
 from layers import LayerError, Layers
 from locks import Locks
@@ -77,14 +76,12 @@ class Reaper:
 
     def drain(self, timeout: float) -> bool:
         """Try all of it now; tell whether all was tried within `timeout` seconds."""
-        until = time.monotonic() + timeout
-        return self._removing.drain(timeout) and self._trash.drain(max(0.0, until - time.monotonic()))
+        return all(in_turn(timeout, self._removing.drain, self._trash.drain))
 
     def pause(self, timeout: float) -> bool:
         """Begin nothing until `resume`; tell whether what is being done ended within `timeout` seconds."""
         self._ending.set()
-        until = time.monotonic() + timeout
-        return self._removing.pause(timeout) and self._trash.pause(max(0.0, until - time.monotonic()))
+        return all(in_turn(timeout, self._removing.pause, self._trash.pause))
 
     def resume(self) -> None:
         """Go on after `pause`."""

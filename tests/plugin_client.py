@@ -284,6 +284,20 @@ class PluginProcess:
         """The driver's command line with these words, started as this plugin is."""
         return [*self.on_host(), *self.before, self.python, *self.flags, self.program, *words]
 
+    def operate(self, *words: str, **environment: str) -> tuple[int, str]:
+        """Run one of the operator's commands on this plugin's host; its exit status and all it said."""
+        done = subprocess.run(
+            self.command(*words, "--socket", self.socket),
+            env={**self.environment, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        return done.returncode, done.stdout
+
     def on_host(self) -> list[str]:
         """What to put before a command so that it runs on this plugin's host, as the same process."""
         script = 'hostname "$1" && shift && exec "$@"'

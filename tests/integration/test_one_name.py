@@ -67,18 +67,7 @@ class Machine:
         """Run one of the operator's commands there; its exit status and all it said."""
         defaults = [word for option in self.plugin.options for word in ("--default", option)]
         home = "--own-home" if words[0] == "takeover" else "--home"
-        argv = self.plugin.command(*words, "--socket", self.plugin.socket, home, self.plugin.home, *defaults)
-        done = subprocess.run(
-            argv,
-            env=self.plugin.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        return done.returncode, done.stdout
+        return self.plugin.operate(*words, home, self.plugin.home, *defaults)
 
     def gc(self) -> tuple[int, str]:
         """Remove what Docker there, which knows of nothing, does not know."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from lab import Cluster, StartPlugin, mounts_below
-from plugin_client import PYTHON, REPO, PluginProcess, Refused, make_tar, wait_until
+from plugin_client import PluginProcess, Refused, make_tar, wait_until
 
 NewId = Callable[[], str]
 # How long the cluster takes a client for living that says nothing any more; 30 s unless set. Clients say something
@@ -39,18 +39,7 @@ def hosts(start_plugin: StartPlugin, cluster: Cluster) -> Iterator[tuple[PluginP
 
 def takeover(plugin: PluginProcess, host: str, *words: str, **environment: str) -> tuple[int, str]:
     """Run the command on a plugin's host; its exit status and all it said."""
-    command = [PYTHON, f"{REPO}/docker_graph_driver.py", "takeover", "--host", host, "--socket", plugin.socket, *words]
-    done = subprocess.run(
-        [*plugin.on_host(), *command],
-        env={**plugin.environment, **environment},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    return done.returncode, done.stdout
+    return plugin.operate("takeover", "--host", host, *words, **environment)
 
 
 def device_servers(plugin: PluginProcess) -> list[int]:

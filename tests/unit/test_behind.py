@@ -245,3 +245,21 @@ def test_its_threads_end_and_what_had_not_begun_is_left() -> None:
         assert time.monotonic() < deadline, "its threads end"
         time.sleep(0.01)
     assert work.done == []
+
+
+def test_works_in_turn_share_one_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first takes longer than there is time for both: the second has none left, or is not begun at all."""
+    now, given = 100.0, list[float]()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    def work(left: float) -> bool:
+        nonlocal now
+        given.append(left)
+        now += 4
+        return left >= 4
+
+    assert list(behind.in_turn(6, work, work, work)) == [True, False, False]
+    assert given == [6, 2, 0]
+    given.clear()
+    assert not all(behind.in_turn(3, work, work))
+    assert given == [3]

@@ -1,4 +1,4 @@
-"""Two mounted trees to a layer's archive, an archive to a tree: ApplyDiff, Diff, Changes and DiffSize.
+"""A mounted layer to an archive, an archive to a mounted layer: ApplyDiff, Diff, Changes and DiffSize.
 
 Everything that touches a layer's files happens in processes of our own, locked into the layer (confined.py); here they
 are started, fed, read and ended. They live as long as a call: none is left when a function returns or raises, or when
@@ -28,7 +28,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, NamedTuple, Protocol
 
@@ -40,7 +40,6 @@ import environment
 from tarformat import ArchiveError
 
 __all__ = [
-    "Applied",
     "ArchiveError",
     "Change",
     "IdMaps",
@@ -99,16 +98,6 @@ class IdMaps:
     gids: tuple[IdRange, ...] = ()
 
 
-class Applied(NamedTuple):
-    """What an archive did: the sum of the sizes in its headers in bytes, and which inodes of files it removed.
-
-    Of the latter each number stands for the 64 from it on. What was removed may be used again since.
-    """
-
-    size: int
-    removed: frozenset[int]
-
-
 _IDENTITY = IdMaps()
 # Seconds that the processes of an archive may do nothing at all, before the layer's device is taken to hang.
 STALL_SECONDS = 60.0
@@ -132,14 +121,14 @@ def apply(
     ids: IdMaps = _IDENTITY,
     stall: float = STALL_SECONDS,
     make_room: Callable[[int], None] = _nothing,
-) -> Applied:
+) -> int:
     """Lay an uncompressed archive down in the directory `root` as moby's ApplyUncompressedLayer does.
 
-    Reads the stream to its end, what comes after the end of the archive included. `ids` maps the owners in the archive
-    to the host's. `make_room` is called with the number of bytes that are laid down next. Raises ArchiveError that
-    names the entry, and whatever `stream.read` and `make_room` raise; then the layer holds a part of the archive, and
-    the rest of the stream is unread. Raises deadline.Overdue, as all of these functions do, if the layer's file system
-    does nothing for `stall` seconds.
+    Returns the sum of the sizes in its headers, in bytes. Reads the stream to its end, what comes after the end of the
+    archive included. `ids` maps the owners in the archive to the host's. `make_room` is called with the number of bytes
+    that are laid down next. Raises ArchiveError that names the entry, and whatever `stream.read` and `make_room` raise;
+    then the layer holds a part of the archive, and the rest of the stream is unread. Raises deadline.Overdue, as all of
+    these functions do, if the layer's file system does nothing for `stall` seconds.
     """
     with _start_untar(os.path.abspath(root), ids) as process:
         assert process.stdin is not None
@@ -149,48 +138,61 @@ def apply(
                 make_room(len(piece))
                 _write_all(process, piece, stall)
         _close((process.stdin,))
-        size, removed, dropped = _output(process, stall).decode("ascii").splitlines()
+        size, dropped = _output(process, stall).decode("ascii").splitlines()
         if dropped:
             log.warning("%s: attributes that nobody could read on this kernel are left out: %s", root, dropped)
-        return Applied(int(size), frozenset(map(int, removed.split())))
+        return int(size)
 
 
-def changes(root: str, parent: str | None, stall: float = STALL_SECONDS) -> list[Change]:
+def changes(root: str, parent: str | None, stall: float = STALL_SECONDS, *, own: bool = False) -> list[Change]:
     """What the layer in `root` changes in the one in `parent` (None: everything is added), sorted by path.
 
-    moby's ChangesDirs. Both are directories of mounted layers; neither is written to. Raises ArchiveError.
+    moby's ChangesDirs. Both are directories of mounted layers; neither is written to. `own`: `root` is what the layer
+    brought, its upper directory of overlayfs, and `parent` a view of what is below the layer. The result is the same as
+    for the layer's view, and only what the layer brought is looked at. Raises ArchiveError.
     """
-    with _start("changes", *_trees(root, parent)) as process:
+    with _start("changes", *_trees(root, parent, own)) as process:
         lines = _output(process, stall).split(b"\0")
     return [Change(line[1:], Kind(line[0] - 0x30)) for line in lines if line]
 
 
-def size(root: str, parent: str | None, stall: float = STALL_SECONDS) -> int:
+def size(root: str, parent: str | None, stall: float = STALL_SECONDS, *, own: bool = False) -> int:
     """The bytes of what the layer in `root` adds to or modifies in `parent`: moby's ChangesSize.
 
-    Raises ArchiveError.
+    `own` as in `changes`. Raises ArchiveError.
     """
-    with _start("size", *_trees(root, parent)) as process:
+    with _start("size", *_trees(root, parent, own)) as process:
         return int(_output(process, stall))
 
 
 def diff(
-    root: str, parent: str | None, ids: IdMaps = _IDENTITY, stall: float = STALL_SECONDS
+    root: str, parent: str | None, ids: IdMaps = _IDENTITY, stall: float = STALL_SECONDS, *, own: bool = False
 ) -> Generator[bytes, None, None]:
     """Yield the uncompressed archive of what the layer in `root` changes in `parent`: moby's ExportChanges.
 
-    The same trees give the same bytes. `ids` maps the host's owners to those in the archive. Raises ArchiveError, at
-    the first piece or later; an archive without its last piece is not complete. Closing the generator ends all of it.
+    The same trees give the same bytes. `ids` maps the host's owners to those in the archive, `own` as in `changes`.
+    Raises ArchiveError, at the first piece or later; an archive without its last piece is not complete. Closing the
+    generator ends all of it.
     """
     with contextlib.ExitStack() as stack:
-        walker = stack.enter_context(_start("walk", *_trees(root, parent)))
-        packer = stack.enter_context(_start("pack", os.path.abspath(root), *_ranges(ids), stdin=walker.stdout))
-        assert walker.stdout is not None
-        walker.stdout.close()  # the packer has it: the walker must see it go away
-        assert packer.stdout is not None
-        _enlarge(packer.stdout)
-        yield from _pieces(packer.stdout, (packer, walker), stall)
-        _check(walker, packer)
+        if parent is not None:  # all must be compared before there is a first path: no work for two
+            processes = [stack.enter_context(_start("diff", *_trees(root, parent, own), *_ranges(ids)))]
+        else:
+            processes = _start_both(stack, os.path.abspath(root), ids)
+        out = processes[-1].stdout
+        assert out is not None
+        _enlarge(out)
+        yield from _pieces(out, processes, stall)
+        _check(*processes)
+
+
+def _start_both(stack: contextlib.ExitStack, root: str, ids: IdMaps) -> list[subprocess.Popen[bytes]]:
+    """Start a process that walks a tree, and one that packs what it finds meanwhile."""
+    walker = stack.enter_context(_start("walk", root))
+    packer = stack.enter_context(_start("pack", root, *_ranges(ids), stdin=walker.stdout))
+    assert walker.stdout is not None
+    walker.stdout.close()  # the packer has it: the walker must see it go away
+    return [walker, packer]
 
 
 @contextlib.contextmanager
@@ -209,8 +211,8 @@ def _start_untar(root: str, ids: IdMaps) -> Iterator[subprocess.Popen[bytes]]:
             yield process
 
 
-def _trees(root: str, parent: str | None) -> tuple[str, str]:
-    return os.path.abspath(root), os.path.abspath(parent) if parent is not None else ""
+def _trees(root: str, parent: str | None, own: bool) -> tuple[str, str, str]:
+    return os.path.abspath(root), os.path.abspath(parent) if parent is not None else "", "own" if own else ""
 
 
 def _ranges(ids: IdMaps) -> tuple[str, str]:
@@ -260,7 +262,7 @@ def _output(process: subprocess.Popen[bytes], stall: float) -> bytes:
 
 
 def _pieces(
-    pipe: IO[bytes], processes: tuple[subprocess.Popen[bytes], ...], stall: float
+    pipe: IO[bytes], processes: Sequence[subprocess.Popen[bytes]], stall: float
 ) -> Generator[bytes, None, None]:
     """Yield what comes out of a pipe. Raises Overdue once its processes have used no time for `stall` seconds.
 
@@ -296,7 +298,7 @@ def _pieces(
 
 
 def _next(
-    read: queue.SimpleQueue[bytes | OSError], processes: tuple[subprocess.Popen[bytes], ...], stall: float
+    read: queue.SimpleQueue[bytes | OSError], processes: Sequence[subprocess.Popen[bytes]], stall: float
 ) -> bytes | OSError:
     used, since = -1, time.monotonic()
     while True:

@@ -1,10 +1,15 @@
-"""What a layer changes in its parent, by comparing their trees. Reads only, and nothing outside the two.
+"""What a layer changes in its parent: two trees compared, or what it brought with what is below. Reads only.
 
 The rules are those of moby's `ChangesDirs` (pkg/archive/changes.go, changes_linux.go, changes_unix.go), its order made
 the one that `ExportChanges` sorts by. A layer may belong to a running container that renames and removes while we
 look: every directory is opened relative to the one above it and never through a symlink, and what is gone by the time
 we look at it counts as removed. Uses the working directory of the process (see confined.py): an attribute cannot be
 read by a directory's descriptor and a name.
+
+What a layer brought is what overlayfs put into its upper directory (Documentation/filesystems/overlayfs.rst). Only the
+names there need a look: each other name is what it is below. A whiteout, a character device 0:0, stands for a name
+that is gone. A directory that is marked opaque hides its namesake below: it and all directories in it are compared
+like whole trees. A whiteout is never a change by itself; no view of overlayfs shows one.
 """
 
 from __future__ import annotations
@@ -13,14 +18,13 @@ import errno
 import os
 import stat
 
-import inodes
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 MODIFIED, ADDED, DELETED = 0, 1, 2  # as in the protocol's Changes answer
 CAPABILITY = "security.capability"
+_OPAQUE = b"trusted.overlay.opaque"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _SECOND = 10**9
@@ -32,18 +36,18 @@ PLAIN_FILE, FILE, OTHER = 2, 1, 0
 Found = tuple[bytes, int, int]
 
 
-def walk(root: int, parent: int | None, *, look: bool = False) -> Iterator[Found]:
+def walk(root: int, parent: int | None, *, own: bool = False, look: bool = False) -> Iterator[Found]:
     """What changed from `parent` (None: an empty tree) to `root`, sorted by path. Both are open directories.
 
-    The root directories themselves are not compared. A directory in which something changed comes as modified, before
-    what changed. Of a removed directory only itself is listed, of an added one all that is in it. `look`: tell plain
-    files from others if there is no parent, which costs a system call for each.
+    `own`: `root` is a layer's upper directory, `parent` a view of what is below the layer; what is found is the same as
+    for the view of the layer. The root directories themselves are not compared. A directory in which something changed
+    comes as modified, before what changed. Of a removed directory only itself is listed, of an added one all that is in
+    it. `look`: tell plain files from others if there is no parent, which costs a system call for each.
     """
     if parent is None:
         return _added(root, b"", look)
-    comparison = _Comparison(root, parent)
-    comparison.run()
-    found = comparison.found
+    found: list[Found] = []
+    _compare(found, root, parent, b"", whole=not own)
     found.sort()
     return iter(found)
 
@@ -107,8 +111,8 @@ def _open(name: bytes, above: int | None = None) -> int | None:
 def _added(directory: int, prefix: bytes, look: bool) -> Iterator[Found]:
     """All that is below a directory, in the order of the whole paths, one branch at a time in memory.
 
-    In that order "a-b" comes after "a" but before "a/c": a directory has two places, its own and its content's. No
-    inode is looked at: the directory says what is a directory.
+    In that order "a-b" comes after "a" but before "a/c": a directory has two places, its own and its content's. Few
+    inodes are looked at: the directory says what is a file and what a directory.
     """
     order = []
     os.fchdir(directory)
@@ -117,10 +121,10 @@ def _added(directory: int, prefix: bytes, look: bool) -> Iterator[Found]:
             name = entry.name
             if entry.is_file(follow_symlinks=False):
                 order.append((name, PLAIN_FILE if look and _has_no_attributes(name) else FILE))
-                continue
-            order.append((name, OTHER))
-            if entry.is_dir(follow_symlinks=False):
-                order.append((name + b"/", OTHER))
+            elif entry.is_dir(follow_symlinks=False):
+                order += [(name, OTHER), (name + b"/", OTHER)]
+            elif entry.is_symlink() or not _is_whiteout(entry):
+                order.append((name, OTHER))
     order.sort()
     for name, what in order:
         if name[-1] != 0x2F:
@@ -132,6 +136,19 @@ def _added(directory: int, prefix: bytes, look: bool) -> Iterator[Found]:
                 yield from _added(below, prefix + b"/" + name[:-1], look)
             finally:
                 os.close(below)
+
+
+def _is_whiteout(entry: os.DirEntry[bytes]) -> bool:
+    """Whether this stands for a removed name, or is gone itself."""
+    try:
+        return stands_for_nothing(entry.stat(follow_symlinks=False))
+    except FileNotFoundError:
+        return True
+
+
+def stands_for_nothing(status: os.stat_result) -> bool:
+    """Whether this is a whiteout of overlayfs."""
+    return stat.S_ISCHR(status.st_mode) and not status.st_rdev
 
 
 def _has_no_attributes(name: bytes) -> bool:
@@ -156,134 +173,75 @@ def _list(directory: int) -> dict[bytes, os.stat_result]:
     return listing
 
 
-class _Comparison:
-    """Two trees; what changed from `old` to `new` is appended to `found`.
+def _namesakes(directory: int, names: Iterable[bytes]) -> dict[bytes, os.stat_result]:
+    """What a directory has of these names, with its attributes."""
+    listing = {}
+    for name in names:
+        try:
+            listing[name] = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        except FileNotFoundError:
+            continue
+    return listing
 
-    Where they are XFS, one a clone of the other, the inodes that are the same in both are known beforehand (inodes.py).
-    A directory that is one of them has the names that it had, with the inodes that they had: of its entries only those
-    are looked at whose inodes are not the same, and their namesakes. It takes a third of the time.
+
+def _compare(found: list[Found], new: int, old: int, prefix: bytes, *, whole: bool) -> None:
+    """Append what changed below a directory that both trees have.
+
+    `whole`: what `new` does not name is gone. Else only a whiteout says so, in a layer's upper directory.
     """
-
-    def __init__(self, new: int, old: int) -> None:
-        self._new, self._old = new, old
-        self._device = os.fstat(new).st_dev
-        self._changed = inodes.changed(new, old)
-        self.found: list[Found] = []
-
-    def run(self) -> None:
-        """Compare all of it."""
-        if self._is_same(os.fstat(self._new), os.fstat(self._old)):
-            self._look_through(self._new, b"")
+    now = _list(new)
+    before = _list(old) if whole else _namesakes(old, now)
+    now = {name: status for name, status in now.items() if not stands_for_nothing(status)}
+    changed, alike = {}, []
+    for name, status in now.items():
+        was = before.get(name)
+        if was is None:
+            changed[name] = ADDED
+        elif _differs(status, was):
+            changed[name] = MODIFIED
         else:
-            self._compare(self._new, self._old, b"")
+            alike.append(name)
+    mine, theirs = _capabilities(new, alike), _capabilities(old, alike)
+    changed.update((name, MODIFIED) for name in alike if mine[name] != theirs[name])
+    for name, kind in changed.items():
+        found.append((prefix + b"/" + name, kind, FILE if stat.S_ISREG(now[name].st_mode) else OTHER))
+    found.extend((prefix + b"/" + name, DELETED, OTHER) for name in before if name not in now)
+    for name, status in now.items():
+        if stat.S_ISDIR(status.st_mode):
+            count = len(found)
+            _compare_below(found, new, old, prefix + b"/" + name, before.get(name), whole=whole)
+            if name not in changed and len(found) > count:
+                found.append((prefix + b"/" + name, MODIFIED, OTHER))
 
-    def _is_same(self, now: os.stat_result, was: os.stat_result) -> bool:
-        """Whether a directory has the names and inodes that it had."""
-        if self._changed is None or now.st_dev != self._device:
-            return False
-        return now.st_ino == was.st_ino and now.st_ino not in self._changed
 
-    def _look_through(self, new: int, prefix: bytes) -> None:
-        """What changed below a directory that is itself the same."""
-        assert self._changed is not None
-        below = []
-        os.fchdir(new)
-        with os.scandir(b".") as entries:
-            for entry in entries:
-                if entry.inode() in self._changed:
-                    break
-                if entry.is_dir(follow_symlinks=False):
-                    below.append(entry.name)
-            else:
-                for name in below:
-                    self._look_below(new, name, prefix + b"/" + name)
-                return
-        old = _open_path(self._old, prefix)
-        if old is None:
-            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), prefix)
-        try:
-            self._compare(new, old, prefix)
-        finally:
-            os.close(old)
-
-    def _look_below(self, new: int, name: bytes, path: bytes) -> None:
-        below = _open(name, new)
-        if below is None:
-            return
-        count = len(self.found)
-        try:
-            if os.fstat(below).st_dev == self._device:
-                self._look_through(below, path)
-            else:  # something is mounted there
-                self._compare_with(below, _open_path(self._old, path), path)
-        finally:
-            os.close(below)
-        if len(self.found) > count:
-            self.found.append((path, MODIFIED, OTHER))
-
-    def _compare(self, new: int, old: int, prefix: bytes) -> None:
-        """What changed below a directory that both trees have."""
-        found = self.found
-        before, now = _list(old), _list(new)
-        changed, doubtful = {}, []
-        for name, status in now.items():
-            was = before.get(name)
-            if was is None:
-                changed[name] = ADDED
-            elif _differs(status, was):
-                changed[name] = MODIFIED
-            elif status.st_ctime_ns != was.st_ctime_ns or status.st_ino != was.st_ino:
-                doubtful.append(name)  # else the clone shares the inode: whoever changes an attribute moves the ctime
-        if doubtful:
-            mine, theirs = _capabilities(new, doubtful), _capabilities(old, doubtful)
-            changed.update((name, MODIFIED) for name in doubtful if mine[name] != theirs[name])
-        for name, kind in changed.items():
-            found.append((prefix + b"/" + name, kind, FILE if stat.S_ISREG(now[name].st_mode) else OTHER))
-        found.extend((prefix + b"/" + name, DELETED, OTHER) for name in before if name not in now)
-        for name, status in now.items():
-            if stat.S_ISDIR(status.st_mode):
-                count = len(found)
-                self._compare_below(new, old, prefix + b"/" + name, before.get(name))
-                if name not in changed and len(found) > count:
-                    found.append((prefix + b"/" + name, MODIFIED, OTHER))
-
-    def _compare_below(self, new: int, old: int, path: bytes, was: os.stat_result | None) -> None:
-        """Compare a directory within `new` with its namesake within `old`, or take what is in it as added."""
-        name = path.rpartition(b"/")[2]
-        below = _open(name, new)
-        if below is None:
+def _compare_below(
+    found: list[Found], new: int, old: int, path: bytes, was: os.stat_result | None, *, whole: bool
+) -> None:
+    """Compare a directory within `new` with its namesake within `old`, or take what is in it as added."""
+    name = path.rpartition(b"/")[2]
+    below = _open(name, new)
+    if below is None:
+        return
+    try:
+        before = _open(name, old) if was is not None and stat.S_ISDIR(was.st_mode) else None
+        if before is None:
+            found.extend(_added(below, path, False))
             return
         try:
-            if was is None or not stat.S_ISDIR(was.st_mode):
-                self.found.extend(_added(below, path, False))
-            elif self._is_same(os.fstat(below), was):
-                self._look_through(below, path)
-            else:
-                self._compare_with(below, _open(name, old), path)
+            _compare(found, below, before, path, whole=whole or _is_opaque(below))
         finally:
-            os.close(below)
-
-    def _compare_with(self, new: int, old: int | None, path: bytes) -> None:
-        """Compare with an open directory, which is closed then."""
-        if old is None:
-            self.found.extend(_added(new, path, False))
-            return
-        try:
-            self._compare(new, old, path)
-        finally:
-            os.close(old)
+            os.close(before)
+    finally:
+        os.close(below)
 
 
-def _open_path(directory: int, path: bytes) -> int | None:
-    """A directory further below one, which is not followed through symlinks; None if there is none."""
-    here: int | None = os.dup(directory)
-    for name in path.split(b"/")[1:]:
-        above, here = here, _open(name, here)
-        if above is not None:
-            os.close(above)
-        if here is None:
-            return None
-    return here
+def _is_opaque(directory: int) -> bool:
+    try:
+        return os.getxattr(directory, _OPAQUE) == b"y"
+    except OSError as error:
+        if error.errno != errno.ENODATA:
+            raise
+        return False
 
 
 def _differs(now: os.stat_result, was: os.stat_result) -> bool:

@@ -1,14 +1,15 @@
 """The process that works on the files of a layer, locked into it. Started by archive.py as a program of its own.
 
-    confined.py untar ROOT UIDS GIDS [SOCKET N]  archive on standard input; prints the size, in a line the
-                                                 inodes of files that it removed, 64 by one number, and in a
-                                                 line which attributes it left out
-    confined.py changes ROOT PARENT              prints "KIND/PATH" and a NUL for each change
-    confined.py size ROOT PARENT                 prints the size of what changed
-    confined.py walk ROOT PARENT                 prints what changed, for `pack`
+    confined.py untar ROOT UIDS GIDS [SOCKET N]  archive on standard input; prints the size, and in a line
+                                                 which attributes it left out
+    confined.py changes ROOT PARENT OWN          prints "KIND/PATH" and a NUL for each change
+    confined.py size ROOT PARENT OWN             prints the size of what changed
+    confined.py diff ROOT PARENT OWN UIDS GIDS   prints the archive of what changed
+    confined.py walk ROOT                        prints what there is, for `pack`
     confined.py pack ROOT UIDS GIDS              what `walk` printed on standard input; prints the archive
 
-ROOT is a layer's directory, PARENT another one's or "". UIDS and GIDS are "CONTAINER:HOST:SIZE,...".
+ROOT is a layer's directory, PARENT another one's or "". OWN is "own" if ROOT is a layer's upper directory and PARENT a
+view of what is below it, else "". UIDS and GIDS are "CONTAINER:HOST:SIZE,...".
 SOCKET is the file descriptor that bsdtar.py listens at, N the number of plain files that are worth a bsdtar.
 A failure is one line on standard error and exit status 1.
 
@@ -30,7 +31,6 @@ if __name__ == "__main__":
 
 import changes
 import idmaps
-import inodes
 import pack
 from handover import Handover
 from tarformat import ArchiveError, quote
@@ -65,19 +65,19 @@ def _untar(root: str, uids: str, gids: str, *bsdtar: str) -> None:
     untar = Untar(TarReader(source), *owners, handover)
     size = untar.run()
     source.drain()
-    removed = " ".join(map(str, set(map(inodes.sixty_four, untar.removed))))
     dropped = [f"{quote(name)} of {count}, first {quote(path)}" for name, (count, path) in untar.dropped.items()]
     with open(1, "wb") as out:
-        out.write(f"{size}\n{removed}\n{'; '.join(dropped)}\n".encode())
+        out.write(f"{size}\n{'; '.join(dropped)}\n".encode())
 
 
-def _compare(command: str, root: str, parent: str) -> None:
+def _compare(command: str, root: str, parent: str, own: str, *ids: str) -> None:
     below = _open_directory(parent) if parent else None
+    owners = list(map(idmaps.parse, ids))
     _confine(root)
     top = _open_directory("/")
-    found = changes.walk(top, below, look=command == "walk")
-    if command == "walk":
-        pack.send(found, 1)
+    found = changes.walk(top, below, own=own == "own")
+    if command == "diff":
+        pack.pack(list(found), 1, top, *owners)
     elif command == "size":
         os.write(1, b"%d\n" % changes.total_size(top, found))
     else:
@@ -85,10 +85,15 @@ def _compare(command: str, root: str, parent: str) -> None:
             out.writelines(b"%d%s\0" % (kind, path) for path, kind, _ in found)
 
 
+def _walk(root: str) -> None:
+    _confine(root)
+    pack.send(changes.walk(_open_directory("/"), None, look=True), 1)
+
+
 def _pack(root: str, uids: str, gids: str) -> None:
     owners = idmaps.parse(uids), idmaps.parse(gids)
     _confine(root)
-    pack.pack(0, 1, _open_directory("/"), *owners)
+    pack.pack(pack.receive(0), 1, _open_directory("/"), *owners)
 
 
 def main(argv: list[str]) -> int:
@@ -97,6 +102,8 @@ def main(argv: list[str]) -> int:
     try:
         if command == "untar":
             _untar(*arguments)
+        elif command == "walk":
+            _walk(*arguments)
         elif command == "pack":
             _pack(*arguments)
         else:

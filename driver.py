@@ -313,8 +313,8 @@ class Driver:
             before = self._begin(layer, directory)
             room = self._room(layer, directory)
             try:
-                applied = archive.apply(root, stream, self._ids, self._options.timeout, room.make)
-                note.finish(directory, layer, before, applied.removed, FLUSHES * self._options.timeout)
+                size = archive.apply(root, stream, self._ids, self._options.timeout, room.make)
+                note.finish(directory, layer, before, frozenset(), FLUSHES * self._options.timeout)
             except archive.ArchiveError as error:
                 self._broken.add(layer)
                 raise room.explained(error) from None
@@ -327,7 +327,7 @@ class Driver:
             # that this one is finished.
             self._to_prepare.add(layer)
             self._unmapping.later(layer, 0, 0)
-        return applied.size
+        return size
 
     def diff(self, layer: str, parent: str) -> Iterator[bytes]:
         """Yield the archive of what a layer changes in its parent ("" for everything); close it to end early."""

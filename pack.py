@@ -1,10 +1,11 @@
 """Make the archive of what changed in a layer: the working half of Diff.
 
-Two processes share the work: the walker finds paths and `send`s them, `pack` looks at each and writes it. Both run
-confined (see confined.py). The rules are those of moby's `ExportChanges` and `addTarFile` (pkg/archive): names relative
-and sorted, a whiteout for what was removed, hard links by inode with the target first, no sockets, whole seconds,
-security.capability as the only attribute. What differs, on purpose: whiteouts carry no time, so that a diff made twice
-is the same; a file that shrinks while it is read is filled up with zeros, where moby's archive breaks.
+`pack` looks at each path that a walk finds and writes it. A walk that goes on beside it, in a process of its own,
+`send`s what it finds. All of it runs confined (see confined.py). The rules are those of moby's `ExportChanges` and
+`addTarFile` (pkg/archive): names relative and sorted, a whiteout for what was removed, hard links by inode with the
+target first, no sockets, whole seconds, security.capability as the only attribute. What differs, on purpose: whiteouts
+carry no time, so that a diff made twice is the same; a file that shrinks while it is read is filled up with zeros,
+where moby's archive breaks.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import marshal
 import os
 import stat
 
-from changes import CAPABILITY, DELETED, OTHER, PLAIN_FILE, Directory, Found, capability
+from changes import CAPABILITY, DELETED, OTHER, PLAIN_FILE, Directory, Found, capability, stands_for_nothing
 from idmaps import IdError, Ranges, to_container
 from tarformat import (
     BLOCK,
@@ -36,7 +37,7 @@ from tarreader import write_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 _BATCH = 128
 _SMALL = 1 << 16  # a file up to this size is read in one piece
@@ -67,29 +68,35 @@ def send(found: Iterable[Found], fd: int) -> None:
         marshal.dump(None, out)
 
 
-def pack(source: int, out: int, root: int, uids: Ranges, gids: Ranges) -> None:
-    """Write the archive of what `send` sends: changes of the tree `root`, an open directory.
-
-    Raises ArchiveError with the name of the entry; what is written by then is no complete archive.
-    """
-    packer = _Packer(out, root, uids, gids)
-    with open(source, "rb") as items:
+def receive(fd: int) -> Iterator[Found]:
+    """Yield what `send` sends. Raises ArchiveError if that breaks off."""
+    with open(fd, "rb") as items:
         while True:
             try:
                 batch = marshal.load(items)  # noqa: S302 - made by `send`
             except (EOFError, ValueError) as error:
                 raise ArchiveError("the comparison of the layers broke off") from error
             if batch is None:
-                break
-            for item in batch:
-                try:
-                    packer.add(item)
-                except BrokenPipeError:
-                    raise
-                except OSError as error:
-                    raise ArchiveError(f"{quote(item[0])}: {os.strerror(error.errno or 0)}") from error
-                except (IdError, OverflowError) as error:
-                    raise ArchiveError(f"{quote(item[0])}: {error}") from error
+                return
+            yield from batch
+
+
+def pack(found: Iterable[Found], out: int, root: int, uids: Ranges, gids: Ranges) -> None:
+    """Write the archive of what was found to have changed in the tree `root`, an open directory.
+
+    A walk in this process must have ended: both use the working directory. Raises ArchiveError with the name of the
+    entry; what is written by then is no complete archive.
+    """
+    packer = _Packer(out, root, uids, gids)
+    for item in found:
+        try:
+            packer.add(item)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise ArchiveError(f"{quote(item[0])}: {os.strerror(error.errno or 0)}") from error
+        except (IdError, OverflowError) as error:
+            raise ArchiveError(f"{quote(item[0])}: {error}") from error
     packer.close()
 
 
@@ -151,7 +158,7 @@ class _Packer:
     def _add_other(self, path: bytes, name: bytes) -> None:
         now = os.lstat(name)
         kind = _TYPES.get(stat.S_IFMT(now.st_mode))
-        if kind in (None, FILE):  # a socket; or it was something else a moment ago, and counts as gone
+        if kind in (None, FILE) or stands_for_nothing(now):  # a socket; or it was something else, and counts as gone
             return
         entry = self._entry(path, now, kind or FILE)
         entry.xattrs = _capability_of(name)
@@ -169,10 +176,8 @@ class _Packer:
     def _entry(self, path: bytes, now: os.stat_result, kind: bytes) -> Entry:
         entry = Entry(path, kind, mode=stat.S_IMODE(now.st_mode), size=now.st_size if kind == FILE else 0)
         entry.mtime = now.st_mtime_ns
-        entry.uid, entry.gid = now.st_uid, now.st_gid
-        if kind != CHARDEV or now.st_rdev:  # moby: the owner of an overlay whiteout is the host's
-            entry.uid = to_container(self._uids, now.st_uid, "user")
-            entry.gid = to_container(self._gids, now.st_gid, "group")
+        entry.uid = to_container(self._uids, now.st_uid, "user")
+        entry.gid = to_container(self._gids, now.st_gid, "group")
         return entry
 
     def _put_link(self, entry: Entry, inode: int) -> None:

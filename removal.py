@@ -5,18 +5,15 @@ from __future__ import annotations
 import os
 
 
-def remove_directory(path: bytes, inodes: set[int]) -> None:
-    """Remove a directory of any depth and all in it. Uses the working directory, and leaves it at "/".
-
-    Adds to `inodes` those of the files that were in it, by their numbers.
-    """
+def remove_directory(path: bytes) -> None:
+    """Remove a directory of any depth and all in it. Uses the working directory, and leaves it at "/"."""
     try:
         os.chdir(path)
-        pending = [_empty_working_directory(inodes)]
+        pending = [_empty_working_directory()]
         while pending:
             if pending[-1]:
                 os.chdir(pending[-1][-1])
-                pending.append(_empty_working_directory(inodes))
+                pending.append(_empty_working_directory())
                 continue
             pending.pop()
             os.chdir(b"..")
@@ -27,12 +24,11 @@ def remove_directory(path: bytes, inodes: set[int]) -> None:
     os.rmdir(path)
 
 
-def _empty_working_directory(inodes: set[int]) -> list[bytes]:
+def _empty_working_directory() -> list[bytes]:
     """Remove all but the directories in the working directory, and return their names."""
     with os.scandir(b".") as entries:
-        found = [(entry.name, entry.is_dir(follow_symlinks=False), entry.inode()) for entry in entries]
-    for name, is_directory, inode in found:
+        found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
+    for name, is_directory in found:
         if not is_directory:
             os.unlink(name)
-            inodes.add(inode)
-    return [name for name, is_directory, _ in found if is_directory]
+    return [name for name, is_directory in found if is_directory]

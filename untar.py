@@ -63,7 +63,6 @@ class Untar:
         self._unpacked: set[bytes] = set()  # the paths of this layer
         self._holding: set[bytes] = {b"/"}  # the directories that hold paths of this layer
         self.dropped: dict[bytes, tuple[int, bytes]] = {}  # attributes: of how many entries, the name of the first
-        self.removed: set[int] = set()  # the numbers of the inodes of files that were removed, or lost a name
         self._times: dict[
             bytes, tuple[int, int]
         ] = {}  # of directories: set at the end, when nothing changes them any more
@@ -208,15 +207,13 @@ class Untar:
         if path in self._pending:
             self._wait()
         try:
-            inode = os.lstat(path).st_ino
             os.unlink(path)
-            self.removed.add(inode)
         except (FileNotFoundError, NotADirectoryError):
             return
         except IsADirectoryError:
             self._wait()
             self._straight = {b"/"}
-            remove_directory(path, self.removed)
+            remove_directory(path)
 
     def _make_opaque(self, directory: bytes) -> None:
         """Remove what lower layers left in a directory, and keep what this archive brought."""

@@ -99,7 +99,7 @@ def tar(*members: bytes) -> bytes:
 
 def apply(root: Path | str, *members: bytes, **options: Any) -> int:
     """Apply an archive of these members, ended by its two blocks of zeros."""
-    return archive.apply(str(root), io.BytesIO(tar(*members)), **options).size
+    return archive.apply(str(root), io.BytesIO(tar(*members)), **options)
 
 
 def picture(root: Path | str, *, times: bool = True) -> dict[bytes, tuple[Any, ...]]:

@@ -86,7 +86,7 @@ def outcome(root: Path, data: bytes, patience: int) -> tuple[object, ...]:
         os.utime(root / name, (9, 9), follow_symlinks=False)
     archive.PATIENCE = patience
     try:
-        result = archive.apply(str(root), io.BytesIO(data)).size
+        result = archive.apply(str(root), io.BytesIO(data))
     except archive.ArchiveError as error:
         return (str(error),)  # and a part of the archive, which part is not said
     return result, contents(root), by_inode(root)

@@ -140,7 +140,7 @@ def apply(
         _close((process.stdin,))
         size, dropped = _output(process, stall).decode("ascii").splitlines()
         if dropped:
-            log.warning("%s: attributes that nobody could read on this kernel are left out: %s", root, dropped)
+            log.warning("%s: what cannot be kept on this kernel is left out: %s", root, dropped)
         return int(size)
 
 

@@ -1,7 +1,7 @@
 """The process that works on the files of a layer, locked into it. Started by archive.py as a program of its own.
 
     confined.py untar ROOT UIDS GIDS [SOCKET N]  archive on standard input; prints the size, and in a line
-                                                 which attributes it left out
+                                                 what it left out
     confined.py changes ROOT PARENT OWN          prints "KIND/PATH" and a NUL for each change
     confined.py size ROOT PARENT OWN             prints the size of what changed
     confined.py diff ROOT PARENT OWN UIDS GIDS   prints the archive of what changed

@@ -7,7 +7,10 @@ and an absolute symlink leads where it would in a container. The rules are those
   archive has no entry for the directory itself; the OCI image spec and overlay2 do not);
 - a whiteout of "", "." or ".." is an error (moby would remove the directory it is in, or the one above);
 - only a directory can be the entry for the root;
-- a directory whose path became something else later in the archive does not pass its times on.
+- a directory whose path became something else later in the archive does not pass its times on;
+- what overlayfs would take for its own is left out, and counted: a character device 0:0 (its whiteout), with the hard
+  links to it, and attributes trusted.overlay.* (an opaque directory, a directory that is found elsewhere). The kernel
+  refuses the device in a view of overlayfs, and the attributes too, or keeps them in another name (6.7 and newer).
 
 Plain files are handed over to a bsdtar that runs beside us (handover.py), if the host has one and there are many. What
 it lays down is what we would, in an order that nobody can tell from that of the archive: an entry that could meet a
@@ -40,6 +43,8 @@ _IMPLIED_MODE = 0o755  # of a directory that the archive has no entry for (moby:
 _LAST_TIME = (1 << 63) - 1  # nanoseconds: the year 2262 (moby: unixMaxTime)
 _DEFAULT_ACL = b"system.posix_acl_default"
 _MOST_DROPPED = 8  # attributes that are told by their names
+_OVERLAYFS_WHITEOUT = b"character device 0:0"
+_OF_OVERLAYFS = b"trusted.overlay."
 _KNOWN = (b"user.", b"trusted.", b"security.", b"system.posix_acl_")  # attributes that the kernel stores
 _SPECIAL = 0o7000  # setuid, setgid, sticky
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -62,7 +67,9 @@ class Untar:
         self._plain = False  # whether it is straight and passes nothing on to what is created in it
         self._unpacked: set[bytes] = set()  # the paths of this layer
         self._holding: set[bytes] = {b"/"}  # the directories that hold paths of this layer
-        self.dropped: dict[bytes, tuple[int, bytes]] = {}  # attributes: of how many entries, the name of the first
+        self._left_out: set[bytes] = set()  # the paths of whiteouts of overlayfs
+        # Attributes, and such whiteouts: of how many entries, the name of the first.
+        self.dropped: dict[bytes, tuple[int, bytes]] = {}
         self._times: dict[
             bytes, tuple[int, int]
         ] = {}  # of directories: set at the end, when nothing changes them any more
@@ -110,6 +117,10 @@ class Untar:
             if path.startswith(_AUFS_LINKS) and entry.type == FILE:
                 self._keep_aufs_target(base, entry)
             return
+        if self._is_whiteout_of_overlayfs(entry) and not base.startswith(_WHITEOUT):
+            self._left_out.add(path)
+            self._count_dropped(_OVERLAYFS_WHITEOUT, entry.name)
+            return
         self._need_directory(parent or b"/")
         if base == _OPAQUE:
             self._make_opaque(parent or b"/")
@@ -122,6 +133,13 @@ class Untar:
             if entry.type != FILE or not self._hand_over(path, entry):
                 self._create(path, entry)
             self._remember(path, parent or b"/")
+
+    def _is_whiteout_of_overlayfs(self, entry: Entry) -> bool:
+        """Whether this is one, or another name of one that was left out."""
+        if entry.type == LINK:
+            target = _clean(entry.link)
+            return target in self._left_out and target not in self._unpacked
+        return entry.type == CHARDEV and entry.devmajor == entry.devminor == 0
 
     def _lay_down_plain(self, entry: Entry) -> bool:
         """Lay down what most entries of most archives are, with the fewest steps; False if this is not one of them.
@@ -382,9 +400,13 @@ class Untar:
         """Set the attributes of an entry. What nobody could read here is left out, and counted.
 
         That is what the kernel forbids (moby: the same): user.* on a symlink for instance; and what it does not know:
-        com.apple.* and the like. dockerd before 25 leaves that out, 25 and newer refuse the image.
+        com.apple.* and the like. dockerd before 25 leaves that out, 25 and newer refuse the image. What is of overlayfs
+        is not even tried.
         """
         for name, value in entry.xattrs.items():
+            if name.startswith(_OF_OVERLAYFS):
+                self._count_dropped(name, entry.name)
+                continue
             try:
                 if isinstance(target, int):
                     os.setxattr(target, name, value)
@@ -400,11 +422,11 @@ class Untar:
                     ) from error
                 self._count_dropped(name, entry.name)
 
-    def _count_dropped(self, attribute: bytes, path: bytes) -> None:
-        if attribute not in self.dropped and len(self.dropped) >= _MOST_DROPPED:
-            attribute = b"..."
-        count, first = self.dropped.get(attribute, (0, path))
-        self.dropped[attribute] = count + 1, first
+    def _count_dropped(self, what: bytes, path: bytes) -> None:
+        if what not in self.dropped and len(self.dropped) >= _MOST_DROPPED:
+            what = b"..."
+        count, first = self.dropped.get(what, (0, path))
+        self.dropped[what] = count + 1, first
 
 
 def _above(path: bytes) -> bytes:

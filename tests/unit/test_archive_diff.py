@@ -18,6 +18,7 @@ from unit.archives import children, needs_root, peak_memory, picture
 
 import archive
 import changes as comparison
+import pack
 from archive import Change, Kind
 
 pytestmark = needs_root
@@ -223,6 +224,90 @@ def test_deeper_than_pythons_recursion(trees: Trees) -> None:
     assert len(trees.changes()) == 1500
     assert len(trees.diff()) == 1500
     subprocess.run(["rm", "-r", trees.new], check=True)  # pytest could not
+
+
+# -- an upper directory of overlayfs ---------------------------------------------------------------------
+# Made by hand, with what no kernel here would make; real ones: tests/integration/test_changes_of_overlays.py.
+
+
+def whiteout(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(0, 0))
+
+
+def brought(trees: Trees) -> list[tuple[str, Kind]]:
+    found = archive.changes(str(trees.new), str(trees.old), own=True)
+    return [(os.fsdecode(path), kind) for path, kind in found]
+
+
+@pytest.fixture
+def upper(trees: Trees) -> Path:
+    """An empty one, on a parent that has something."""
+    for name in ("d/f", "d/e/g", "x"):
+        write(trees.old / name)
+    trees.new.mkdir()
+    return trees.new
+
+
+def test_names_that_a_layer_did_not_bring_are_as_they_were(trees: Trees, upper: Path) -> None:
+    assert brought(trees) == []
+    write(upper / "d/new")
+    write(upper / "d/f")
+    assert brought(trees) == [("/d", MODIFIED), ("/d/new", ADDED)]
+
+
+def test_a_whiteout_says_what_is_gone(trees: Trees, upper: Path) -> None:
+    """If there is anything; it is nothing itself, not even in a new directory or without a parent."""
+    for name in ("d/f", "d/never", "x", "never", "new/never", "new/e/never"):
+        whiteout(upper / name)
+    assert brought(trees) == [
+        ("/d", MODIFIED),
+        ("/d/f", DELETED),
+        ("/new", ADDED),
+        ("/new/e", ADDED),
+        ("/x", DELETED),
+    ]
+    assert archive.changes(str(upper), None, own=True) == [(path, ADDED) for path in (b"/d", b"/new", b"/new/e")]
+    data = b"".join(archive.diff(str(upper), None, own=True))
+    with tarfile.open(fileobj=io.BytesIO(data)) as made:
+        assert made.getnames() == ["d", "new", "new/e"]
+
+
+@pytest.mark.parametrize(("mark", "opaque"), [(b"y", True), (b"x", False), (b"", False)])
+def test_only_one_mark_makes_a_directory_opaque(trees: Trees, upper: Path, mark: bytes, opaque: bool) -> None:
+    """Documentation/filesystems/overlayfs.rst: "x" is for a directory in which whiteouts are attributes."""
+    write(upper / "d/e/new")
+    os.setxattr(upper / "d", "trusted.overlay.opaque", mark)
+    gone = [("/d/e/g", DELETED), ("/d/e/new", ADDED), ("/d/f", DELETED)]
+    expected = gone if opaque else [("/d/e/new", ADDED)]
+    assert brought(trees) == [("/d", MODIFIED), ("/d/e", MODIFIED), *expected]
+    data = b"".join(archive.diff(str(upper), str(trees.old), own=True))
+    assert b"overlay" not in data
+
+
+def test_the_root_is_never_opaque(trees: Trees, upper: Path) -> None:
+    """The kernel does not ask there either."""
+    os.setxattr(upper, "trusted.overlay.opaque", b"y")
+    assert brought(trees) == []
+
+
+def test_what_became_a_whiteout_since_it_was_found_is_gone(trees: Trees, upper: Path) -> None:
+    """A container removes a device, a file, a directory between our look at the names and our look at the things."""
+    for name in ("device", "file", "directory"):
+        whiteout(upper / name)
+    found = [(b"/device", ADDED, 0), (b"/file", ADDED, 1), (b"/directory", ADDED, 0), (b"/directory/f", ADDED, 1)]
+    before = os.getcwd()
+    root = os.open(upper, os.O_RDONLY)
+    source, out = os.pipe()
+    try:
+        pack.pack(found, out, root, (), ())
+        os.close(out)
+        assert os.read(source, 1 << 16) == bytes(1024)
+        assert comparison.total_size(root, found) == 0
+    finally:
+        os.close(source)
+        os.close(root)
+        os.chdir(before)
 
 
 # -- sizes --------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from unit.archives import (
     FIFO,
     apply,
     children,
+    extractor,
     file,
     folder,
     hardlink,
@@ -40,8 +41,10 @@ from unit.archives import (
 import archive
 
 pytestmark = needs_root
+__all__ = ["extractor"]
 
 SECRET = b"the content of a file outside"
+Log = pytest.LogCaptureFixture
 Members = Callable[[bytes], list[bytes]]  # given the path of the guarded tree
 
 THROUGH = [b"absolute", b"relative", b"chain", b"proc"]  # the symlinks that a lower layer left
@@ -199,6 +202,7 @@ HOSTILE: dict[str, Members] = {
     "big xattr": lambda out: [pax({XATTR + b"user.x": b"x" * 70000}), file(b"a")],
     "xattr without a name": lambda out: [pax({XATTR: b"x"}), file(b"a")],
     "overlay xattrs": lambda out: [pax({XATTR + b"trusted.overlay.redirect": b"../.."}), folder(b"d")],
+    "overlay whiteout": lambda out: [header(b"d", CHARDEV), header(b"../secret", CHARDEV), file(b"d/f", b"evil")],
     "broken acl": lambda out: [pax({XATTR + b"system.posix_acl_access": b"\2\0\0\0evil"}), file(b"a")],
     # sizes
     "size without data": lambda out: [header(b"a", size=b"\x80\0\0\0\x3f" + b"\xff" * 7)],
@@ -318,6 +322,48 @@ def test_nothing_outside_is_touched(aftermaths: dict[str, Aftermath], name: str)
     assert_nothing_came_in(root)
     assert not (root / "PWNED").exists()
     assert served == 1
+
+
+OF_OVERLAYFS = [b"opaque", b"redirect", b"metacopy", b"origin", b"whiteout", b"overlay.opaque", b"unheard-of"]
+
+
+@pytest.mark.parametrize("name", OF_OVERLAYFS)
+def test_attributes_of_overlayfs_are_left_out(tmp_path: Path, extractor: str, name: bytes, caplog: Log) -> None:
+    """Of whatever has attributes, in the one spelling that an archive has for them; others are nobody's here."""
+    said = pax({XATTR + b"trusted.overlay." + name: b"y", b"LIBARCHIVE.xattr.trusted.overlay." + name: b"eQ=="})
+    (tmp_path / "lower").mkdir()
+    apply(
+        tmp_path,
+        *(said, folder(b"lower"), said, folder(b"d"), said, file(b"d/f", b"x"), said, symlink(b"s", b"d")),
+        *(said, hardlink(b"h", b"d/f"), said, header(b"p", FIFO)),
+        *(said, file(b".wh..wh.plnk/1", b"x"), said, hardlink(b"of-aufs", b".wh..wh.plnk/1")),
+    )
+    for path in (tmp_path, *tmp_path.rglob("*")):
+        assert not [key for key in os.listxattr(path, follow_symlinks=False) if "overlay" in key]
+    assert [message.partition(" left out: ")[2] for message in caplog.messages] == [
+        f"'trusted.overlay.{name.decode()}' of 7, first 'lower'"
+    ]
+
+
+def test_whiteouts_of_overlayfs_are_left_out(tmp_path: Path, extractor: str, caplog: Log) -> None:
+    """With their other names, unless those are of something else; and they count for nothing else either."""
+    (tmp_path / "lower").write_bytes(b"lower")
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/f").write_bytes(b"lower")
+    apply(
+        tmp_path,
+        *(header(b"lower", CHARDEV), hardlink(b"h1", b"lower"), hardlink(b"h2", b"./h1"), header(b"e/new", CHARDEV)),
+        *(header(b"v7", CHARDEV, magic=b"", major=b"junk", minor=b"junk"), header(b"blocks", BLOCKDEV)),
+        *(header(b"d/f", CHARDEV), file(b"d/.wh..wh..opq")),
+        *(header(b"c", CHARDEV), file(b"c", b"x"), header(b"c", CHARDEV), hardlink(b"h3", b"c")),
+        *(header(b"zero", CHARDEV, minor=5), header(b".wh.gone", CHARDEV)),
+    )
+    names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert names == {"lower", "d", "c", "h3", "zero", "blocks"}
+    assert (tmp_path / "lower").read_bytes() == b"lower"
+    assert (tmp_path / "h3").read_bytes() == b"x"
+    [message] = caplog.messages
+    assert message.partition(" left out: ")[2] == "'character device 0:0' of 8, first 'lower'"
 
 
 def assert_nothing_came_in(root: Path) -> None:

@@ -209,21 +209,19 @@ def _compare(found: list[Found], new: int, old: int, prefix: bytes, *, whole: bo
     for name, status in now.items():
         if stat.S_ISDIR(status.st_mode):
             count = len(found)
-            _compare_below(found, new, old, prefix + b"/" + name, before.get(name), whole=whole)
+            _compare_below(found, new, old, prefix + b"/" + name, whole=whole)
             if name not in changed and len(found) > count:
                 found.append((prefix + b"/" + name, MODIFIED, OTHER))
 
 
-def _compare_below(
-    found: list[Found], new: int, old: int, path: bytes, was: os.stat_result | None, *, whole: bool
-) -> None:
-    """Compare a directory within `new` with its namesake within `old`, or take what is in it as added."""
+def _compare_below(found: list[Found], new: int, old: int, path: bytes, *, whole: bool) -> None:
+    """Compare a directory within `new` with its namesake within `old`; without one all that is in it is added."""
     name = path.rpartition(b"/")[2]
     below = _open(name, new)
     if below is None:
         return
     try:
-        before = _open(name, old) if was is not None and stat.S_ISDIR(was.st_mode) else None
+        before = _open(name, old)
         if before is None:
             found.extend(_added(below, path, False))
             return

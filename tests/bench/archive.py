@@ -117,8 +117,8 @@ def find(*trees: Path) -> None:
         subprocess.run(["find", tree, "-printf", "%P %m %U %G %s %T@\\n"], stdout=subprocess.DEVNULL, check=True)
 
 
-def changes(new: Path, old: Path) -> None:
-    assert len(archive.changes(str(new), str(old))) == 5  # one file and the directories above it
+def changes(upper: Path, below: Path) -> None:
+    assert len(archive.changes(str(upper), str(below), own=True)) == 5  # one file and the directories above it
 
 
 def empty(target: Path) -> None:
@@ -128,7 +128,21 @@ def empty(target: Path) -> None:
     os.sync()
 
 
-def cases(top: Path, disk: Path, new: Path, old: Path) -> list[Case]:
+@contextlib.contextmanager
+def overlay(disk: Path, lower: Path) -> Iterator[tuple[Path, Path]]:
+    """A view of an upper directory on `lower`, and that directory."""
+    view, upper, work = (disk / name for name in ("view", "upper", "work"))
+    for directory in (view, upper, work):
+        directory.mkdir()
+    options = f"lowerdir={lower},upperdir={upper},workdir={work},index=off,metacopy=off,redirect_dir=off,xino=on"
+    subprocess.run(["mount", "-t", "overlay", "overlay", view, "-o", options], check=True)
+    try:
+        yield view, upper
+    finally:
+        subprocess.run(["umount", view], check=True)
+
+
+def cases(top: Path, disk: Path, view: Path, upper: Path, below: Path) -> list[Case]:
     target = disk / "target"
 
     def apply_case(source: Path, what: str, goal: float | None) -> Case:
@@ -152,7 +166,7 @@ def cases(top: Path, disk: Path, new: Path, old: Path) -> list[Case]:
         diff_case(disk / "layer", "a layer of 570 MB", 1.3),
         diff_case(disk / "small", "20,000 small files", None),
         diff_case(disk / "big", "one file of 1 GiB", None),
-        Case("Changes 100,000 files / 2 find", 1.5, lambda: changes(new, old), lambda: find(new, old)),
+        Case("Changes 1 of 100,000 files / 2 find", 0.2, lambda: changes(upper, below), lambda: find(view, below)),
     ]
 
 
@@ -204,14 +218,12 @@ def main() -> int:
         make_big(disk / "big/blob", BIG)
         with mounted(top / "old.img", top / "making") as making:
             make_files(making, TREE_FILES, 10)
-        # The driver's layers are clones of their parents: so is this one.
-        subprocess.run(["cp", "--sparse=always", top / "old.img", top / "new.img"], check=True)
         old = stack.enter_context(mounted(top / "old.img", top / "old"))
-        new = stack.enter_context(mounted(top / "new.img", top / "new"))
-        (new / "usr/lib/package-7/data/file-7.txt").write_bytes(b"changed")
+        view, upper = stack.enter_context(overlay(disk, old))
+        (view / "usr/lib/package-7/data/file-7.txt").write_bytes(b"changed")
         print(f"plain files are laid down by {archive.extractor()}")
         print(f"{'':<40} {'ours':>9} {'other':>9}   medians of {arguments.runs} runs")
-        chosen = [case for case in cases(top, disk, new, old) if arguments.only in case.name]
+        chosen = [case for case in cases(top, disk, view, upper, old) if arguments.only in case.name]
         met = [run(case, arguments.runs) for case in chosen]
     return 0 if all(met) else 1
 

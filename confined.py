@@ -30,6 +30,7 @@ if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import changes
+import environment
 import idmaps
 import pack
 from handover import Handover
@@ -52,9 +53,7 @@ def _confine(root: str) -> None:
     sys.setrecursionlimit(20_000)  # a directory within a directory: each takes a few frames and a file descriptor
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    sys.path.clear()
-    sys.path_hooks.clear()
-    sys.meta_path.clear()
+    environment.load_nothing_more()
 
 
 def _untar(root: str, uids: str, gids: str, *bsdtar: str) -> None:

@@ -70,6 +70,13 @@ def python(program: str, *arguments: str) -> tuple[str, ...]:
     return (interpreter, *_OPTIONS, os.path.realpath(program), *arguments)
 
 
+def load_nothing_more() -> None:
+    """Take the importer down: this process goes where a name may lead to somebody else's file (CVE-2019-14271)."""
+    sys.path.clear()
+    sys.path_hooks.clear()
+    sys.meta_path.clear()
+
+
 def of_commands() -> Mapping[str, str]:
     """Return the environment of a host's program: ours without what would change what it does.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import deadline
 import mounts
@@ -27,29 +27,43 @@ def of_device(number: str) -> str:
 
 def mounted_by(number: str) -> list[str]:
     """Return a process of each mount namespace that has a block device ("major:minor") mounted, and where."""
-    held = [
-        (pid, next((item.point for item in table if item.device_number == number), None)) for pid, table in _tables()
+    return [
+        f"{process_name(pid)} has it mounted at {item.point}"
+        for pid, item in seen(lambda item: item.device_number == number)
     ]
-    return [f"{_name(pid)} has it mounted at {point}" for pid, point in held if point is not None]
 
 
 def label(number: str) -> str:
     """Return the SELinux label with which a block device is mounted in whatever mount namespace, "" without."""
-    return next((item.label for _, table in _tables() for item in table if item.device_number == number), "")
+    return next((item.label for _, item in seen(lambda item: item.device_number == number)), "")
 
 
-def _tables() -> Iterator[tuple[str, list[mounts.Mount]]]:
-    """Yield the table of each mount namespace, and a process that is in it."""
-    seen = set()
+def seen(wanted: Callable[[mounts.Mount], bool]) -> Iterator[tuple[str, mounts.Mount]]:
+    """Yield a process of each mount namespace, ours too, that sees such a mount, and the first that it sees."""
+    found, read = set(), set()
     for pid in _processes():
         try:
-            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
-            if namespace not in seen:
-                yield pid, mounts.table(pid)
-                seen.add(namespace)
+            namespace, root = _view(pid)
+            if namespace in found or (namespace, root) in read:
+                continue
+            table = mounts.table(pid)
         except OSError:
             # The process ended while we looked: it holds nothing any more.
             continue
+        read.add((namespace, root))
+        item = next(filter(wanted, table), None)
+        if item is not None:
+            found.add(namespace)
+            yield pid, item
+
+
+def _view(pid: str) -> tuple[str, str]:
+    """Name a process's mount namespace, and its root there: who is locked into a directory sees fewer mounts."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/mnt"), os.readlink(f"/proc/{pid}/root")
+    except PermissionError:
+        # Its table is for everybody to read all the same (proc(5)). So it stands for itself.
+        return f"of process {pid}", ""
 
 
 def of_mount(point: str) -> str:
@@ -61,7 +75,7 @@ def of_mount(point: str) -> str:
 
     def look() -> None:
         for pid, what in _users(point):
-            found.setdefault(pid, f"{_name(pid)} {what}")
+            found.setdefault(pid, f"{process_name(pid)} {what}")
 
     with contextlib.suppress(deadline.Overdue):
         deadline.call(look, "the table of processes", SCAN_SECONDS)
@@ -123,7 +137,8 @@ def _processes() -> list[str]:
     return list(filter(str.isdigit, os.listdir("/proc")))
 
 
-def _name(pid: str) -> str:
+def process_name(pid: str) -> str:
+    """Name a process for an error message."""
     try:
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as comm:
             return f"process {pid} ({comm.read().strip()})"

@@ -43,12 +43,19 @@ class MountError(Exception):
 
 
 class Mount(NamedTuple):
-    """One line of the mount table: device number as "major:minor", mount point, read-only or not, SELinux label."""
+    """One line of the mount table: device number as "major:minor", mount point, read-only or not, SELinux label.
+
+    `source` is the device, or the name that somebody gave what has none; `root` the directory of the file system that
+    is shown: "/" unless it is a bind mount of another.
+    """
 
     device_number: str
     point: str
     read_only: bool
     label: str
+    type: str = ""
+    source: str = ""
+    root: str = "/"
 
 
 def tools(fs: str) -> Sequence[str]:
@@ -174,6 +181,11 @@ def table(pid: str = "self") -> list[Mount]:
     return _read_table(f"/proc/{pid}/mountinfo")
 
 
+def table_of(process: int) -> list[Mount]:
+    """Read the mount table of a process whose directory in /proc is open: no path leads there from everywhere."""
+    return _read_table(os.open("mountinfo", os.O_RDONLY | os.O_CLOEXEC, dir_fd=process))
+
+
 def at(point: str) -> Mount | None:
     """Return what is mounted at `point` (the last one, if several lie over each other)."""
     return next((item for item in reversed(table()) if item.point == point), None)
@@ -246,8 +258,8 @@ def in_use(device: str) -> bool:
     return False
 
 
-def _read_table(path: str) -> list[Mount]:
-    with open(path, "rb") as source:
+def _read_table(file: str | int) -> list[Mount]:
+    with open(file, "rb") as source:
         return [_parse(line) for line in source]
 
 
@@ -255,8 +267,19 @@ def _parse(line: bytes) -> Mount:
     """Read proc(5) mountinfo: id, parent, major:minor, root, mount point, options ... - type, source, super options."""
     # Fields end at blanks only: the kernel does not escape form feeds and the like within them.
     words = line.rstrip(b"\n").split(b" ")
-    super_options = words[words.index(b"-") + 3] if b"-" in words else b""
+    kind, source, super_options = words[words.index(b"-") + 1 :][:3]
     read_only = b"ro" in words[5].split(b",") or b"ro" in super_options.split(b",")
-    point = _OCTAL.sub(lambda match: bytes([int(match[1], 8)]), words[4])
     label = _CONTEXT.search(super_options)
-    return Mount(words[2].decode(), os.fsdecode(point), read_only, os.fsdecode(label[1]) if label else "")
+    return Mount(
+        words[2].decode(),
+        _unescape(words[4]),
+        read_only,
+        os.fsdecode(label[1]) if label else "",
+        type=_unescape(kind),
+        source=_unescape(source),
+        root=_unescape(words[3]),
+    )
+
+
+def _unescape(field: bytes) -> str:
+    return os.fsdecode(_OCTAL.sub(lambda match: bytes([int(match[1], 8)]), field))

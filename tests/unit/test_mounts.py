@@ -21,6 +21,9 @@ TABLE = b"""\
 95 90 252:4 / /home/mnt/abc/docker ro - xfs /dev/rbd4 rw,rootcontext="a:b"
 96 28 0:99 / /fuse rw,relatime - fuse.some-thing server:/ex\\040port rw,user_id=0
 97 28 0:98 / /hash\\043tag rw - tmpfs tmpfs rw
+98 28 0:97 / /view rw - overlay docker_image_a\\040b\\043c rw,lowerdir=l/A:none,upperdir=u,workdir=w
+99 28 0:97 /etc\\040x /etc rw shared:3 - overlay docker_image_a\\040b\\043c rw,lowerdir=l/A:none,upperdir=u,workdir=w
+100 28 0:96 / /nothing rw - tmpfs  rw
 """
 
 
@@ -33,21 +36,33 @@ def table(tmp_path: Path) -> list[Mount]:
 
 def test_every_line_is_read(table: list[Mount]) -> None:
     assert [item.device_number for item in table[:4]] == ["0:20", "254:1", "252:0", "252:1"]
-    assert len(table) == 10
+    assert len(table) == 13
 
 
 def test_optional_fields_come_in_any_number(table: list[Mount]) -> None:
-    assert table[2] == Mount("252:0", "/home/mnt/abc/docker", False, "")
+    assert table[2] == Mount("252:0", "/home/mnt/abc/docker", False, "", "xfs", "/dev/rbd0", "/")
 
 
 def test_read_only_is_the_mount_or_the_file_system(table: list[Mount]) -> None:
-    assert [item.read_only for item in table] == [False, False, False, True, True, False, False, True, False, False]
+    assert [item.read_only for item in table] == [False] * 3 + [True] * 2 + [False] * 2 + [True] + [False] * 5
 
 
 def test_octal_escapes(table: list[Mount]) -> None:
     assert table[4].point == "/home/mnt/gh i\\j\nk/docker"
     assert os.fsencode(table[5].point) == b"/mnt/\xc3\xa9/\xff"
     assert table[9].point == "/hash#tag"
+
+
+def test_what_is_mounted_and_which_directory_of_it(table: list[Mount]) -> None:
+    assert [(item.type, item.source, item.root) for item in table[7:]] == [
+        ("xfs", "/dev/rbd4", "/"),
+        ("fuse.some-thing", "server:/ex port", "/"),
+        ("tmpfs", "tmpfs", "/"),
+        ("overlay", "docker_image_a b#c", "/"),
+        ("overlay", "docker_image_a b#c", "/etc x"),
+        ("tmpfs", "", "/"),
+    ]
+    assert table[5].root == "/rootfs"
 
 
 def test_the_label_is_that_of_context_alone(table: list[Mount]) -> None:
@@ -68,7 +83,7 @@ def test_a_mount_point_with_white_space_that_the_kernel_does_not_escape(tmp_path
     """fs/proc_namespace.c mangles blank, tab, newline, backslash and hash; form feeds and the like stay as they are."""
     path = tmp_path / "mountinfo"
     path.write_bytes(b"90 28 252:0 / /a\x0cb\x0bc rw,noatime shared:50 - xfs /dev/rbd0 rw,nouuid\n")
-    assert mounts._read_table(str(path)) == [Mount("252:0", "/a\fb\vc", False, "")]
+    assert mounts._read_table(str(path)) == [Mount("252:0", "/a\fb\vc", False, "", "xfs", "/dev/rbd0", "/")]
 
 
 def test_this_machine_s_own_table() -> None:

@@ -3,7 +3,8 @@
 The settings (`docker plugin set`, see config.json) are environment variables. They are defaults: what dockerd's
 --storage-opt says wins. CONFIG and KEYRING are written into memory (/run/ceph is a tmpfs) and handed on no further.
 
-As process 1 it also reaps what outlives its parent (rbd-nbd puts itself into the background).
+It is not process 1: the plugin sees the host's processes. What outlives its parent (rbd-nbd puts itself into the
+background) is reaped by containerd, which also ends all that is left of the plugin when this process has ended.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def command_line(settings: Mapping[str, str]) -> list[str]:
 
 
 def run(argv: list[str]) -> int:
-    """Run the driver to its end, with signals handed on and orphans reaped; return its exit status."""
+    """Run the driver to its end, with signals handed on; return its exit status."""
     environment = {"PATH": os.environ.get("PATH", os.defpath)}
     # What comes on stderr is an error in dockerd's log, the driver's log is not: it goes to stdout.
     driver = os.posix_spawn(argv[0], argv, environment, file_actions=[(os.POSIX_SPAWN_DUP2, 1, 2)])
@@ -79,10 +80,7 @@ def run(argv: list[str]) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, hand_on)
-    while True:
-        pid, status = os.wait()
-        if pid == driver:
-            return os.waitstatus_to_exitcode(status)
+    return os.waitstatus_to_exitcode(os.waitpid(driver, 0)[1])
 
 
 def linger() -> None:

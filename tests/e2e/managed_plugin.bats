@@ -130,14 +130,14 @@ plugin_pid() {
     [[ $output == *"not a root file system with a Python"* ]]
 }
 
-@test "privileges: two capabilities beyond a container's, and only the pool's key" {
+@test "privileges: three capabilities beyond a container's, the host's processes, and only the pool's key" {
     local pid
     run -0 docker plugin inspect --format '{{json .Config.Linux.Capabilities}} {{.Config.PidHost}} {{.Config.IpcHost}}' "$GRAPH"
-    [[ $output == '["CAP_SYS_ADMIN","CAP_SYSLOG"] false false' ]]
+    [[ $output == '["CAP_SYS_ADMIN","CAP_SYS_PTRACE","CAP_SYSLOG"] true false' ]]
     pid=$(plugin_pid "$(id_of "$GRAPH")")
-    # CAP_SYS_ADMIN is bit 21, CAP_SYSLOG 34; the other fourteen are what every container has.
+    # CAP_SYS_PTRACE is bit 19, CAP_SYS_ADMIN 21, CAP_SYSLOG 34; the other fourteen are what every container has.
     run -0 sed -n 's/^CapEff:\t//p' "/proc/$pid/status"
-    [[ $output == 00000004a82425fb ]]
+    [[ $output == 00000004a82c25fb ]]
     # Its log says as whom it talks to Ceph; there is no other key in it.
     run -1 grep --extended-regexp -- '--id admin' "$SITE/dockerd.log"
     run -0 find "$SITE/ceph" -name '*.keyring'
@@ -225,6 +225,33 @@ holds_of_set() { [[ $(rbd --pool "$pool" ls | grep '^set_') == "$1" ]]; }
     as_it_was keeper
     docker stop keeper
     nothing_of_layers_is_mounted
+}
+
+# hang_beside PID FILE: says its own pid in FILE and hangs, as a command of the plugin whose process PID is would.
+hang_beside() {
+    local path
+    while IFS=: read -r _ _ path; do
+        [[ $path != / ]] || continue
+        find /sys/fs/cgroup -path "*$path/cgroup.procs" -exec sh -c 'echo "$1" >"$2"' - $BASHPID {} \;
+    done <"/proc/$1/cgroup"
+    echo $BASHPID >"$2"
+    exec sleep 1000
+}
+
+@test "the driver killed: a command that it left hanging ends with it" {
+    local pid id hanging
+    id=$(id_of "$GRAPH")
+    # An `rbd rm` that is killed keeps its image busy for half a minute.
+    eventually nothing_is_to_be_removed "$(directory_of "$GRAPH")/propagated-mount/$GRAPH"
+    pid=$(plugin_pid "$id")
+    hang_beside "$pid" "$SITE/hanging" 3>&- &
+    eventually test -s "$SITE/hanging"
+    hanging=$(<"$SITE/hanging")
+    kill -KILL "$pid"
+    until_true 30 process_gone "$hanging" || { kill "$hanging" && return 1; }
+    eventually plugin_pid "$id"
+    run -0 docker run --rm small cat /last
+    [[ $output == 2 ]]
 }
 
 @test "upgrade from a registry: settings, images and a running container stay" {

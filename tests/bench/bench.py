@@ -33,7 +33,8 @@ def measure(arguments: argparse.Namespace) -> int:
     found = results.Results(quick=arguments.quick)
     with running(docker=True, keep_log=f"{BUILD}/bench-driver.log") as stack:
         _note_versions(stack, found)
-        rows.measure(rows.Bench(stack, plan, found), names)
+        with rows.prepared(stack, plan, found) as bench:
+            rows.measure(bench, names)
     return _finish(arguments, found)
 
 
@@ -77,8 +78,7 @@ def profile(arguments: argparse.Namespace) -> int:
         print("\n".join(breakdown.tell(breakdown.read(arguments.log), [])))
         return 0
     log, found = f"{BUILD}/profile-driver.log", results.Results(quick=True)
-    with running(docker=True, keep_log=log) as stack:
-        bench = rows.Bench(stack, PROFILE, found)
+    with running(docker=True, keep_log=log) as stack, rows.prepared(stack, PROFILE, found) as bench:
         for row in arguments.row:
             rows.ALL[row](bench)
     read = breakdown.read(log)

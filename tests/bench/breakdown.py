@@ -20,7 +20,7 @@ _REQUEST = re.compile(_STAMP + r"(\w+) (\S*) (\d+) ms(?:: .*)?$")
 # Times are rounded to a millisecond, and the request's line comes a little after its work.
 SLACK = 0.003
 # What the emptying of the trash consists of: it names images by number, and no request waits for it.
-BEHIND = ("rbd trash ls", "rbd trash rm", "rbd snap ls", "rbd snap rm")
+BACKGROUND = ("rbd trash ls", "rbd trash rm", "rbd snap ls", "rbd snap rm")
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Log:
     """A log read: its requests with their commands, and the commands that nobody waited for."""
 
     requests: list[Request]
-    behind: list[Command]
+    background: list[Command]
 
 
 def read(path: str) -> Log:
@@ -88,7 +88,7 @@ def read(path: str) -> Log:
 
 def _assign(command: Command, requests: Sequence[Request]) -> bool:
     """Give a command to the request that it belongs to, if there is one."""
-    if command.name in BEHIND:
+    if command.name in BACKGROUND:
         return False
     around = [request for request in requests if request.holds(command)]
     best = min(around, key=lambda request: (not request.names(command), request.seconds), default=None)
@@ -116,7 +116,7 @@ def _name(words: Sequence[str]) -> str:
 def tell(log: Log, windows: Sequence[Window]) -> list[str]:
     """The lines for a row: `windows` are the times when it was measured; of the whole log without any."""
     requests = [item for item in log.requests if _within(item.begin, item.end, windows)]
-    behind = [item for item in log.behind if _within(item.begin, item.end, windows)]
+    background = [item for item in log.background if _within(item.begin, item.end, windows)]
     times = len(windows) or 1
     lines = [f"{'':36}{'count':>8}{'ms each':>10}{'ms in all':>11}"]
     for method in dict.fromkeys(item.method for item in requests):
@@ -124,7 +124,7 @@ def tell(log: Log, windows: Sequence[Window]) -> list[str]:
     if windows:
         rest = sum(window.end - window.begin for window in windows) - _covered(requests)
         lines.append(_line("outside of any request", 1, rest / times, rest / times))
-    lines += [_line(f"behind: {name}", *numbers) for name, *numbers in _by_name(behind, times)]
+    lines += [_line(f"background: {name}", *numbers) for name, *numbers in _by_name(background, times)]
     return lines
 
 

@@ -4,6 +4,8 @@ small       busybox, one layer
 tiny-N      busybox and N - 1 layers of three small files each
 big         Debian's minbase, and nine layers on it: about 716 MB and 20,000 files
 depth-N     one layer of busybox and a file /bottom of 100 MB, and N - 1 tiny layers; all N in one archive
+many        busybox and a layer of 200,000 empty files
+huge        busybox and a layer of one file of 1 GB, /huge
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import os
 import random
 import subprocess
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import make_image
 from plugin_client import REPO
@@ -24,6 +26,8 @@ CACHE = os.environ.get("BENCH_CACHE", "/var/cache/docker-graph-driver-tests/benc
 MB = 1_000_000
 BIG_BYTES, BIG_FILES, BIG_LAYERS = 716 * MB, 20_000, 10
 BOTTOM_BYTES = 100 * MB
+MANY_FILES, MANY_PER_DIRECTORY = 200_000, 200
+HUGE_MEGABYTES = 1000
 # A different recipe needs a different name in the cache.
 RECIPE = "1"
 
@@ -65,6 +69,24 @@ def depth(depths: Sequence[int]) -> str:
             make_image.add(archive, "bottom", random.Random(0).randbytes(BOTTOM_BYTES))
         layers = [buffer.getvalue(), *_small_layers(max(depths) - 1)]
         _write(path, {f"bench:depth-{number}": layers[:number] for number in depths})
+    return path
+
+
+def many() -> str:
+    """Path of the archive with the image `bench:many`."""
+    path = _cached("many")
+    if not os.path.exists(path):
+        names = (f"opt/{index // MANY_PER_DIRECTORY}/{index}" for index in range(MANY_FILES))
+        _write(path, {"bench:many": [_busybox(), _layer((name, b"") for name in names)]})
+    return path
+
+
+def huge() -> str:
+    """Path of the archive with the image `bench:huge`."""
+    path = _cached("huge")
+    if not os.path.exists(path):
+        content = random.Random(0).randbytes(MB) * HUGE_MEGABYTES
+        _write(path, {"bench:huge": [_busybox(), _layer([("huge", content)])]})
     return path
 
 
@@ -123,11 +145,16 @@ def _big_layer(number: int, size: int, files: int) -> bytes:
     shares = [chance.random() ** 2 for _ in range(files - 1)]
     small = size - size // 3
     sizes = [size // 3, *(int(small * share / sum(shares)) + 1 for share in shares)]
+    names = (f"opt/layer{number}/{index % 64:02}/{index}" for index in range(files))
+    return _layer((name, chance.randbytes(length)) for name, length in zip(names, sizes))
+
+
+def _layer(files: Iterable[tuple[str, bytes]]) -> bytes:
+    """The archive of a layer that brings these files."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:
-        for index, length in enumerate(sizes):
-            name = f"opt/layer{number}/{index % 64:02}/{index}"
-            make_image.add(archive, name, chance.randbytes(length))
+        for name, data in files:
+            make_image.add(archive, name, data)
     return stream.getvalue()
 
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from xml.sax.saxutils import escape
 
-from goals import FLOOR, PEER, ROWS
-from report import floor_of
+from goals import FLOOR, PEER, ROWS, row_of
+from report import bound, floor_of
 from results import OURS, Results
 
 WIDTH, LEFT, RIGHT = 900, 300, 30
@@ -17,6 +17,7 @@ COLOURS = {OURS: "#0b6e99", PEER: "#b0b0b0", FLOOR: "#e0a030", "goal": "#c02020"
 SERIES = {
     "run": "create + start + wait: seconds by layers",
     "read": "100 MB read: seconds by layers",
+    "cold": "first start with nothing mapped: seconds by layers",
     "create": "create: seconds by images in the pool",
     "get": "get: seconds by images in the pool",
     "put": "put: seconds by images in the pool",
@@ -24,7 +25,7 @@ SERIES = {
     "memory": "the driver's peak memory: MB by images in the pool",
 }
 NAMES = {OURS: "docker-graph-driver", PEER: "overlay2", FLOOR: "floor", "goal": "goal"}
-DASHES = {OURS: "", PEER: ' stroke-dasharray="5 4"'}
+DASHES = {OURS: "", PEER: ' stroke-dasharray="5 4"', FLOOR: ' stroke-dasharray="2 3"'}
 
 
 def svg(results: Results) -> str:
@@ -54,7 +55,7 @@ def _bars(results: Results) -> tuple[list[str], int]:
     values: list[tuple[str, dict[str, float | None]]] = []
     for row in rows:
         sizes = {OURS: results.p50(row.key), PEER: results.p50(row.key, PEER), FLOOR: floor_of(results, row)}
-        values.append((row.title, {**sizes, "goal": row.limit}))
+        values.append((row.title, {**sizes, "goal": bound(results, row)}))
     known = [value for _, sizes in values for value in sizes.values() if value]
     if not known:
         return [], 40
@@ -104,9 +105,10 @@ def _curves(results: Results, top: float) -> list[str]:
     parts: list[str] = []
     for index, (name, title) in enumerate(_series(results).items()):
         lines: dict[str, dict[int, float]] = {}
+        keys = {int(key.partition("@")[2]): key for key in results.rows if key.startswith(name + "@")}
         for who in (OURS, PEER):
-            keys = [key for key in results.rows if key.startswith(name + "@")]
-            lines[who] = {int(key.partition("@")[2]): results.p50(key, who) or 0.0 for key in keys}
+            lines[who] = {number: results.p50(key, who) or 0.0 for number, key in keys.items()}
+        lines[FLOOR] = {number: floor_of(results, row_of(key)) or 0.0 for number, key in keys.items()}
         left = 50 + index % 2 * (WIDTH // 2)
         parts += _curve(title, lines, left, WIDTH // 2 - 80, top + index // 2 * CURVES_HEIGHT)
     return parts

@@ -5,11 +5,12 @@ In the order in which they are run: images are loaded into an empty pool first, 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import images
@@ -17,12 +18,15 @@ from engine import Engine
 from floor import Floor, in_parallel, write_file
 from results import FLOOR, OURS, PEER, Results, Window
 from stack import Stack
+from usage import page_cache
 
 MB = 1_000_000
 MIB = 1 << 20
 WRITTEN = 200 * MIB
 AT_ONCE = 10
 IDLE = 5
+SHARING = 20
+COLD_DEPTHS = (2, 10, 40, 120)
 
 
 class Plan(NamedTuple):
@@ -42,11 +46,11 @@ QUICK = Plan(runs=5, few=1, depths=(2, 20), seconds=150)
 class Bench:
     """The stack under measurement and what was found so far."""
 
-    def __init__(self, stack: Stack, plan: Plan, results: Results) -> None:
+    def __init__(self, stack: Stack, floor: Floor, plan: Plan, results: Results) -> None:
         self.stack = stack
+        self.floor = floor
         self.plan = plan
         self.results = results
-        self.floor = Floor(stack)
         self._deadline = time.monotonic() + plan.seconds
         self._empty = stack.stored()
         self.note_stored("empty pool", self._empty)
@@ -90,6 +94,24 @@ class Bench:
             if not engine.has_image(image):
                 engine.load(archive)
 
+    @contextlib.contextmanager
+    def warm(self, image: str) -> Iterator[None]:
+        """A container of this image runs, so that what containers share on a host is there."""
+        container = _sleeper(self.stack.ours, image)
+        yield
+        self.stack.ours.remove(container)
+
+
+@contextlib.contextmanager
+def prepared(stack: Stack, plan: Plan, results: Results) -> Iterator[Bench]:
+    """A benchmark on a running stack; what its floors leave mounted goes with it."""
+    floor = Floor(stack)
+    try:
+        floor.make_parents()
+        yield Bench(stack, floor, plan, results)
+    finally:
+        floor.close()
+
 
 # -- images ------------------------------------------------------------------------------------
 
@@ -102,12 +124,11 @@ def load_tiny(bench: Bench, layers: int) -> None:
             bench.timed(f"load_{layers}", who, functools.partial(engine.load, archive))
         if number == 0:
             bench.results.add(f"stored_{layers}", OURS, bench.stored(f"load, {layers} tiny layers") / MB)
-            _note_ancestors(bench)
         bench.stack.settle()
         for who, engine in bench.sites():
             bench.timed(f"rmi_{layers}", who, functools.partial(engine.remove_image, image))
         bench.stack.settle()
-        _layer_floor(bench, f"{layers}", layers, small=True)
+        _layers_floor(bench, f"{layers}", layers)
     bench.stored(f"rmi of the {layers} layers")
 
 
@@ -121,8 +142,7 @@ def big_image(bench: Bench) -> None:
             stored = bench.stored("load, 716 MB image")
             bench.results.add("stored_big", OURS, stored / MB)
             bench.results.add("stored_ratio", OURS, stored / images.content(archive)[0])
-            _note_ancestors(bench)
-        bench.stack.settle()
+        bench.stack.unmap()
         for who, engine in bench.sites():
             bench.timed("save", who, functools.partial(engine.save, "bench:big"))
         if number == 0:
@@ -132,41 +152,64 @@ def big_image(bench: Bench) -> None:
         for who, engine in bench.sites():
             bench.timed("rmi_big", who, functools.partial(engine.remove_image, "bench:big"))
         bench.stack.settle()
-        bench.results.add("save", FLOOR, images.BIG_LAYERS * bench.floor.reading())
-        _layer_floor(bench, "big", images.BIG_LAYERS, small=False)
+        with bench.floor.image(images.BIG_LAYERS) as layers:
+            bench.results.add("save", FLOOR, bench.floor.save(layers))
+        _layers_floor(bench, "big", images.BIG_LAYERS, images.BIG_BYTES)
     bench.stored("rmi of the 716 MB image")
 
 
-def _layer_floor(bench: Bench, name: str, layers: int, *, small: bool) -> None:
-    """The floor of loading and removing an image: that of one layer, so many times, and writing what is in them."""
-    floor = bench.floor.layer(small=small)
-    written = 0.0 if small else bench.floor.write(images.BIG_BYTES)
-    bench.results.add(f"load_{name}", FLOOR, layers * floor["layer"] + written)
-    bench.results.add(f"rmi_{name}", FLOOR, layers * floor["rmi"])
+def _layers_floor(bench: Bench, name: str, layers: int, size: int = 0) -> None:
+    """The floor of loading and removing an image: its layers, and writing the bytes that are in them."""
+    floor = bench.floor.layers(layers)
+    written = bench.floor.write(size) if size else 0.0
+    bench.results.add(f"load_{name}", FLOOR, floor["load"] + written)
+    bench.results.add(f"rmi_{name}", FLOOR, floor["rmi"])
 
 
 def _changed_file(bench: Bench, *, first: bool) -> None:
     """docker diff and docker commit of a container that changed one file of the big image."""
+    with _changed(bench, "bench:big") as containers:
+        before = bench.stored("one container that changed a file") if first else 0
+        _diff(bench, "diff", containers)
+        if first:
+            bench.results.add("written_diff", OURS, (bench.stored("docker diff of it") - before) / MB)
+        for who, engine in bench.sites():
+            bench.timed("commit", who, functools.partial(engine.commit, containers[who], "bench-commit"))
+        bench.results.add("commit", FLOOR, bench.floor.commit())
+        if first:
+            bench.stored("docker commit of it")
+    for _, engine in bench.sites():
+        engine.remove_image("bench-commit")
+
+
+@contextlib.contextmanager
+def _changed(bench: Bench, image: str) -> Iterator[dict[str, str]]:
+    """A stopped container on each site that changed one file, while another container of the image runs."""
     containers = {}
-    for who, engine in bench.sites():
-        containers[who] = engine.create("bench:big", "sh", "-c", "echo changed >/etc/issue")
-        engine.start(containers[who])
-        _expect(engine.wait(containers[who]) == 0, "the container that changes a file")
-    before = bench.stored("one container that changed a file") if first else 0
+    with bench.warm(image):
+        for who, engine in bench.sites():
+            containers[who] = engine.create(image, "sh", "-c", "echo changed >/etc/issue")
+            engine.start(containers[who])
+            _expect(engine.wait(containers[who]) == 0, "the container that changes a file")
+        yield containers
+        for who, engine in bench.sites():
+            engine.remove(containers[who])
+
+
+def _diff(bench: Bench, key: str, containers: Mapping[str, str]) -> None:
     for _ in bench.repeat(3):
         for who, engine in bench.sites():
-            bench.timed("diff", who, functools.partial(engine.changes, containers[who]))
-        bench.results.add("diff", FLOOR, 2 * bench.floor.reading())
-    if first:
-        bench.results.add("written_diff", OURS, (bench.stored("docker diff of it") - before) / MB)
-    for who, engine in bench.sites():
-        bench.timed("commit", who, functools.partial(engine.commit, containers[who], "bench-commit"))
-    bench.results.add("commit", FLOOR, 2 * bench.floor.reading() + bench.floor.layer(small=False)["layer"])
-    if first:
-        bench.stored("docker commit of it")
-    for who, engine in bench.sites():
-        engine.remove(containers[who])
-        engine.remove_image("bench-commit")
+            bench.timed(key, who, functools.partial(engine.changes, containers[who]))
+        bench.results.add(key, FLOOR, bench.floor.diff())
+
+
+def diff_many(bench: Bench) -> None:
+    """docker diff on an image with ten times the files of the big one."""
+    bench.need(images.many(), "bench:many")
+    with _changed(bench, "bench:many") as containers:
+        _diff(bench, "diff_many", containers)
+    for _, engine in bench.sites():
+        engine.remove_image("bench:many")
 
 
 # -- containers --------------------------------------------------------------------------------
@@ -175,11 +218,12 @@ def _changed_file(bench: Bench, *, first: bool) -> None:
 def lifecycle(bench: Bench) -> None:
     """docker create, start, wait, rm of a container that does nothing."""
     bench.need(images.small(), "bench:small")
-    for _ in bench.repeat(bench.plan.runs, least=5):
-        for who, engine in bench.sites():
-            _one_life(bench, who, engine)
-        for key, seconds in bench.floor.lifecycle().items():
-            bench.results.add(key, FLOOR, seconds)
+    with bench.warm("bench:small"):
+        for _ in bench.repeat(bench.plan.runs, least=5):
+            for who, engine in bench.sites():
+                _one_life(bench, who, engine)
+            for key, seconds in bench.floor.lifecycle().items():
+                bench.results.add(key, FLOOR, seconds)
 
 
 def _one_life(bench: Bench, who: str, engine: Engine) -> None:
@@ -197,16 +241,17 @@ def _one_life(bench: Bench, who: str, engine: Engine) -> None:
 def at_once(bench: Bench) -> None:
     """Ten containers created, started and waited for at once."""
     bench.need(images.small(), "bench:small")
-    for _ in bench.repeat(bench.plan.few):
-        bench.stack.settle()
-        for who, engine in bench.sites():
-            made: list[str] = []
-            tasks = [functools.partial(_run_and_note, engine, "bench:small", made)] * AT_ONCE
-            bench.timed("at_once", who, functools.partial(in_parallel, tasks))
-            for container in made:
-                engine.remove(container)
-        bench.stack.settle()
-        bench.results.add("at_once", FLOOR, bench.floor.at_once(AT_ONCE))
+    with bench.warm("bench:small"):
+        for _ in bench.repeat(bench.plan.few):
+            bench.stack.settle()
+            for who, engine in bench.sites():
+                made: list[str] = []
+                tasks = [functools.partial(_run_and_note, engine, "bench:small", made)] * AT_ONCE
+                bench.timed("at_once", who, functools.partial(in_parallel, tasks))
+                for container in made:
+                    engine.remove(container)
+            bench.stack.settle()
+            bench.results.add("at_once", FLOOR, bench.floor.at_once(AT_ONCE))
 
 
 def _run_and_note(engine: Engine, image: str, made: list[str]) -> None:
@@ -227,6 +272,27 @@ def write(bench: Bench) -> None:
             engine.remove(container)
         bench.stack.settle()
         bench.results.add("write", FLOOR, bench.floor.write(WRITTEN))
+
+
+def copy_up(bench: Bench) -> None:
+    """One byte changed in a file of 1 GB of the image, and synced."""
+    bench.need(images.huge(), "bench:huge")
+    for _ in bench.repeat(bench.plan.few):
+        for who, engine in bench.sites():
+            container = _sleeper(engine, "bench:huge")
+            path = f"/proc/{engine.pid(container)}/root/huge"
+            bench.timed("copy_up", who, functools.partial(_change_byte, path))
+            engine.remove(container)
+        bench.stack.settle()
+    for _, engine in bench.sites():
+        engine.remove_image("bench:huge")
+
+
+def _change_byte(path: str) -> None:
+    with open(path, "r+b", buffering=0) as target:
+        os.posix_fadvise(target.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        target.write(b"x")
+        os.fsync(target.fileno())
 
 
 def idle(bench: Bench) -> None:
@@ -255,12 +321,11 @@ def depth(bench: Bench) -> None:
     archive = images.depth(depths)
     bench.need(archive, f"bench:depth-{max(depths)}")
     bench.stored(f"load, {max(depths)} layers on a file of 100 MB")
-    _note_ancestors(bench)
-    bench.stack.settle()
-    for _ in bench.repeat(min(bench.plan.runs, 7), least=3):
-        for number in depths:
-            for who, engine in bench.sites():
-                _one_of_depth(bench, who, engine, number)
+    with bench.warm(f"bench:depth-{max(depths)}"):
+        for _ in bench.repeat(min(bench.plan.runs, 7), least=3):
+            for number in depths:
+                for who, engine in bench.sites():
+                    _one_of_depth(bench, who, engine, number)
     for key, row in (("run", "depth_run"), ("read", "depth_read")):
         deep, flat = (bench.results.p50(f"{key}@{number}") for number in (max(depths), min(depths)))
         if deep and flat:
@@ -272,25 +337,75 @@ def _one_of_depth(bench: Bench, who: str, engine: Engine, number: int) -> None:
     bench.timed(f"run@{number}", who, functools.partial(_run_and_note, engine, image, made))
     engine.remove(made[0])
     container = _sleeper(engine, image)
-    path = f"/proc/{engine.pid(container)}/root/bottom"
-    bench.timed(f"read@{number}", who, functools.partial(_read_file, path))
+    read = functools.partial(_read_bottom, _bottom(engine, container), forgotten=True)
+    bench.timed(f"read@{number}", who, read)
     engine.remove(container)
 
 
-def _read_file(path: str) -> None:
-    """Read a file that this machine does not remember from the last time (the cluster may)."""
+def _read_bottom(path: str, *, forgotten: bool = False) -> None:
+    """Read the file of the bottom layer; `forgotten`: this machine drops first what it has of it in memory."""
     with open(path, "rb", buffering=0) as source:
-        os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if forgotten:
+            os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         size = sum(iter(lambda: len(source.read(MIB)), 0))
     _expect(size == images.BOTTOM_BYTES, "the file of the bottom layer")
 
 
-def _note_ancestors(bench: Bench) -> None:
-    """The most ancestors that an image of the pool has; looked for in a few, since each step is a command."""
-    layers = [name for name in bench.stack.images() if name.startswith("docker_image_")]
-    known = bench.results.p50("ancestors") or 0.0
-    most = max(map(bench.stack.ancestors, layers[:: max(1, len(layers) // 20)]))
-    bench.results.rows["ancestors"] = {OURS: [max(known, float(most))]}
+def cold(bench: Bench) -> None:
+    """The first container on a host that has nothing of its image mapped, at several depths."""
+    depths = [number for number in COLD_DEPTHS if number <= max(bench.plan.depths)]
+    bench.need(images.depth(bench.plan.depths), f"bench:depth-{max(bench.plan.depths)}")
+    for number in depths:
+        with bench.floor.image(number) as layers:
+            for _ in bench.repeat(bench.plan.few):
+                bench.stack.unmap()
+                _cold_start(bench, number)
+                bench.stack.settle()
+                bench.results.add(f"cold@{number}", FLOOR, bench.floor.cold(layers))
+
+
+def _cold_start(bench: Bench, number: int) -> None:
+    for who, engine in bench.sites():
+        made: list[str] = []
+        task = functools.partial(_run_and_note, engine, f"bench:depth-{number}", made)
+        bench.timed(f"cold@{number}", who, task)
+        engine.remove(made[0])
+
+
+# -- what containers share -----------------------------------------------------------------------
+
+
+def second_read(bench: Bench) -> None:
+    """100 MB of the image read in one container after another, while the first that has read it runs."""
+    _need_bottom(bench)
+    for who, engine in bench.sites():
+        first = _sleeper(engine, "bench:depth-2")
+        _read_bottom(_bottom(engine, first))
+        for _ in bench.repeat(min(bench.plan.runs, 7), least=3):
+            second = _sleeper(engine, "bench:depth-2")
+            bench.timed("second_read", who, functools.partial(_read_bottom, _bottom(engine, second)))
+            engine.remove(second)
+        engine.remove(first)
+
+
+def shared_memory(bench: Bench) -> None:
+    """What 100 MB of the image take in memory when twenty containers have read them, relative to one container."""
+    _need_bottom(bench)
+    for who, engine in bench.sites():
+        containers = [_sleeper(engine, "bench:depth-2") for _ in range(SHARING)]
+        paths = [_bottom(engine, container) for container in containers]
+        alone = page_cache(paths[:1])
+        bench.results.add("shared_memory", who, page_cache(paths) / alone)
+        for container in containers:
+            engine.remove(container)
+
+
+def _need_bottom(bench: Bench) -> None:
+    bench.need(images.depth((2,)), "bench:depth-2")
+
+
+def _bottom(engine: Engine, container: str) -> str:
+    return f"/proc/{engine.pid(container)}/root/bottom"
 
 
 # -- all of them -------------------------------------------------------------------------------
@@ -306,13 +421,18 @@ ALL: dict[str, Row] = {
     "load_41": functools.partial(load_tiny, layers=41),
     "load_121": functools.partial(load_tiny, layers=121),
     "big": big_image,
+    "diff_many": diff_many,
     "lifecycle": lifecycle,
     "at_once": at_once,
     "write": write,
     "idle": idle,
+    "copy_up": copy_up,
     "depth": depth,
+    "second_read": second_read,
+    "shared_memory": shared_memory,
+    "cold": cold,
 }
-SMALL = ("load_41", "lifecycle", "at_once", "write", "idle", "depth")
+SMALL = ("load_41", "lifecycle", "at_once", "write", "idle", "depth", "second_read", "shared_memory", "cold")
 
 
 def measure(bench: Bench, names: Sequence[str]) -> None:

@@ -122,7 +122,7 @@ class Stack:
     def settle(self) -> None:
         """Wait until the trash is empty, what was removed is gone, and nothing is mapped for nobody.
 
-        What is done behind the caller's back must not slow the next row down, and is part of what is stored.
+        What is done in the background must not slow the next row down, and is part of what is stored.
         """
         deadline = time.monotonic() + SETTLE_SECONDS
         while (self._removed() or self._trashed() or self._idle()) and time.monotonic() < deadline:
@@ -139,15 +139,22 @@ class Stack:
             history.append(next(int(pool["stats"]["bytes_used"]) for pool in pools if pool["name"] == "rbd"))
         return history[-1]
 
-    def ancestors(self, image: str) -> int:
-        """How many images stand behind one."""
-        parent = self.json("rbd", "info", f"rbd/{image}", "--format", "json").get("parent")
-        # One that was removed but for its clones is in the trash, and has its name there only.
-        return 1 + (self.ancestors(parent["image"]) if not parent.get("trash") else 0) if parent else 0
+    def unmap(self) -> None:
+        """Wait until none of the driver's images is mapped: the state of a host that has just started.
 
-    def images(self) -> list[str]:
-        """The images of the pool."""
-        return list(self.json("rbd", "ls", "rbd", "--format", "json"))
+        Raises BenchError when the driver keeps one for longer than a driver may that nobody asks for it.
+        """
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while mapped := self._mapped():
+            if time.monotonic() > deadline:
+                raise BenchError(f"still mapped after {SETTLE_SECONDS:.0f} s: {', '.join(mapped)}")
+            time.sleep(0.2)
+
+    def _mapped(self) -> list[str]:
+        """The driver's images that are mapped. (The kernel's mapping has a `name`, that of rbd-nbd an `image`.)"""
+        devices = self.json("rbd", "device", "list", "--format", "json")
+        names = [str(item.get("name", item.get("image"))) for item in devices]
+        return [name for name in names if name.startswith(PREFIX)]
 
     def _idle(self) -> bool:
         devices = {str(item["device"]) for item in self.json("rbd", "device", "list", "--format", "json")}

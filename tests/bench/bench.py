@@ -20,7 +20,7 @@ from plugin_client import REPO
 from stack import BenchError, Stack, running
 
 BUILD = os.path.join(REPO, "build")
-PROFILE = rows.Plan(runs=5, few=1, depths=(2, 20), seconds=120, peer=False)
+PROFILE = rows.Plan(runs=5, few=1, depths=(2, 20), cold=(2, 20), seconds=120, peer=False)
 
 
 def measure(arguments: argparse.Namespace) -> int:

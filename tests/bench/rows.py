@@ -25,22 +25,26 @@ MIB = 1 << 20
 WRITTEN = 200 * MIB
 AT_ONCE = 10
 IDLE = 5
-SHARING = 20
-COLD_DEPTHS = (2, 10, 40, 120)
+# Containers that read the same, of which so many are made and removed at a time.
+SHARING, WORKERS = 20, 4
 
 
 class Plan(NamedTuple):
-    """How much is done: `runs` for the cheap rows, `few` for those of many seconds; after `seconds` each runs once."""
+    """How much is done: `runs` for the cheap rows, `few` for those of many seconds; after `seconds` each runs once.
+
+    `cold` are those of the `depths` at which a first start is measured.
+    """
 
     runs: int
     few: int
     depths: Sequence[int]
+    cold: Sequence[int]
     seconds: float
     peer: bool = True
 
 
-FULL = Plan(runs=20, few=3, depths=(2, 10, 20, 40, 80, 120), seconds=660)
-QUICK = Plan(runs=5, few=1, depths=(2, 20), seconds=150)
+FULL = Plan(runs=20, few=3, depths=(2, 10, 20, 40, 80, 120), cold=(2, 10, 40, 120), seconds=660)
+QUICK = Plan(runs=5, few=1, depths=(2, 20), cold=(2, 20), seconds=150)
 
 
 class Bench:
@@ -353,9 +357,8 @@ def _read_bottom(path: str, *, forgotten: bool = False) -> None:
 
 def cold(bench: Bench) -> None:
     """The first container on a host that has nothing of its image mapped, at several depths."""
-    depths = [number for number in COLD_DEPTHS if number <= max(bench.plan.depths)]
     bench.need(images.depth(bench.plan.depths), f"bench:depth-{max(bench.plan.depths)}")
-    for number in depths:
+    for number in bench.plan.cold:
         with bench.floor.image(number) as layers:
             for _ in bench.repeat(bench.plan.few):
                 bench.stack.unmap()
@@ -392,12 +395,11 @@ def shared_memory(bench: Bench) -> None:
     """What 100 MB of the image take in memory when twenty containers have read them, relative to one container."""
     _need_bottom(bench)
     for who, engine in bench.sites():
-        containers = [_sleeper(engine, "bench:depth-2") for _ in range(SHARING)]
+        containers = in_parallel([functools.partial(_sleeper, engine, "bench:depth-2")] * SHARING, WORKERS)
         paths = [_bottom(engine, container) for container in containers]
         alone = page_cache(paths[:1])
         bench.results.add("shared_memory", who, page_cache(paths) / alone)
-        for container in containers:
-            engine.remove(container)
+        in_parallel([functools.partial(engine.remove, container) for container in containers], WORKERS)
 
 
 def _need_bottom(bench: Bench) -> None:

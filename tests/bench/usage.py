@@ -51,7 +51,7 @@ def page_cache(paths: Sequence[str]) -> int:
 
     The files must have one name, and no other file of that name may be mapped here. They are mapped and read, and the
     kernel is asked for the proportional size of each mapping (Pss), where a page counts for its part of all mappings of
-    it. Other programs do not disturb that, as they do /proc/meminfo, and it needs no memory controller, as a cgroup does.
+    it. Other programs do not disturb that, as they do /proc/meminfo, and no memory controller is needed.
     """
     with contextlib.ExitStack() as stack:
         for path in paths:

@@ -2,7 +2,7 @@
 # Measures the driver against overlay2 on the same machine in the same run; as root, on a cluster of its own.
 #
 #   ./bench.sh [--quick] [--check] [--readme] [--only ROWS] [--json FILE] [--svg FILE]
-#                                   every row (15 min), or few and small ones (4 min)
+#                                   every row (20 min), or few and small ones (5 min)
 #   ./bench.sh scale [--check]      2,000 layers and 200 containers in one pool, at the driver's socket
 #   ./bench.sh profile ROW          where the time of a row goes: requests, their commands, the rest
 #   ./bench.sh profile --log FILE   the same of any log of the driver's (--log-level debug)

@@ -41,7 +41,8 @@ def _other(results: Results, row: Row, against: str) -> float | None:
 def misses(results: Results, row: Row) -> str:
     """Why a row misses its goal, or nothing. A row without a goal, or that was not measured, misses none."""
     ours, most = results.p50(row.key), bound(results, row)
-    if ours is None or most is None or ours <= most:
+    # What the table shows as equal is no miss.
+    if ours is None or most is None or ours <= most or _number(ours) == _number(most):
         return ""
     text = f"{row.title}: {_number(ours)} {row.unit}".rstrip() + f", goal {row.goal()}"
     if not row.ratios:

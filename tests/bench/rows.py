@@ -146,7 +146,7 @@ def big_image(bench: Bench) -> None:
             stored = bench.stored("load, 716 MB image")
             bench.results.add("stored_big", OURS, stored / MB)
             bench.results.add("stored_ratio", OURS, stored / images.content(archive)[0])
-        bench.stack.unmap()
+        bench.stack.wait_unmapped()
         for who, engine in bench.sites():
             bench.timed("save", who, functools.partial(engine.save, "bench:big"))
         if number == 0:
@@ -361,7 +361,7 @@ def cold(bench: Bench) -> None:
     for number in bench.plan.cold:
         with bench.floor.image(number) as layers:
             for _ in bench.repeat(bench.plan.few):
-                bench.stack.unmap()
+                bench.stack.wait_unmapped()
                 _cold_start(bench, number)
                 bench.stack.settle()
                 bench.results.add(f"cold@{number}", FLOOR, bench.floor.cold(layers))

@@ -139,10 +139,10 @@ class Stack:
             history.append(next(int(pool["stats"]["bytes_used"]) for pool in pools if pool["name"] == "rbd"))
         return history[-1]
 
-    def unmap(self) -> None:
+    def wait_unmapped(self) -> None:
         """Wait until none of the driver's images is mapped: the state of a host that has just started.
 
-        Raises BenchError when the driver keeps one for longer than a driver may that nobody asks for it.
+        Raises BenchError when the driver keeps one that nobody uses for longer than that.
         """
         deadline = time.monotonic() + SETTLE_SECONDS
         while mapped := self._mapped():

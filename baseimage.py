@@ -12,15 +12,16 @@ import time
 
 import deadline
 import mounts
+import note
 import objects
 import rbdcli
-from layers import BASE, BASE_SNAPSHOT, OBJECT_SIZE, ROOT_DIRECTORY, LayerError, Layers
+from layers import BASE, BASE_SNAPSHOT, OBJECT_SIZE, LayerError, Layers
 from options import Options
 
 log = logging.getLogger("baseimage")
 
 FORMAT_KEY = "docker_graph_driver.format"
-FORMAT = "1"
+FORMAT, FIRST_FORMAT = "2", "1"
 FS_KEY = "docker_graph_driver.fs"
 # Longer than the one command that is run while it is held, which has its own deadline.
 BASE_LOCK_SECONDS = 10.0
@@ -93,6 +94,11 @@ class BaseImage:
             return False
         # In a way that a full pool answers: Docker must be able to start on it, and to make room.
         format_said = objects.metadata(self._pool, data.image_id, FORMAT_KEY)
+        if format_said == FIRST_FORMAT:
+            raise LayerError(
+                f"image {base} in pool {self._pool.name} is of the first format, whose layers are chains of snapshots: "
+                f"choose another ceph.imageprefix or pool, or go on with a driver of version 1"
+            )
         if format_said != FORMAT:
             raise LayerError(
                 f"image {base} in pool {self._pool.name} was not made by this driver ({FORMAT_KEY} is "
@@ -133,11 +139,10 @@ class BaseImage:
     def _make_root(self, device: str) -> None:
         point = os.path.join(self._home, BASE)
         mounts.make_directory(point)
-        fs, extra, timeout = self._options.fs, self._options.mountopt, self._pool.timeout
+        fs, extra, timeout = self._options.fs, self._options.fs_options, self._pool.timeout
         mounts.mount(fs, device, point, extra, read_only=False, timeout=timeout)
         try:
-            root = os.path.join(point, ROOT_DIRECTORY)
-            deadline.call(lambda: _make_world_readable(root), root, timeout)
+            deadline.call(lambda: _make_directories(point), point, timeout)
         finally:
             mounts.unmount(point, timeout=timeout)
             os.rmdir(point)
@@ -156,7 +161,8 @@ class BaseImage:
             self._layers.delete(image)
 
 
-def _make_world_readable(directory: str) -> None:
-    """Make what is the `/` of containers, whatever the umask is."""
-    os.mkdir(directory)
-    os.chmod(directory, 0o755)  # noqa: S103 - see above
+def _make_directories(point: str) -> None:
+    """Make what each layer has (note.py). Its root, the `/` of containers, is readable whatever the umask is."""
+    for name in (note.ROOT, note.WORK, note.NONE):
+        os.mkdir(os.path.join(point, name))
+    os.chmod(os.path.join(point, note.ROOT), 0o755)  # noqa: S103 - see above

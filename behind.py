@@ -114,6 +114,10 @@ class Behind:
             self._paused = False
             self._state.notify_all()
 
+    def is_stopped(self) -> bool:
+        """Tell whether nothing is begun now, or any more: what takes long shall end."""
+        return self._paused or self._ended
+
     def end(self) -> None:
         """Begin nothing any more, and let the threads end once they have done what they do now."""
         with self._state:

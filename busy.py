@@ -42,6 +42,20 @@ def unmount(point: str, timeout: float) -> None:
     raise LayerBusy(f"{point} cannot be unmounted: {error}{said and '; '}{said}")
 
 
+def remount(point: str, *, read_only: bool, timeout: float) -> None:
+    """Turn a mount read-only or writable. A file that was removed may be open for moments more. Raises CommandError."""
+    error: command.CommandError | None = None
+    for _ in until_free(LIVE_SECONDS):
+        try:
+            return mounts.remount(point, read_only=read_only, timeout=timeout)
+        except command.CommandTimeout:
+            raise
+        except command.CommandError as failed:
+            error = failed
+    assert error
+    raise error
+
+
 def _unmount_below(point: str, timeout: float) -> None:
     """End what dockerd has mounted inside of a layer (moby, daemon/archive.go: volumes, resolv.conf), and left there.
 

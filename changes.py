@@ -141,12 +141,12 @@ def _added(directory: int, prefix: bytes, look: bool) -> Iterator[Found]:
 def _is_whiteout(entry: os.DirEntry[bytes]) -> bool:
     """Whether this stands for a removed name, or is gone itself."""
     try:
-        return stands_for_nothing(entry.stat(follow_symlinks=False))
+        return is_whiteout(entry.stat(follow_symlinks=False))
     except FileNotFoundError:
         return True
 
 
-def stands_for_nothing(status: os.stat_result) -> bool:
+def is_whiteout(status: os.stat_result) -> bool:
     """Whether this is a whiteout of overlayfs."""
     return stat.S_ISCHR(status.st_mode) and not status.st_rdev
 
@@ -191,7 +191,7 @@ def _compare(found: list[Found], new: int, old: int, prefix: bytes, *, whole: bo
     """
     now = _list(new)
     before = _list(old) if whole else _namesakes(old, now)
-    now = {name: status for name, status in now.items() if not stands_for_nothing(status)}
+    now = {name: status for name, status in now.items() if not is_whiteout(status)}
     changed, alike = {}, []
     for name, status in now.items():
         was = before.get(name)

@@ -102,8 +102,9 @@ def run(
     timeout: float,
     accept: Collection[int] = (0,),
     pass_fds: Collection[int] = (),
+    directory: str | None = None,
 ) -> Result:
-    """Run `argv` to its end and return what it printed.
+    """Run `argv`, in `directory` or in ours, to its end and return what it printed.
 
     `timeout` is in seconds, less where the request's own deadline is nearer (deadline.py); then the whole
     process group is killed. Raises CommandError if the exit status is not in `accept`, CommandTimeout, or
@@ -111,7 +112,7 @@ def run(
     """
     started = time.monotonic()
     timeout = deadline.left(timeout)
-    process = start(argv, pass_fds=pass_fds)
+    process = start(argv, pass_fds=pass_fds, directory=directory)
     _running.add(process)
     try:
         stdout, stderr = process.communicate(timeout=timeout)
@@ -177,6 +178,7 @@ def start(
     pass_fds: Collection[int] = (),
     stdin: int = subprocess.DEVNULL,
     stderr: int = subprocess.PIPE,
+    directory: str | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start `argv` with its output captured; the caller reaps it. Raises CommandError or CommandMissing."""
     variables = environment.of_commands()
@@ -187,6 +189,7 @@ def start(
             stdout=subprocess.PIPE,
             stderr=stderr,
             env=variables,
+            cwd=directory,
             start_new_session=True,
             pass_fds=tuple(pass_fds),
         )

@@ -11,7 +11,7 @@ import contextlib
 import contextvars
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 GRACE_SECONDS = 3.0
@@ -45,21 +45,29 @@ def call(work: Callable[[], _Result], what: str, most: float) -> _Result:
     Raises Overdue after `most` seconds at the most; the thread that hangs ends when the cluster answers. Raises also
     what `work` raises.
     """
+    return call_all((work,), what, most)[0]
+
+
+def call_all(works: Sequence[Callable[[], _Result]], what: str, most: float) -> list[_Result]:
+    """Do several such at the same time, and return what each returns. Raises as `call` does."""
     seconds = left(most)
-    results: list[_Result] = []
+    until = time.monotonic() + seconds
+    results: dict[int, _Result] = {}
     errors: list[BaseException] = []
 
-    def run() -> None:
+    def run(at: int) -> None:
         try:
-            results.append(work())
+            results[at] = works[at]()
         except BaseException as error:
             errors.append(error)
 
-    thread = threading.Thread(target=run, name=what, daemon=True)
-    thread.start()
-    thread.join(seconds)
+    threads = [threading.Thread(target=run, args=(at,), name=what, daemon=True) for at in range(len(works))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
     if errors:
         raise errors[0]
-    if not results:
+    if len(results) < len(works):
         raise Overdue(f"{what}: no answer from its file system within {seconds:g} s")
-    return results[0]
+    return [results[at] for at in range(len(works))]

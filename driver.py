@@ -4,7 +4,7 @@ The contract of each method is moby's `daemon/graphdriver/driver.go`; the odd ca
 makes (Remove without Put, Put without Get, Get and Put after a live restore, Init twice) are told where
 they are met. Paths, counts and errors are ours; HTTP is not.
 
-Lock order: a layer before its parent. A layer's lock is held while it is made, mapped, mounted,
+Lock order: a layer before its parents. A layer's lock is held while it is made, mapped, mounted,
 unmounted or removed, never while an archive runs: Docker feeds the Diff of one layer into the
 ApplyDiff of another.
 """
@@ -27,18 +27,20 @@ import objects
 import rbdcli
 import readiness
 import status
+from ahead import Ahead
 from baseimage import BaseImage
 from behind import Behind, in_turn
 from busy import LayerBusy
 from claim import REBOOT_SECONDS
-from layers import BASE, INIT_SUFFIX, OBJECT_SIZE, ROOT_DIRECTORY, LayerError, Layers
+from filesystems import FileSystems, LayerLost
+from layers import BASE, INIT_SUFFIX, OBJECT_SIZE, LayerError, Layers
 from locks import Locks
-from lookahead import LookAhead
-from mounted import LayerLost, MountedLayers, Place
 from options import Options, parse_layer_size
 from presence import Presence
 from reaper import Reaper
+from removals import Removals
 from room import Room
+from views import AT_ONCE, Place, Views
 
 log = logging.getLogger("driver")
 
@@ -48,10 +50,13 @@ _LAYER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 # All that an archive left in memory is written out at its end: so many times as long as one command may take.
 FLUSHES = 5
 # dockerd ends by force 15 s after it was told to end (moby cmd/dockerd), and then leaves its data root mounted.
-# What is still in the trash then is deleted behind, or at the next start.
+# What is still in the trash then is deleted in the background, or at the next start.
 CLEANUP_SECONDS = 8.0
-# A layer that Docker has put is wanted again within moments or for long not: so long it stays mapped.
-MAPPED_SECONDS = 3.0
+# A layer that Docker has put stays mapped for so long: it is wanted again within moments, or not for long. Where it
+# took long to map it, it stays for so many times that: what Docker does next takes longer, too.
+MAPPED_SECONDS, MAPPED_TIMES = 3.0, 10.0
+# What is known of a layer: nothing was or is laid down in it; its archive failed, or was cut off; nobody writes to it.
+OPEN, BROKEN, FINISHED = "open", "broken", "finished"
 # A Remove waits so long for a sick cluster to say whose a layer is, or to take what the kernel still writes to it.
 ASK_SECONDS, DISCARD_SECONDS = 5.0, 15.0
 # While the cluster sees that we live, nobody takes our layers; cut off from it, not for another 30 s (presence.py).
@@ -72,25 +77,43 @@ class Driver:
         self._root = os.path.join(home, "mnt")
         pool = pool_of(options)
         self._pool = pool
-        self._layers = Layers(pool, options, home)
-        self._mounted = MountedLayers(pool, self._root, self._layers, options.fs, options.mountopt)
-        self._presence = Presence(pool, options.imageprefix, self._layers.owner(), self._wake)
-        self._locks = Locks()
-        # Layers that are finished and only read from now on; layers made by us and not finished yet;
-        # layers whose archive failed. A layer in none of them is from before our start: look at its note.
-        self._sealed: set[str] = set()
-        self._open: set[str] = set()
-        self._broken: set[str] = set()
-        # Layers of which a container was copied: the next one shall be a clone.
-        self._to_prepare: set[str] = set()
         # What a sick cluster, or an rbd that prints what we do not know, may raise: no reason to give up.
         expected = (command.CommandError, deadline.Overdue, LayerBusy, LayerError, LayerLost, OSError, ValueError)
-        self._unmapping = Behind("unmapping layer", self._let_go, expected)
-        self._reaper = Reaper(self._layers, self._mounted, self._locks, options.timeout, expected)
+        self._layers = Layers(pool, options, home)
+        self._locks = Locks()
+        self._systems = FileSystems(
+            pool, home, self._layers, fs=options.fs, options=options.fs_options, granule=OBJECT_SIZE
+        )
+        self._unmapping = Behind("unmapping layer", self._let_go, expected, AT_ONCE)
+        self._mapping = Behind("mapping layer", self._warm, expected, AT_ONCE)
+        owner = (ids.uids[0].host_id, ids.gids[0].host_id) if ids.uids else (0, 0)
+        self._views = Views(
+            pool,
+            self._systems,
+            self._layers,
+            self._locks,
+            options=options.view_options,
+            root_owner=owner,
+            idle=self._leave_mapped,
+        )
+        self._removals = Removals(self._systems)
+        self._presence = Presence(pool, options.imageprefix, self._layers.owner(), self._wake)
+        # Of a layer that is not in it, which is from before our start, its note tells.
+        self._states: dict[str, str] = {}
+        self._reaper = Reaper(
+            self._layers, self._views, self._removals, self._locks, timeout=options.timeout, expected=expected
+        )
+        self._ahead = Ahead(
+            self._layers,
+            self._views,
+            self._locks,
+            timeout=options.timeout,
+            is_finished=lambda layer: self._states.get(layer) == FINISHED and layer not in self._removals,
+            expected=expected,
+        )
         # What was found at the start and nobody needs.
         self._left_over: list[str] = []
-        self._ahead = LookAhead(self._layers, self._locks, self._mount_ahead, self._leave_ahead, expected)
-        self._background = (self._reaper, self._ahead, self._unmapping)
+        self._background = (self._reaper, self._mapping, self._ahead, self._unmapping)
 
     @property
     def timeout(self) -> float:
@@ -108,9 +131,10 @@ class Driver:
 
     @contextlib.contextmanager
     def explaining(self) -> Iterator[None]:
-        """Let an error of the `with` block say what is wrong with the cluster, if that may be the cause."""
+        """Let an error of the `with` block, a request, say what is wrong with the cluster, if that may be the cause."""
         try:
-            yield
+            with self._systems.asked():
+                yield
         except command.CommandError as error:
             raise diagnosis.explain(self._pool, error) from None
         except deadline.Overdue as error:
@@ -146,14 +170,15 @@ class Driver:
     def learn(self) -> None:
         """Learn what an earlier life of this process, or another object, had mounted. Raises command.CommandError."""
         self._make_home()
-        self._left_over = self._mounted.learn()
+        self._removals.learn()
+        self._left_over = self._views.learn(self._removals)
 
     def settle(self) -> None:
         """A daemon has just started: keep mounted what containers still use.
 
         Called also without an end of the daemon before it when it crashed or kept its containers (live-restore).
         """
-        self._left_over = self._mounted.settle()
+        self._left_over = self._views.settle(self._removals)
 
     def start(self) -> None:
         """Begin what is done in the background: with what was left from before, and what was in the trash."""
@@ -170,7 +195,6 @@ class Driver:
         if not all(in_turn(timeout, *(work.pause for work in self._background))):
             self.resume()
             raise DriverError(f"the former daemon's layers are still being unmapped after {timeout:g} s")
-        self._mounted.end_readers()
 
     def resume(self) -> None:
         """Go on after `pause`."""
@@ -189,6 +213,8 @@ class Driver:
 
     def cleanup(self) -> None:
         """End as Docker ends: the trash is emptied as far as there is time. Containers' mounts stay."""
+        self._systems.end_daemon()
+        # What is to be mapped ahead stays undone: dockerd is about to let go of its data root.
         self.finish(CLEANUP_SECONDS)
 
     def finish(self, timeout: float) -> bool:
@@ -197,12 +223,13 @@ class Driver:
         Tell whether all of it was tried.
         """
         # Each is asked, also when the one before took all the time: what it can do at once it does.
-        return all([*in_turn(timeout, self._ahead.finish, self._unmapping.drain, self._reaper.drain)])
+        works = (self._mapping.pause, self._ahead.pause, self._unmapping.drain, self._reaper.drain)
+        return all([*in_turn(timeout, *works)])
 
     # -- create and remove -------------------------------------------------------------------
 
-    def create(self, layer: str, parent: str, storage_opt: Mapping[str, str] | None, *, leaf: bool) -> None:
-        """Make a layer on `parent` ("" for none); `leaf`: by CreateReadWrite. Nothing is left behind on failure."""
+    def create(self, layer: str, parent: str, storage_opt: Mapping[str, str] | None) -> None:
+        """Make a layer on `parent` ("" for none). Nothing is left behind on failure."""
         _check_id(layer)
         if parent:
             _check_id(parent)
@@ -211,42 +238,37 @@ class Driver:
                 raise DriverError(f"layer {layer} cannot be its own parent")
         size = parse_layer_size(storage_opt)
         self._reaper.postpone()
-        # The only layer on an init layer is its container's, a copy of it: neither makes the chain longer.
-        leaf = leaf or layer.endswith(INIT_SUFFIX)
-        if self._mounted.is_removed(layer) and not self._reaper.finish(layer, deadline.left(self._options.timeout)):
+        if layer in self._removals and not self._reaper.finish(layer, deadline.left(self._options.timeout)):
             raise DriverError(f"layer {layer} is still being removed; try again")
         with self._locks.hold(layer), contextlib.ExitStack() as undo:
-            before = self._make(layer, parent, size, leaf=leaf)
-            undo.callback(self._layers.undo, layer)
-            self._open.add(layer)
+            grown = self._make(layer, parent, size, undo)
             undo.callback(self._forget, layer)
-            grown = before is None or self._layers.describe(layer).size > before
+            self._states[layer] = OPEN
             if grown:
-                self._mounted.grow(layer)
-            if not parent and self._ids.uids:
-                self._give_root(layer)
+                self._systems.grow(layer)
             undo.pop_all()
 
     def remove(self, layer: str) -> None:
         """Remove a layer and all that is mounted of it; one that does not exist is removed already.
 
-        It is gone for Docker at once, and noted on this host as removed; its image goes behind. Raises LayerBusy.
+        It is gone for Docker at once, and noted on this host as removed; its image goes in the background, as soon as
+        no other layer stands on it. Raises LayerBusy.
         """
         _check_id(layer)
-        if self._mounted.is_removed(layer):
+        if layer in self._removals:
             return
         with self._locks.hold(layer):
-            if self._mounted.is_removed(layer) or not self._is_there(layer):
+            if layer in self._removals or not self._is_there(layer):
                 return
             self._discard(layer)
-            self._mounted.note_removed(layer)
+            self._removals.note(layer)
             self._forget(layer)
         self._reaper.begin(layer)
         self._reaper.postpone()
 
     def _is_there(self, layer: str) -> bool:
         """Tell whether a layer that is to be removed is there. Raises LayerError if it is another host's."""
-        if self._mounted.device(layer):
+        if self._systems.device(layer):
             return True
         try:
             # Whose it was once it still is, or its image stays: that is asked again before it goes.
@@ -262,15 +284,18 @@ class Driver:
         """Unmount a layer that is to be removed, as far as the cluster lets the kernel do it now. Raises LayerBusy."""
         try:
             with deadline.within(DISCARD_SECONDS):
-                self._ahead.leave(layer)
-                self._mounted.discard(layer)
+                self._views.discard(layer)
         except (command.CommandTimeout, deadline.Overdue) as error:
             log.warning("layer %s is removed once the kernel has let go of it: %s", layer, error)
+        except LayerBusy as error:
+            if not self._ahead.hangs(layer):
+                raise
+            log.warning("layer %s is removed once what reads it has ended: %s", layer, error)
 
     def exists(self, layer: str) -> bool:
         """Tell whether a layer is there."""
         _check_id(layer)
-        return not self._mounted.is_removed(layer) and self._layers.exists(layer)
+        return layer not in self._removals and self._layers.exists(layer)
 
     # -- mount -------------------------------------------------------------------------------
 
@@ -279,23 +304,17 @@ class Driver:
         _check_id(layer)
         self._check_not_removed(layer)
         with self._locks.hold(layer):
-            if label:
-                # What is mounted ahead has none.
-                self._ahead.leave(layer)
-            self._acquire(layer, Place.DOCKER, write=True, label=label)
-            if layer in self._sealed:
-                self._read_ahead(layer)
+            self._acquire(layer, Place.DOCKER, label=label)
+            if self._states.get(layer) == FINISHED:
                 self._ahead.got(layer)
-        return os.path.join(self._mounted.point(layer, Place.DOCKER), ROOT_DIRECTORY)
+        return self._views.point(layer, Place.DOCKER)
 
     def put(self, layer: str) -> None:
         """Undo one `get`; of a layer that is not mounted, nothing (a crash of dockerd ends with such calls)."""
         _check_id(layer)
-        if self._mounted.is_removed(layer):
+        if layer in self._removals:
             return
-        with self._locks.hold(layer):
-            self._release(layer, Place.DOCKER)
-            self._ahead.leave(layer)
+        self._release(layer, Place.DOCKER)
 
     # -- archives ----------------------------------------------------------------------------
 
@@ -306,146 +325,139 @@ class Driver:
         layer whose archive failed, or was cut off by a crash, is broken for good; only Remove is left.
         """
         _check_id(layer)
-        if layer in self._sealed:
+        if self._states.get(layer) == FINISHED:
             raise DriverError(f"layer {layer} is finished: it had its archive, or has children; it takes no other")
-        with self._mounted_root(layer, write=True, growing=True) as root:
-            directory = os.path.dirname(root)
-            before = self._begin(layer, directory)
+        with self._view(layer, growing=True) as root:
+            directory = self._systems.point(layer)
+            said = self._begin(layer, directory)
             room = self._room(layer, directory)
             try:
                 size = archive.apply(root, stream, self._ids, self._options.timeout, room.make)
-                note.finish(directory, layer, before, frozenset(), FLUSHES * self._options.timeout)
+                note.finish(directory, said, FLUSHES * self._options.timeout)
             except archive.ArchiveError as error:
-                self._broken.add(layer)
+                self._states[layer] = BROKEN
                 raise room.explained(error) from None
             except BaseException:
-                self._broken.add(layer)
+                self._states[layer] = BROKEN
                 raise
             self._seal(layer)
-        if self._layers.is_large(layer, self._mounted.written(layer)):
-            # The next layer, or the first container, will be a clone: what that needs begins while Docker writes down
-            # that this one is finished.
-            self._to_prepare.add(layer)
-            self._unmapping.later(layer, 0, 0)
         return size
 
     def diff(self, layer: str, parent: str) -> Iterator[bytes]:
         """Yield the archive of what a layer changes in its parent ("" for everything); close it to end early."""
-        with self._two_roots(layer, parent) as (root, below):
-            yield from archive.diff(root, below, self._ids, self._options.timeout)
+        with self._compared(layer, parent) as (root, below, own):
+            yield from archive.diff(root, below, self._ids, self._options.timeout, own=own)
 
     def changes(self, layer: str, parent: str) -> list[archive.Change]:
         """List what a layer changes in its parent."""
-        with self._two_roots(layer, parent) as (root, below):
-            return archive.changes(root, below, self._options.timeout)
+        with self._compared(layer, parent) as (root, below, own):
+            return archive.changes(root, below, self._options.timeout, own=own)
 
     def diff_size(self, layer: str, parent: str) -> int:
         """Return the bytes that a layer adds to its parent."""
-        with self._two_roots(layer, parent) as (root, below):
-            return archive.size(root, below, self._options.timeout)
+        with self._compared(layer, parent) as (root, below, own):
+            return archive.size(root, below, self._options.timeout, own=own)
 
     # -- what is going on --------------------------------------------------------------------
 
     def status(self) -> list[tuple[str, str]]:
         """Return the rows of `docker info`. What the cluster does not tell is said in its row, not raised."""
-        return status.rows(self._pool, self._options, self._layers.count, self._mounted.count)
+        return status.rows(self._pool, self._options, self._layers.count, lambda: len(self._systems.mapped()))
 
     def metadata(self, layer: str) -> dict[str, str]:
         """Return the rows of `docker inspect`'s GraphDriver.Data."""
         _check_id(layer)
         self._check_not_removed(layer)
-        known = self._layers.describe(layer)
-        mounted = self._mounted.is_mounted(layer, Place.DOCKER)
+        size, parents = self._layers.describe(layer).size, self._layers.parents(layer)
+        mounted = self._views.is_mounted(layer, Place.DOCKER)
         return {
             "Pool": "/".join(filter(None, (self._pool.name, self._pool.namespace))),
             "Image": self._layers.image(layer),
-            "Device": (self._mounted.device(layer) or "") if mounted else "",
-            "Parent": f"{known.parent.image}@{known.parent.snapshot}" if known.parent else "",
-            "Depth": str(known.depth),
-            "Size": str(known.size),
+            "Device": (self._systems.device(layer) or "") if mounted else "",
+            "Parent": self._layers.image(parents[0]) if parents else "",
+            "Depth": str(len(parents)),
+            "Size": str(size),
             "Filesystem": self._options.fs,
-            "MountPoint": self._mounted.point(layer, Place.DOCKER) if mounted else "",
+            "MountPoint": self._views.point(layer, Place.DOCKER) if mounted else "",
         }
 
     # -- within ------------------------------------------------------------------------------
 
-    def _make(self, layer: str, parent: str, size: int | None, *, leaf: bool) -> int | None:
-        """Make the image; return the size of the file system that it got from its parent, None if that is unknown."""
+    def _make(self, layer: str, parent: str, size: int | None, undo: contextlib.ExitStack) -> bool:
+        """Make the image; tell whether the file system in it is to grow."""
         if not parent:
-            self._layers.create(layer, None, size, leaf=leaf)
-            return self._layers.describe(BASE).size
+            grown = self._layers.create(layer, None, size)
+            undo.callback(self._unmake, layer)
+            return grown
         with self._locks.hold(parent):
             self._check_not_removed(parent)
-            if parent in self._broken:
-                raise DriverError(f"layer {layer}: its parent {parent} is broken; remove it")
-            if self._mounted.is_writable(parent):
+            if self._views.is_writable(parent):
                 # Docker makes layers of what it has put.
-                self._mounted.settle_guessed(parent)
-            if self._mounted.is_writable(parent):
+                self._views.settle_one(parent)
+            if self._views.is_writable(parent):
                 raise DriverError(f"layer {layer}: its parent {parent} is mounted writable; put it first")
+            finished = self._state_of_parent(layer, parent) == FINISHED
+            if parent.endswith(INIT_SUFFIX):
+                # Its image is copied.
+                self._systems.quiesce(parent)
+            elif not finished:
+                self._finish(parent)
+            grown = self._layers.create(layer, parent, size)
+            undo.callback(self._unmake, layer)
+        for below in self._layers.parents(layer):
+            if not self._systems.is_mounted(below):
+                # Whatever comes next needs it.
+                self._mapping.later(below, 0)
+        return grown
 
-            def let_go() -> bool:
-                self._mounted.let_go(parent)
-                return self._mounted.device(parent) is not None
+    def _unmake(self, layer: str) -> None:
+        """Delete the image of a layer that was just made; one that is mapped still goes in the background."""
+        if self._systems.device(layer) is None:
+            self._layers.undo(layer)
+        else:
+            self._removals.note(layer)
+            self._reaper.begin(layer)
 
-            # Nor is what the mount stored to be copied, or kept in a snapshot.
-            self._mounted.tidy(parent, OBJECT_SIZE)
-            written = self._mounted.written(parent)
-            self._layers.create(layer, parent, size, leaf=leaf, written=written, let_go=let_go)
-            if not parent.endswith(INIT_SUFFIX):
-                self._seal(parent)
-                if leaf and not self._layers.is_prepared(parent):
-                    self._to_prepare.add(parent)
-                    self._unmapping.later(parent, MAPPED_SECONDS)
-            return self._layers.describe(parent).size
-
-    def _give_root(self, layer: str) -> None:
-        """Let the root of a parentless layer belong to the container's root."""
-        place = self._acquire(layer, Place.DRIVER, write=True, growing=True)
+    def _state_of_parent(self, layer: str, parent: str) -> str:
+        """Return what is known of a layer that is to get a child. Raises DriverError if it can have none."""
+        if self._states.get(parent) == BROKEN:
+            raise DriverError(f"layer {layer}: its parent {parent} is broken; remove it")
         try:
-            root = os.path.join(self._mounted.point(layer, place), ROOT_DIRECTORY)
-            owner = self._ids.uids[0].host_id, self._ids.gids[0].host_id
-            deadline.call(lambda: os.chown(root, *owner), root, self._options.timeout)
+            self._check_owner(parent)
+            return self._state(parent)
+        except rbdcli.ImageMissing:
+            raise DriverError(
+                f"layer {layer}: its parent {parent} does not exist: no image {self._layers.image(parent)}"
+            ) from None
+        except rbdcli.ImageLocked as error:
+            raise self._unavailable(parent, error) from None
+
+    def _finish(self, parent: str) -> None:
+        """A layer that gets its first child is finished."""
+        self._views.open(parent, sealed=False)
+        try:
+            self._systems.make_writable(parent)
+            said = self._views.dressed(parent)
+            note.finish(self._systems.point(parent), said, FLUSHES * self._options.timeout)
+            self._seal(parent)
         finally:
-            self._release(layer, place)
+            self._views.leave(parent, Place.BELOW)
+            self._views.unmount_left(parent, Place.BELOW)
 
-    def _read_ahead(self, layer: str) -> None:
-        """Docker gets a finished layer to save or push it: it will read the layer's own files, one after the other."""
-        try:
-            self._read_own(layer, Place.DOCKER)
-        except (command.CommandError, deadline.Overdue, OSError) as error:
-            # The layer is mounted and counted: without reading ahead it is as good, only slower.
-            log.warning("layer %s is not read ahead: %s", layer, error)
-
-    def _mount_ahead(self, layer: str) -> bool:
-        """Mount a layer before Docker gets it, and read it ahead, if it is finished and nobody has it mapped."""
-        if self._mounted.device(layer) or self._mounted.is_removed(layer) or layer in self._open | self._broken:
-            return False
-        self._check_owner(layer)
-        with contextlib.ExitStack() as undo:
-            # Also one from before our start, which may turn out to be none: that is told without writing to it.
-            place = self._mounted.acquire(layer, Place.DRIVER, write=False, sealed=True)
-            undo.callback(self._release, layer, place)
-            if not self._read_own(layer, place):
-                return False
-            self._seal(layer)
-            undo.pop_all()
+    def _warm(self, layer: str) -> bool:
+        """Map a layer on which one was just made."""
+        with deadline.within(self._options.timeout), self._locks.hold(layer):
+            if layer in self._removals:
+                return True
+            try:
+                self._views.warm(layer)
+            except (command.CommandError, deadline.Overdue, LayerBusy, LayerLost, OSError) as error:
+                # Who needs it is told then.
+                log.info("layer %s is not mapped ahead: %s", layer, error)
         return True
 
-    def _read_own(self, layer: str, place: Place) -> bool:
-        """Read the own files of a mounted layer ahead; tell whether its note knows which these are."""
-        own = note.own(self._mounted.point(layer, place), layer, self._options.timeout)
-        if own is not None:
-            self._mounted.read_ahead(layer, place, own.began, own.chunks)
-        return own is not None
-
-    def _leave_ahead(self, layer: str) -> None:
-        self._release(layer, Place.DRIVER)
-
-    def _release(self, layer: str, place: Place) -> None:
-        """Undo an acquire; the caller holds the layer's lock."""
-        if self._mounted.release(layer, place):
-            self._unmapping.later(layer, MAPPED_SECONDS)
+    def _leave_mapped(self, layer: str) -> None:
+        self._unmapping.later(layer, max(MAPPED_SECONDS, MAPPED_TIMES * self._systems.cost(layer)))
 
     def _wake(self) -> None:
         """The cluster answers: what failed may be possible now."""
@@ -454,43 +466,34 @@ class Driver:
 
     def _check_not_removed(self, layer: str) -> None:
         """Asked before the layer's lock is taken, too: its removal in the background may hold that for a while."""
-        if self._mounted.is_removed(layer):
+        if layer in self._removals:
             raise DriverError(f"layer {layer} does not exist: it was removed")
 
     def _let_go(self, layer: str) -> bool:
-        """Unmap what Docker was done with some seconds ago; take the snapshot of what containers start from."""
+        """Unmap what Docker was done with some seconds ago."""
         with deadline.within(self._options.timeout), self._locks.hold(layer):
-            if not self._mounted.is_removed(layer):
-                self._mounted.tidy(layer, OBJECT_SIZE)
-            self._mounted.let_go(layer)
-            if layer in self._to_prepare and self._mounted.device(layer) is None:
-                with contextlib.suppress(LayerError, rbdcli.ImageMissing):
-                    # One that has gone has no next child.
-                    self._layers.prepare(layer)
-                self._to_prepare.discard(layer)
+            self._views.let_go(layer, tidy=layer not in self._removals)
         return True
 
-    def _acquire(self, layer: str, place: Place, *, write: bool, label: str = "", growing: bool = False) -> Place:
-        """Mount a layer, a sealed one never writable; the caller holds its lock and releases what is returned."""
+    def _acquire(self, layer: str, place: Place, *, label: str = "", growing: bool = False) -> Place:
+        """Mount a layer, a finished one never writable; the caller holds its lock and releases what is returned."""
         self._check_not_removed(layer)
+        with self._available(layer):
+            sealed = self._state(layer, growing=growing) == FINISHED
+            return self._views.acquire(layer, place, sealed=sealed, label=label, growing=growing and not sealed)
+
+    @contextlib.contextmanager
+    def _available(self, layer: str) -> Iterator[None]:
+        """Map a layer in the `with` block, if it is ours; say why it cannot be."""
         try:
             self._check_owner(layer)
-            with contextlib.ExitStack() as after:
-                if not {layer} & (self._open | self._sealed | self._broken):
-                    self._learn(layer, after, label, growing=growing)
-                if layer in self._broken:
-                    raise DriverError(f"layer {layer} is broken: its archive was not applied to its end; remove it")
-                sealed = layer in self._sealed
-                write = write and not sealed
-                return self._mounted.acquire(
-                    layer, place, write=write, sealed=sealed, label=label, growing=growing and write
-                )
+            yield
         except (rbdcli.ImageMissing, rbdcli.ImageLocked) as error:
             raise self._unavailable(layer, error) from None
         except Exception:
-            if self._mounted.device(layer):
+            if self._systems.device(layer):
                 # What could not be unmapped again is, later.
-                self._unmapping.later(layer, MAPPED_SECONDS)
+                self._leave_mapped(layer)
             raise
 
     def _check_owner(self, layer: str) -> None:
@@ -498,9 +501,10 @@ class Driver:
 
         One that is only looked at may have become another's since it was ours: whoever has it, it stays as it is.
         """
-        if self._mounted.device(layer) is None:
+        if self._systems.device(layer) is None:
             lease = OWNER_SECONDS if self._presence.shown else 0.0
-            self._layers.check_owner(layer, lease=float("inf") if layer in self._sealed else lease)
+            finished = self._states.get(layer) == FINISHED
+            self._layers.check_owner(layer, lease=float("inf") if finished else lease)
 
     def _unavailable(self, layer: str, error: rbdcli.RbdError) -> Exception:
         """Say why a layer cannot be mapped. ENOENT alone does not tell: a kernel without rbd ends with it too."""
@@ -510,70 +514,122 @@ class Driver:
             return DriverError(f"layer {layer} is in use elsewhere: {self._layers.holder(layer)}: {error}")
         return error
 
-    def _learn(self, layer: str, after: contextlib.ExitStack, label: str, *, growing: bool) -> None:
-        """Find out what a layer from before our start is, by the note in it; it stays mounted until `after` ends."""
-        place = self._mounted.acquire(layer, Place.DRIVER, write=False, sealed=False, label=label, growing=growing)
-        after.callback(self._release, layer, place)
-        state = note.read(self._mounted.point(layer, place), layer, self._options.timeout)
-        {"": self._open, note.APPLIED: self._sealed, note.APPLYING: self._broken}[state].add(layer)
+    def _state(self, layer: str, *, growing: bool = False) -> str:
+        """Return what is known of a layer; of one from before our start its note tells. Raises DriverError: broken."""
+        if layer not in self._states:
+            user = f"{layer}/state"
+            self._systems.acquire(layer, user, write=False, sealed=False, growing=growing)
+            try:
+                self._systems.check_alive(layer)
+                said = note.read(self._systems.point(layer), self._options.timeout)
+            finally:
+                if self._systems.release(layer, user):
+                    self._leave_mapped(layer)
+            if said and said.applying:
+                self._states[layer] = BROKEN
+            else:
+                self._states[layer] = FINISHED if said and said.layer == layer and said.finished else OPEN
+            if self._states[layer] == FINISHED:
+                self._systems.seal(layer)
+        if self._states[layer] == BROKEN:
+            raise DriverError(f"layer {layer} is broken: its archive was not applied to its end; remove it")
+        return self._states[layer]
 
     def _room(self, layer: str, point: str) -> Room:
         """Return the room in a layer that is mounted at `point`, which may grow for its archive."""
-        place = Place(os.path.basename(point))
 
         def grow(size: int) -> None:
             with self._bounds(), self._locks.hold(layer):
-                self._mounted.grow_mounted(layer, place, size, lambda: self._layers.grow(layer, size))
+                self._systems.grow_mounted(layer, size, lambda: self._layers.grow(layer, size))
 
         return Room(point, self._layers.describe(layer).size, grow, self._options.timeout)
 
-    def _begin(self, layer: str, directory: str) -> Mapping[int, int] | None:
-        """Note that a layer's archive is being applied, unless one was before; return what note.finish asks for."""
+    def _begin(self, layer: str, directory: str) -> note.Note:
+        """Mark that a layer's archive is being applied, unless one was before; return its note."""
         with self._bounds(), self._locks.hold(layer):
-            state = note.read(directory, layer, self._options.timeout)
-            if state:
-                raise DriverError(f"layer {layer} takes one archive; one is {state} already")
-            return note.begin(directory, layer, self._options.timeout)
+            self._check_not_removed(layer)
+            said = self._views.dressed(layer)
+            if said.applying or said.finished:
+                raise DriverError(
+                    f"layer {layer} takes one archive; {'it had one' if said.finished else 'one is being applied'}"
+                )
+            note.begin(directory, self._options.timeout)
+            return said
 
     def _seal(self, layer: str) -> None:
-        """A layer is finished. It is known as one or the other at any time: some ask without its lock."""
-        self._sealed.add(layer)
-        self._open.discard(layer)
+        self._states[layer] = FINISHED
+        self._systems.seal(layer)
 
     def _forget(self, layer: str) -> None:
-        for known in (self._open, self._sealed, self._broken, self._to_prepare):
-            known.discard(layer)
+        self._states.pop(layer, None)
 
     @contextlib.contextmanager
-    def _mounted_root(self, layer: str, *, write: bool = False, growing: bool = False) -> Iterator[str]:
+    def _view(self, layer: str, *, growing: bool = False) -> Iterator[str]:
         """Get and Put of our own: the root directory of a layer for the length of a `with` block."""
         _check_id(layer)
         self._check_not_removed(layer)
         with self._bounds(), self._locks.hold(layer):
-            place = self._acquire(layer, Place.DRIVER, write=write, growing=growing)
+            place = self._acquire(layer, Place.DRIVER, growing=growing)
+        with self._left(layer, place):
+            yield self._views.point(layer, place)
+
+    @contextlib.contextmanager
+    def _brought(self, layer: str) -> Iterator[tuple[str, str | None, str]]:
+        """What a layer itself brought, what is below it, and its parent, for the length of a `with` block."""
+        with self._bounds(), self._locks.hold(layer):
+            self._check_not_removed(layer)
+            with self._available(layer):
+                found = self._views.open(layer, sealed=self._state(layer) == FINISHED)
+        with self._left(layer, Place.BELOW):
+            yield found
+
+    @contextlib.contextmanager
+    def _left(self, layer: str, place: Place) -> Iterator[None]:
+        """Release a layer at the end of the `with` block."""
         try:
-            yield os.path.join(self._mounted.point(layer, place), ROOT_DIRECTORY)
+            yield
         except BaseException:
             try:
                 self._leave(layer, place)
             except (command.CommandError, LayerBusy, deadline.Overdue) as error:
-                # Why the work ended is worth more to the caller; the next who needs the layer tries again.
+                # Why the work ended is worth more to the caller; it is tried again in the background.
                 log.error("%s", error)
             raise
         self._leave(layer, place)
 
     def _leave(self, layer: str, place: Place) -> None:
-        with self._bounds(), self._locks.hold(layer):
+        with self._bounds():
             self._release(layer, place)
 
+    def _release(self, layer: str, place: Place) -> None:
+        self._views.leave(layer, place)
+        try:
+            with self._locks.hold(layer):
+                self._views.unmount_left(layer, place)
+        except deadline.Overdue:
+            # Others are at work with it; it is nobody's all the same.
+            self._leave_mapped(layer)
+            raise
+
     @contextlib.contextmanager
-    def _two_roots(self, layer: str, parent: str) -> Iterator[tuple[str, str | None]]:
+    def _compared(self, layer: str, parent: str) -> Iterator[tuple[str, str | None, bool]]:
+        """Two trees to be compared, and whether the first is only what the layer brought, since `parent` is its own."""
+        _check_id(layer)
+        self._check_not_removed(layer)
         with contextlib.ExitStack() as stack:
-            root = stack.enter_context(self._mounted_root(layer))
-            yield root, stack.enter_context(self._mounted_root(parent)) if parent else None
+            if parent:
+                _check_id(parent)
+                self._check_not_removed(parent)
+            root, below, made_on = stack.enter_context(self._brought(layer))
+            if made_on == parent:
+                yield root, below, True
+                return
+            stack.pop_all().close()
+            view = stack.enter_context(self._view(layer))
+            yield view, stack.enter_context(self._view(parent)) if parent else None, False
 
     def _make_home(self) -> None:
-        for path in (self._home, self._root):
+        for path in (self._home, self._root, self._systems.links):
             mounts.make_directory(path)
 
 

@@ -29,6 +29,7 @@ import sys
 if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import command
@@ -71,7 +72,24 @@ def find(source: str) -> list[Held]:
     Bind mounts of its subdirectories do not count, nor what somebody without our rights mounted under that name. A
     process whose namespace we may not look at (it takes CAP_SYS_PTRACE) counts, even if that is ours.
     """
-    held = holders.seen(lambda item: _is_overlay(item, source))
+    return _find(lambda item: _is_overlay(item, source))
+
+
+def viewed_by(source: str) -> list[str]:
+    """Say who has the overlay mounted whose source is named so, in our own mount namespace, too.
+
+    As `find` counts, but for bind mounts of its subdirectories: it lives as long as they do.
+    """
+
+    def is_part(item: mounts.Mount) -> bool:
+        return (item.type, item.source) == ("overlay", source)
+
+    ours = [f"it is mounted at {item.point}" for item in mounts.table() if is_part(item)]
+    return [*map(_say, _find(is_part)), *ours]
+
+
+def _find(wanted: Callable[[mounts.Mount], bool]) -> list[Held]:
+    held = holders.seen(wanted)
     return [Held(pid, item.point, item.device_number) for pid, item in held if _is_elsewhere(pid)]
 
 

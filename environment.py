@@ -34,6 +34,9 @@ _CHANGING = (
     "UNDO_IO_",  # libext2fs: an undo record that is not finished
     "POSIXLY_CORRECT",  # options after the first operand are none
 )
+# Messages are stable, times are in UTC, and mount(8) uses mount(2): fsconfig(2), which it prefers where there is one,
+# takes 256 bytes of an option, and the directories of a deep layer are more (util-linux, libmount/docs/release-notes).
+_OURS = {"LC_ALL": "C", "TZ": "UTC", "LIBMOUNT_FORCE_MOUNT2": "always"}
 # What is locked into a layer must find nothing by the environment: nothing of the caller's comes in.
 CONFINED: Mapping[str, str] = {"LC_ALL": "C"}
 
@@ -80,9 +83,9 @@ def load_nothing_more() -> None:
 def of_commands() -> Mapping[str, str]:
     """Return the environment of a host's program: ours without what would change what it does.
 
-    In a C locale, so that messages are stable, and with times in UTC. PATH has the caller's directories first, but only
+    PATH has the caller's directories first, but only
     those that are the same from everywhere.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_CHANGING)}
     places = [place for place in os.environ.get("PATH", "").split(os.pathsep) if place.startswith("/")]
-    return {**kept, "LC_ALL": "C", "TZ": "UTC", "PATH": os.pathsep.join(dict.fromkeys((*places, *PLACES)))}
+    return {**kept, **_OURS, "PATH": os.pathsep.join(dict.fromkeys((*places, *PLACES)))}

@@ -34,7 +34,16 @@ def collect(
     found: Sequence[inspection.Finding], look: inspection.Inspection, layers: Layers, docker: DockerDatabase
 ) -> list[Outcome]:
     """Remove what is dead of `found`. One that cannot be removed does not keep the others; it is left as it was."""
-    outcomes = [_remove(finding, look, layers, docker) for finding in found if finding.dead]
+    outcomes: list[Outcome] = []
+    # What stands on others comes before them: what of it is kept keeps those, too.
+    needed: set[str] = set()
+    for finding in found:
+        if finding.dead and finding.id in needed:
+            outcomes.append(Outcome(finding, False, "a layer that is kept stands on it"))
+        elif finding.dead:
+            outcomes.append(_remove(finding, look, layers, docker))
+        if not finding.dead or not outcomes[-1].removed:
+            needed.update(finding.below)
     layers.reap()
     left = {item.image_id for item in layers.pool.trashed()}
     return [_still_there(item) if item.removed and item.finding.place in left else item for item in outcomes]

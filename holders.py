@@ -33,11 +33,6 @@ def mounted_by(number: str) -> list[str]:
     ]
 
 
-def label(number: str) -> str:
-    """Return the SELinux label with which a block device is mounted in whatever mount namespace, "" without."""
-    return next((item.label for _, item in seen(lambda item: item.device_number == number)), "")
-
-
 def seen(wanted: Callable[[mounts.Mount], bool]) -> Iterator[tuple[str, mounts.Mount]]:
     """Yield a process of each mount namespace, ours too, that sees such a mount, and the first that it sees."""
     found, read = set(), set()

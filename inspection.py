@@ -11,7 +11,7 @@ What is `dead` is proven to be so, for `garbage.py` to remove: an image that
   whole (`dockerdb.py`),
 - was made more than an hour ago: Docker writes a layer down within moments after it was made or filled,
 - is mapped by nobody (no watcher, no mapping, no mount, no directory), so that nothing fills it now,
-- is no ancestor of an image that is not dead, and was not taken over from another host.
+- has no image standing on it that is not dead, and was not taken over from another host.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -28,14 +28,16 @@ import claim
 import deadline
 import mounts
 import rbdcli
-from baseimage import FORMAT_KEY
+from baseimage import FORMAT, FORMAT_KEY
 from dockerdb import DockerDatabase, Known
-from layers import BASE, OWNER_KEY, REMOVED_SOURCES, TAKEN_KEY, Layers
-from mounted import REMOVED
+from family import parents_of
+from filesystems import REMOVED
+from layers import BASE, REMOVED_SOURCES, TAKEN_KEY, Layers
 from owner import Owner
+from record import KEY, Record
 
 MIN_AGE_SECONDS = 3600.0
-# Younger than that is the driver's work in progress: it empties the trash and unmaps behind the caller's back.
+# Younger than that is the driver's work in progress: it empties the trash and unmaps in the background.
 BEHIND_SECONDS = 600.0
 # A driver's own steps follow each other faster.
 SETTLE_SECONDS = 1.0
@@ -45,7 +47,7 @@ _AT_ONCE = 8
 
 ORPHAN, HALF_MADE, TRASH = "orphan-image", "half-made", "trash"
 STALE_MAPPING, STALE_MOUNT, STALE_DIRECTORY = "stale-mapping", "stale-mount", "stale-directory"
-MISSING, SNAPSHOT, STALE_RECORD = "missing-image", "idle-snapshot", "stale-record"
+MISSING, STALE_RECORD = "missing-image", "stale-record"
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class Finding:
     """Something that belongs to nobody.
 
     `place` is what to act upon: image, trash id, device or path. `age` in seconds and `size` in bytes, None
-    where nobody knows. `dead`: proven so. `idle`: this is how things look that are in order.
+    where nobody knows. `dead`: proven so. `idle`: this is how things look that are in order. `below`: the layers that
+    an image stands on.
     """
 
     kind: str
@@ -64,6 +67,7 @@ class Finding:
     size: int | None = None
     dead: bool = False
     idle: bool = False
+    below: tuple[str, ...] = ()
 
 
 @dataclass
@@ -79,12 +83,11 @@ class _Here:
 class _Seen:
     """What there is, read once. `gone`: the layers of containers that are gone."""
 
-    images: Mapping[str, rbdcli.Listed]
+    images: Collection[str]
     here: _Here
     known: Known
     namesakes: Sequence[str]
     gone: set[str] = field(default_factory=set)
-    parents: set[str] = field(default_factory=set)
 
 
 class Inspection:
@@ -108,7 +111,7 @@ class Inspection:
         Raises rbdcli.RbdError and the like, dockerdb.DatabaseMissing, OSError: nothing can be said then.
         """
         seen = self._look()
-        found = [*self._orphans(seen), *self._scratch(seen), *self._missing(seen), *self._snapshots(seen)]
+        found = [*self._orphans(seen), *self._scratch(seen), *self._missing(seen)]
         found += [*self._records(seen.known), *self._mappings(seen), *self._directories(seen.here), *self._trash()]
         return found
 
@@ -156,16 +159,15 @@ class Inspection:
         # Docker's word before and after: a layer that is being made, or being removed, is in one of them.
         before = self._docker.known()
         directories = self._read_directories()
-        images = {item.name: item for item in self._pool.details(self._layers.images())}
+        images = set(self._layers.images())
         here = self._look_here(directories)
         here.devices = {image: device for image, device in here.devices.items() if image in images}
-        parents = {item.parent for item in images.values() if item.parent}
         known = self._docker.known()
         known.named = {**before.named, **known.named}
         gone = {layer for layers in known.gone.values() for layer in layers}
         machines = claim.machines(self._pool, self._prefix[:-1], self._owner)
         namesakes = [item.machine for item in machines if item != self._owner]
-        return _Seen(images, here, known, namesakes, gone, parents)
+        return _Seen(images, here, known, namesakes, gone)
 
     def _look_here(self, directories: Mapping[str, float]) -> _Here:
         devices = {item.image: item.device for item in self._pool.mappings()}
@@ -199,7 +201,7 @@ class Inspection:
         return os.path.join(self._root, layer)
 
     def _is_removed(self, layer: str) -> bool:
-        """Tell whether the driver is about to remove a layer (mounted.py)."""
+        """Tell whether the driver is about to remove a layer (removals.py)."""
         return os.path.isdir(os.path.join(self._directory(layer), REMOVED))
 
     def _in_use(self, image: str) -> bool:
@@ -222,7 +224,21 @@ class Inspection:
         for at, finding in enumerate(found):
             if finding.id in mentioned:
                 found[at] = replace(finding, why="BuildKit knows it, or did until lately", dead=False, idle=True)
-        return _children_first(_without_ancestors(found, seen.images), seen.images)
+        return self._without_needed(found, seen.images)
+
+    def _without_needed(self, found: Sequence[Finding], images: Collection[str]) -> list[Finding]:
+        """Take from the dead what others stand on; those come first that stand on others."""
+        if not any(finding.dead for finding in found):
+            return list(found)
+        layers = [self._id(name) for name in images if not name.startswith(self._layers.image(BASE))]
+        parents = dict(parents_of(layers, self._layers.parents_if_there))
+        dead = {finding.id for finding in found if finding.dead}
+        living = [layer for layer in parents if layer not in dead and not self._is_removed(layer)]
+        needed = {parent for layer in living for parent in parents[layer]}
+        why = "a layer that is not dead stands on it"
+        kept = [replace(item, why=why, dead=False) if item.dead and item.id in needed else item for item in found]
+        kept = [replace(item, below=tuple(parents.get(item.id, ()))) for item in kept]
+        return sorted(kept, key=lambda item: -len(item.below))
 
     def _orphan(self, image: str, seen: _Seen) -> Finding | None:
         """Describe an image that Docker does not name; None if it is another's, or gone by now."""
@@ -233,12 +249,12 @@ class Inspection:
             said = self._pool.metadata(image)
             # Without an owner, but a clone of a base image of ours: a Create that was killed before it named one. Soon
             # it is as dead as anything, whosever it was.
-            unowned = FORMAT_KEY in said and OWNER_KEY not in said
-            owner = Owner.parse(said.get(OWNER_KEY, ""))
+            unowned = said.get(FORMAT_KEY) == FORMAT and KEY not in said
+            owner = self._owner_in(said)
             if not owner.is_same(self._owner) and not unowned:
                 return None
             age = time.time() - self._pool.created(image)
-            size = self._pool.usage(image).size
+            size = self._pool.used(image)
             watchers = self._pool.watchers(image)
         except rbdcli.ImageMissing:
             return None
@@ -259,6 +275,14 @@ class Inspection:
         why = why or ("its container is gone" if layer in seen.gone else "Docker knows no such layer")
         return Finding(ORPHAN, layer, why, image, age, size, dead=dead, idle=age < self._min_age)
 
+    def _owner_in(self, said: Mapping[str, str]) -> Owner:
+        """Return the owner that an image's metadata names; what we cannot read is nobody's that we know."""
+        try:
+            record = Record.parse(said.get(KEY, ""))
+        except ValueError:
+            record = None
+        return record.owner if record else Owner("", "", "")
+
     def _doubt(self, owner: Owner, seen: _Seen) -> str:
         """Say why a layer of ours may be another machine's, "" if it cannot."""
         if owner.host != self._owner.host:
@@ -274,14 +298,14 @@ class Inspection:
     def _scratch(self, seen: _Seen) -> Iterator[Finding]:
         """Base images that never got their name."""
         ours = self._layers.scratch()
-        for image in seen.images:
+        for image in sorted(seen.images):
             if not image.startswith(self._layers.image(BASE) + "."):
                 continue
             with contextlib.suppress(rbdcli.ImageMissing):
                 age = time.time() - self._pool.created(image)
                 if age < self._min_age:
                     continue
-                size = self._pool.usage(image).size
+                size = self._pool.used(image)
                 if image != ours:
                     why = "a base image that another host or home left half made; its own driver removes it"
                     yield Finding(HALF_MADE, self._id(image), why, image, age, size)
@@ -302,14 +326,6 @@ class Inspection:
             if layer in now:
                 why = f"Docker names it ({now[layer]}), but the pool has no such image"
                 yield Finding(MISSING, layer, why, self._layers.image(layer))
-
-    def _snapshots(self, seen: _Seen) -> Iterator[Finding]:
-        """Snapshots that nothing was cloned from; a layer's own one serves its next container."""
-        for image in seen.images.values():
-            if image.snapshots and image.name not in seen.parents and image.name != self._layers.image(BASE):
-                for name in image.snapshots:
-                    why = "no layer is cloned from it now"
-                    yield Finding(SNAPSHOT, f"{self._id(image.name)}@{name}", why, image.name, idle=True)
 
     def _trash(self) -> Iterator[Finding]:
         for item in self._layers.trashed():
@@ -346,7 +362,7 @@ class Inspection:
             devices = {image: device for image, device in devices.items() if now.get(image) == device}
         for image, device in devices.items():
             try:
-                if not Owner.parse(self._pool.metadata(image).get(OWNER_KEY, "")).is_same(self._owner):
+                if not self._owner_in(self._pool.metadata(image)).is_same(self._owner):
                     continue
             except rbdcli.ImageMissing:
                 continue
@@ -403,27 +419,3 @@ def _is_used(device: str) -> bool:
 def _holds(found: Iterable[Finding], finding: Finding) -> bool:
     """Tell whether something was found once more."""
     return (finding.kind, finding.place, True) in [(item.kind, item.place, item.dead) for item in found]
-
-
-def _without_ancestors(found: Sequence[Finding], images: Mapping[str, rbdcli.Listed]) -> list[Finding]:
-    """Take what has living descendants from the dead."""
-    dead = {finding.place for finding in found if finding.dead}
-    needed: set[str] = set()
-    for name in images:
-        if name not in dead:
-            needed.update(_ancestors(name, images))
-    why = "a layer that is not dead is a clone of it"
-    return [replace(item, why=why, dead=False) if item.dead and item.place in needed else item for item in found]
-
-
-def _children_first(found: Iterable[Finding], images: Mapping[str, rbdcli.Listed]) -> list[Finding]:
-    return sorted(found, key=lambda item: -len(_ancestors(item.place, images)))
-
-
-def _ancestors(name: str, images: Mapping[str, rbdcli.Listed]) -> list[str]:
-    """The images that one is a clone of, as far as they are in the pool under their names."""
-    found: list[str] = []
-    while (image := images.get(name)) and image.parent and image.parent not in found:
-        name = image.parent
-        found.append(name)
-    return found

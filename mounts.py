@@ -2,29 +2,35 @@
 
 Programs used: mkfs.xfs or mkfs.ext4, mount, umount, xfs_growfs or e2fsck and resize2fs. The kernel's mount
 table (/proc/self/mountinfo, proc(5)) is the only truth about what is mounted.
+
+A layer's view is an overlay of directories in several file systems (Documentation/filesystems/overlayfs.rst).
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import logging
+import mmap
 import os
 import re
 import stat
-import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import command
 import deadline
-import environment
-import readahead
 import xfslog
 
+log = logging.getLogger("mounts")
+
 # nouuid: every clone of an image has the UUID of its base, and XFS mounts a UUID once (xfs(5)).
-# noatime: reading a file must not write into a copy-on-write clone.
+# noatime: reading a file must not write into a layer.
 MOUNT_OPTIONS = {"xfs": ("nouuid", "noatime"), "ext4": ("noatime",)}
+# What is not left to the kernel's build or its module's parameters. index, metacopy, redirect_dir: an upper directory
+# that tells by itself what changed (changes.py), and can be joined anywhere. xino: one device number for all files.
+OVERLAY_OPTIONS = ("noatime", "index=off", "metacopy=off", "redirect_dir=off", "xino=on")
 # Every directory on the way to a root must be searchable for a remapped container root (userns-remap).
 DIRECTORY_MODE = 0o711
 # -K / nodiscard: a new image is empty, discarding it object by object takes seconds.
@@ -69,17 +75,35 @@ def make(fs: str, device: str, arguments: Iterable[str], *, timeout: float) -> N
     command.run((*MKFS[fs], *words, device), timeout=timeout)
 
 
-def mount(
-    fs: str, device: str, point: str, options: Iterable[str], *, read_only: bool, label: str = "", timeout: float
-) -> None:
-    """Mount a device at the directory `point`. `label` is the SELinux label of everything below.
-
-    `options` come after ours, so that they win. The label needs quotes: it holds commas. Raises CommandError.
-    """
-    context = (f'context="{label}"',) if label else ()
-    access = ("ro",) if read_only else ("rw",)
-    words = ",".join((*MOUNT_OPTIONS[fs], *access, *options, *context))
+def mount(fs: str, device: str, point: str, options: Iterable[str], *, read_only: bool, timeout: float) -> None:
+    """Mount a device at the directory `point`. `options` come after ours, so that they win. Raises CommandError."""
+    words = ",".join((*MOUNT_OPTIONS[fs], "ro" if read_only else "rw", *options))
     command.run(("mount", "-t", fs, "-o", words, device, point), timeout=timeout)
+
+
+def overlay(
+    name: str,
+    point: str,
+    lower: Sequence[str],
+    upper: tuple[str, str] | None,
+    *,
+    options: Sequence[str],
+    label: str,
+    directory: str,
+    timeout: float,
+) -> None:
+    """Join directories at `point`: those of `lower`, the topmost first, below an upper and its work directory.
+
+    Without `upper` the view is read-only and needs two lower ones. Names are relative to `directory`: all options
+    together must fit into a page of memory (mount(2)). `name` is what the mount table calls the source; `options` win
+    over ours. `label` is the SELinux label of everything in it; it needs quotes, since it holds commas. Raises
+    CommandError.
+    """
+    chosen = {option.partition("=")[0]: option for option in (*OVERLAY_OPTIONS, *options)}
+    directories = (f"lowerdir={':'.join(lower)}", *((f"upperdir={upper[0]}", f"workdir={upper[1]}") if upper else ()))
+    context = (f'context="{label}"',) if label else ()
+    words = ",".join(("rw" if upper else "ro", *chosen.values(), *directories, *context))
+    command.run(("mount", "-t", "overlay", "-o", words, name, point), timeout=timeout, directory=directory)
 
 
 def limit_retries(fs: str, device: str, seconds: float) -> None:
@@ -97,9 +121,12 @@ def limit_retries(fs: str, device: str, seconds: float) -> None:
             limit.write(str(int(seconds)))
 
 
-def make_writable(point: str, *, timeout: float) -> None:
-    """Turn a read-only mount of a writable device into a writable one. Raises CommandError."""
-    command.run(("mount", "-o", "remount,rw", point), timeout=timeout)
+def remount(point: str, *, read_only: bool, timeout: float) -> None:
+    """Turn a read-only mount of a writable device into a writable one, or back: then its log is clean.
+
+    Raises CommandError: to read-only, while a file is open to be written; that an overlay stands on it does not count.
+    """
+    command.run(("mount", "-o", f"remount,{'ro' if read_only else 'rw'}", point), timeout=timeout)
 
 
 def make_directory(path: str) -> None:
@@ -111,14 +138,35 @@ def make_directory(path: str) -> None:
         os.chmod(path, mode | DIRECTORY_MODE)
 
 
-def bind(source: str, point: str, *, timeout: float) -> None:
-    """Show a mounted tree at a second mount point. Raises CommandError."""
-    command.run(("mount", "--bind", source, point), timeout=timeout)
-
-
 def unmount(point: str, *, timeout: float) -> None:
     """Unmount `point`. Raises CommandError (exit 32) while something of this mount namespace uses it."""
     command.run(("umount", "--no-canonicalize", point), timeout=timeout)
+
+
+def remove_point(point: str) -> None:
+    """Remove the directory of what was unmounted, and so drop the mount from every namespace that copied ours.
+
+    Linux 3.18, "vfs: Lazily remove mounts on unlinked files and directories". Raises OSError.
+    """
+    try:
+        os.rmdir(point)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        # A mount that another one hides: in our own namespace it stays as long as that.
+        log.warning("%s stays: %s", point, error.strerror)
+
+
+def probe(device: str) -> None:
+    """Read from a device itself, past all that is in memory. Raises OSError if it is gone."""
+    descriptor = os.open(device, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+    try:
+        with mmap.mmap(-1, mmap.PAGESIZE) as aligned:
+            os.preadv(descriptor, [aligned], 0)
+    finally:
+        os.close(descriptor)
 
 
 def grow_mounted(fs: str, device: str, point: str, *, timeout: float) -> None:
@@ -164,18 +212,6 @@ def give_back_log(device: str, granule: int, *, timeout: float) -> None:
     deadline.call(lambda: xfslog.give_back(device, granule), device, timeout)
 
 
-def read_ahead(fs: str, point: str, began: int, chunks: Sequence[int] | None) -> subprocess.Popen[bytes] | None:
-    """Read the files of a mounted file system that changed since `began` (nanoseconds), behind; see readahead.py.
-
-    `chunks` of inodes are looked at for them, all if it is None. The process is the caller's to end (command.stop)
-    before he unmounts. None where that cannot be done, or there is nothing to read. Raises CommandError.
-    """
-    if fs != "xfs" or chunks == []:
-        return None
-    words = map(str, (point, began, *(chunks or ())))
-    return command.start(environment.python(readahead.__file__, *words))
-
-
 def table(pid: str = "self") -> list[Mount]:
     """Read a process's mount table, by default ours. Raises OSError if it has ended."""
     return _read_table(f"/proc/{pid}/mountinfo")
@@ -186,9 +222,27 @@ def table_of(process: int) -> list[Mount]:
     return _read_table(os.open("mountinfo", os.O_RDONLY | os.O_CLOEXEC, dir_fd=process))
 
 
+def visible(found: Sequence[Mount]) -> dict[str, Mount]:
+    """Return what the mount points of a table lead to: not what was mounted at, or above, them later.
+
+    dockerd mounts its data root on itself when it starts, and so hides what is mounted below it.
+    """
+    seen: dict[str, Mount] = {}
+    for item in reversed(found):
+        if item.point not in seen and not any(above in seen for above in _above(item.point)):
+            seen[item.point] = item
+    return seen
+
+
+def _above(point: str) -> Iterator[str]:
+    # Not the root: a path begins at what was the root when this process came in, whatever lies over it.
+    while (point := os.path.dirname(point)) != "/":
+        yield point
+
+
 def at(point: str) -> Mount | None:
-    """Return what is mounted at `point` (the last one, if several lie over each other)."""
-    return next((item for item in reversed(table()) if item.point == point), None)
+    """Return what is mounted at `point`, and is to be seen there."""
+    return visible(table()).get(point)
 
 
 def below(point: str) -> list[str]:
@@ -228,13 +282,6 @@ def merge_writes(device: str) -> None:
         open(f"/sys/class/block/{os.path.basename(device)}/queue/scheduler", "w", encoding="ascii") as scheduler,
     ):
         scheduler.write("mq-deadline")
-
-
-def written(device: str) -> int:
-    """Return the bytes written to a block device since the kernel has it. Raises OSError if there is no such device."""
-    # Sectors are of 512 bytes whatever the device's are (Documentation/ABI/stable/sysfs-block, "stat").
-    with open(f"/sys/class/block/{os.path.basename(device)}/stat", encoding="ascii") as source:
-        return int(source.read().split()[6]) * 512
 
 
 def in_use(device: str) -> bool:

@@ -1,6 +1,13 @@
-"""How far a layer's archive has come, written in the layer itself: the file `layer.json` in its file system's own root.
+"""What a layer's own file system says of the layer: whose it is, what is below it, and how far its archive has come.
 
-No container sees that directory. A clone holds its parent's note too, so a note names its layer.
+    layer.json   the layer, its parents, and whether it is finished
+    applying     an archive was begun and has not come to its end (a file that is there says that without content)
+    rootfs/      what the layer brought: overlayfs' upper directory
+    work/        overlayfs' own
+    none/        always empty: the bottom of every stack of directories (views.py)
+    init/        only in a container's layer: what its init layer brought
+
+No container sees them. The copy of an init layer holds that one's note, so a note names its layer.
 """
 
 from __future__ import annotations
@@ -9,122 +16,117 @@ import contextlib
 import ctypes
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import deadline
-import inodes
 
-NAME = "layer.json"
-APPLYING, APPLIED = "applying", "applied"
-
-
-def read(directory: str, layer: str, seconds: float) -> str:
-    """Return how far a layer's archive has come: "" (none was begun), APPLYING, or APPLIED.
-
-    `directory` is the root of the layer's mounted file system. A finished parent says nothing of the layer itself, a
-    half-applied one spoils it. Raises deadline.Overdue if the file system does not answer within `seconds`.
-    """
-    return deadline.call(lambda: _read(os.path.join(directory, NAME), layer), f"layer {layer}", seconds)
+NAME, MARK = "layer.json", "applying"
+ROOT, WORK, NONE, INIT = "rootfs", "work", "none", "init"
 
 
-class Own(NamedTuple):
-    """What of a finished layer's file system is not its parent's.
+class Note(NamedTuple):
+    """What a note says. `parents`: the layers below, nearest first. `init`: the init layer that it is a copy of, or "".
 
-    `began`: when its archive was begun, in nanoseconds since 1970 as its file system counts. `chunks`: the chunks of
-    inodes (inodes.py) that what it brought is in; None if that is not known.
+    `finished`: nobody writes to the layer any more. `applying`: an archive was begun and not finished.
     """
 
-    began: int
-    chunks: Sequence[int] | None
+    layer: str
+    parents: tuple[str, ...]
+    init: str = ""
+    finished: bool = False
+    applying: bool = False
 
 
-def own(directory: str, layer: str, seconds: float) -> Own | None:
-    """Return what of a finished layer is its own; None if its note does not tell. Raises deadline.Overdue."""
-    return deadline.call(lambda: _own(os.path.join(directory, NAME), layer), f"layer {layer}", seconds)
+def read(directory: str, seconds: float) -> Note | None:
+    """Return what the note in a layer's mounted file system says; None if there is none, or the power took it.
 
-
-def begin(directory: str, layer: str, seconds: float) -> Mapping[int, int] | None:
-    """Write that a layer's archive is being applied, and return what `finish` will ask for.
-
-    The note is whole or not there, but may be empty after a power cut: that much less is flushed. Raises
-    deadline.Overdue if that takes more than `seconds`.
+    Of an archive that was begun its mark tells even then, of a layer without a name. Raises deadline.Overdue if the
+    file system does not answer within `seconds`, OSError, and ValueError for a note that is none of ours.
     """
+    return deadline.call(lambda: _read(directory), directory, seconds)
 
-    def work() -> Mapping[int, int] | None:
+
+def write(directory: str, note: Note, seconds: float) -> None:
+    """Write a note. It is whole or not there, but may be empty after a power cut, as if it had never been.
+
+    That of a container is there for good: only it tells the init layer, of whose note it takes the place. Raises
+    deadline.Overdue, OSError.
+    """
+    deadline.call(lambda: _replace(directory, note, durable=bool(note.init)), directory, seconds)
+
+
+def begin(directory: str, seconds: float) -> None:
+    """Mark that an archive is being laid down. Mark and note are there for good afterwards. Raises deadline.Overdue."""
+
+    def work() -> None:
+        with contextlib.suppress(FileNotFoundError), open(os.path.join(directory, NAME), "rb") as written:
+            os.fsync(written.fileno())
+        os.close(os.open(os.path.join(directory, MARK), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
         with _opened(directory) as opened:
-            _write(opened, directory, {"layer": layer, "archive": APPLYING})
-            return inodes.chunks(opened)
+            os.fsync(opened)
 
-    return deadline.call(work, f"layer {layer}", seconds)
+    deadline.call(work, directory, seconds)
 
 
-def finish(
-    directory: str, layer: str, before: Mapping[int, int] | None, removed: Collection[int], seconds: float
-) -> None:
-    """Write that a layer's archive is applied. The note is whole, and there for good when this returns.
+def finish(directory: str, note: Note, seconds: float) -> None:
+    """Write that a layer is finished. The note is whole, and there for good when this returns.
 
-    So is all that was written to the file system before: a layer must not be called applied whose files were still in
-    memory, as they are as long as Docker has it mounted. `before` is from `begin`; `removed` are the inodes of files
-    removed since, 64 by their first number. Raises deadline.Overdue if that takes more than `seconds`.
+    So is all that was written to the file system before: a layer must not be called finished whose files were still in
+    memory, as they are as long as it is mounted. Raises deadline.Overdue if that takes more than `seconds`.
     """
 
     def work() -> None:
         with _opened(directory) as opened:
-            note = {"layer": layer, "archive": APPLIED, "began": os.stat(os.path.join(directory, NAME)).st_ctime_ns}
-            now = inodes.chunks(opened)
-            if before is not None and now is not None:
-                note["chunks"] = _touched(before, now, removed)
-            _write(opened, directory, note, flush=True)
+            _replace(directory, note._replace(finished=True, applying=False), opened)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(MARK, dir_fd=opened)
+            os.fsync(opened)
 
-    deadline.call(work, f"layer {layer}", seconds)
-
-
-def _touched(before: Mapping[int, int], now: Mapping[int, int], removed: Collection[int]) -> list[int]:
-    """Return the chunks that have inodes which they had not, or in which one that was removed may be in use again."""
-    return [
-        first
-        for first, used in now.items()
-        if used & ~before.get(first, 0)
-        or not {inodes.sixty_four(first), inodes.sixty_four(first + inodes.CHUNK - 1)}.isdisjoint(removed)
-    ]
+    deadline.call(work, directory, seconds)
 
 
-def _read(path: str, layer: str) -> str:
-    note = _load(path)
-    if note == {}:
-        return APPLYING
-    if note is None or (note["layer"] != layer and note["archive"] == APPLIED):
-        return ""
-    return str(note["archive"])
-
-
-def _own(path: str, layer: str) -> Own | None:
-    note = _load(path)
-    # Notes of older versions do not tell, or less.
-    if not note or note["layer"] != layer or "began" not in note:
-        return None
-    return Own(int(note["began"]), note.get("chunks"))
-
-
-def _load(path: str) -> dict[str, Any] | None:
-    """What a note says; nothing, if it is empty: the power failed before what was in it was written out."""
-    try:
-        with open(path, encoding="utf-8") as source:
-            return dict(json.loads(source.read() or "{}"))
-    except FileNotFoundError:
-        return None
-
-
-def _write(opened: int, directory: str, note: Mapping[str, Any], *, flush: bool = False) -> None:
-    """Replace the note in a directory, which is open; `flush`: when all else in its file system is written out."""
-    path = os.path.join(directory, NAME)
-    with open(path + ".new", "w", encoding="utf-8") as target:
-        json.dump(note, target)
-    if flush:
+def flush(directory: str) -> None:
+    """Write out all of a layer's file system that is still in memory, however long that takes. Raises OSError."""
+    with _opened(directory) as opened:
         _flush(opened)
+
+
+def _read(directory: str) -> Note | None:
+    path, said = os.path.join(directory, NAME), b""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as source:
+        said = source.read()
+    applying = os.path.lexists(os.path.join(directory, MARK))
+    if not said:
+        return Note("", (), applying=True) if applying else None
+    try:
+        fields = json.loads(said)
+        return Note(
+            str(fields["layer"]),
+            tuple(map(str, fields["parents"])),
+            str(fields.get("init", "")),
+            finished=bool(fields.get("finished")),
+            applying=applying,
+        )
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ValueError(f"{path} says {said[:80]!r}, which no driver of this version wrote") from error
+
+
+def _replace(directory: str, note: Note, flushed: int | None = None, *, durable: bool = False) -> None:
+    """Replace the note, which is never empty then if it is `durable`.
+
+    `flushed`: the open directory, if all else in its file system is to be written out before.
+    """
+    path = os.path.join(directory, NAME)
+    said = {"layer": note.layer, "parents": note.parents, "init": note.init, "finished": note.finished}
+    with open(path + ".new", "w", encoding="utf-8") as target:
+        json.dump(said, target)
+        if durable:
+            target.flush()
+            os.fsync(target.fileno())
+    if flushed is not None:
+        _flush(flushed)
     os.replace(path + ".new", path)
-    os.fsync(opened)
 
 
 @contextlib.contextmanager

@@ -28,6 +28,8 @@ _NO_OVERWRITE = "(95) Operation not supported"
 _NEVER_MADE = "docker_graph_driver.never_made"
 # A full pool lets writers wait: nobody waits for it so long.
 OVERWRITE_SECONDS = 4.0
+# Bytes of a row in what `rados listomapvals` prints.
+_ROW = 16
 # Commands at the same time: of objects that are not there, each takes one.
 _AT_ONCE = 8
 
@@ -153,11 +155,26 @@ def metadata(pool: Pool, image_id: str, key: str) -> str | None:
         if _NO_OBJECT not in str(error):
             raise
         return None
-    # After key and length come rows such as "00000000  76 6d 20 2f 68 6f 6d 65  20 78                    |vm /home x|".
     # `getomapval` says only on its standard output that there is no such key.
-    found = re.search(rf"^metadata_{re.escape(key)}\n.*\n((?:[0-9a-f]{{8}}  .{{48}}  \|.*\n)*)", said, re.MULTILINE)
-    rows = re.findall(r"^[0-9a-f]{8}  (.{48})  \|", found[1], re.MULTILINE) if found else []
-    return bytes.fromhex("".join(rows)).decode("utf-8", "surrogateescape") if found else None
+    found = re.search(
+        rf"^metadata_{re.escape(key)}\nvalue \((\d+) bytes\) :\n((?:[0-9a-f]{{8}}|\*).*\n)*", said, re.MULTILINE
+    )
+    return _undumped(found[0], int(found[1])) if found else None
+
+
+def _undumped(dump: str, size: int) -> str:
+    """Read `size` bytes from rows such as "00000000  76 6d 20 2f 68 6f 6d 65  20 78                    |vm /home x|".
+
+    A row that says the same as the one before it is left out, with all that follow it and say so, and a "*" says that.
+    """
+    content = b""
+    for at, row in re.findall(r"^([0-9a-f]{8})  (.{48})  \|", dump, re.MULTILINE):
+        while len(content) < int(at, 16):
+            content += content[-_ROW:]
+        content += bytes.fromhex(row)
+    while len(content) < size:
+        content += content[-_ROW:]
+    return content[:size].decode("utf-8", "surrogateescape")
 
 
 def delete(pool: Pool, names: Sequence[str]) -> None:

@@ -93,6 +93,44 @@ def _words(text: str) -> str:
     return text.strip()
 
 
+# Options of overlayfs that may be chosen. With one of the others an upper directory would not tell what has changed.
+# Not "auto", which is the same as "off" where all file systems have one UUID, as clones do.
+_OF_VIEWS = {"xino": ("on", "off")}
+_OF_ANY_MOUNT = (
+    *("atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime", "strictatime", "lazytime", "nolazytime"),
+    *("dev", "nodev", "exec", "noexec", "suid", "nosuid", "sync", "async", "dirsync"),
+)
+_NOT_OF_VIEWS = (
+    *("index", "metacopy", "redirect_dir", "nfs_export", "uuid", "verity", "fsync", "default_permissions"),
+    *("lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir", "userxattr", "volatile", "override_creds"),
+)
+# Labels are given to views, by dockerd's own option, and hold commas.
+_LABELS = ("context", "fscontext", "defcontext", "rootcontext")
+
+
+def _mount_option(text: str) -> str:
+    """Read one mount option, or several with commas between them."""
+    said = _words(text)
+    for option in map(str.strip, said.split(",")):
+        key, _, value = option.partition("=")
+        if key in _NOT_OF_VIEWS:
+            raise ValueError(f"{option!r} cannot be chosen: the driver needs its own")
+        if key in _LABELS:
+            raise ValueError(f"{option!r} is not for the driver: dockerd --selinux-enabled labels what containers see")
+        if key in _OF_VIEWS and value not in _OF_VIEWS[key]:
+            raise ValueError(f"{option!r} is not one of {', '.join(f'{key}={choice}' for choice in _OF_VIEWS[key])}")
+    return said
+
+
+def _is_of_views(option: str) -> bool:
+    return option.partition("=")[0] in _OF_VIEWS
+
+
+def _is_of_any_mount(option: str) -> bool:
+    """Tell whether an option is the kernel's own, and none of a file system (mount(8), "FILESYSTEM-INDEPENDENT")."""
+    return option in _OF_ANY_MOUNT
+
+
 def _option(parse: Callable[[str], Any], default: Any, text: str, *, repeatable: bool = False) -> Any:
     metadata = {"parse": parse, "text": text, "repeatable": repeatable}
     return field(default=default, metadata=metadata)
@@ -110,11 +148,25 @@ class Options:
     configfile: str = _option(_file, "/etc/ceph/ceph.conf", "path of the Ceph configuration")
     fs: str = _option(_one_of(*FILE_SYSTEMS), "xfs", "file system of the layers")
     mkfsarg: tuple[str, ...] = _option(_words, (), "argument for mkfs, repeatable", repeatable=True)
-    mountopt: tuple[str, ...] = _option(_words, (), "mount option, repeatable", repeatable=True)
+    mountopt: tuple[str, ...] = _option(_mount_option, (), "mount option, repeatable", repeatable=True)
     namespace: str = _option(_optional_name, "", "RBD namespace inside the pool")
     devicetype: str = _option(_one_of(*DEVICE_TYPES), "krbd", "how images are mapped")
     mapopt: tuple[str, ...] = _option(_words, (), "for rbd device map --options, repeatable", repeatable=True)
     timeout: float = _option(_seconds, 60.0, "seconds that one command may take")
+
+    @property
+    def fs_options(self) -> tuple[str, ...]:
+        """What `mountopt` says of the layers' own file systems."""
+        return tuple(option for option in self._mount_options() if not _is_of_views(option))
+
+    @property
+    def view_options(self) -> tuple[str, ...]:
+        """What `mountopt` says of the overlays that join them, which are what containers see."""
+        options = self._mount_options()
+        return tuple(option for option in options if _is_of_views(option) or _is_of_any_mount(option))
+
+    def _mount_options(self) -> Sequence[str]:
+        return [option.strip() for said in self.mountopt for option in said.split(",")]
 
 
 DEFAULTS = Options()

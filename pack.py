@@ -15,7 +15,7 @@ import marshal
 import os
 import stat
 
-from changes import CAPABILITY, DELETED, OTHER, PLAIN_FILE, Directory, Found, capability, stands_for_nothing
+from changes import CAPABILITY, DELETED, OTHER, PLAIN_FILE, Directory, Found, capability, is_whiteout
 from idmaps import IdError, Ranges, to_container
 from tarformat import (
     BLOCK,
@@ -158,7 +158,7 @@ class _Packer:
     def _add_other(self, path: bytes, name: bytes) -> None:
         now = os.lstat(name)
         kind = _TYPES.get(stat.S_IFMT(now.st_mode))
-        if kind in (None, FILE) or stands_for_nothing(now):  # a socket; or it was something else, and counts as gone
+        if kind in (None, FILE) or is_whiteout(now):  # a socket; or it was something else, and counts as gone
             return
         entry = self._entry(path, now, kind or FILE)
         entry.xattrs = _capability_of(name)

@@ -18,6 +18,7 @@ from typing import Any
 import archive
 import deadline
 import options
+from baseimage import FORMAT
 from driver import Driver, DriverError
 from gate import Gate, GateTimeout
 
@@ -167,8 +168,7 @@ class Plugin:
             self.driver.remove(layer)
 
     def _create(self, request: Request) -> None:
-        leaf = request.method == "CreateReadWrite"
-        self.driver.create(_id(request), request.text("Parent"), request.pairs("StorageOpt"), leaf=leaf)
+        self.driver.create(_id(request), request.text("Parent"), request.pairs("StorageOpt"))
 
     def _changes(self, request: Request) -> dict[str, Any]:
         found = self.driver.changes(_id(request), request.text("Parent"))
@@ -217,7 +217,7 @@ class Plugin:
     def _save(self, request: Request) -> None:
         """Keep what Init said for a start without Init; written whole or not at all."""
         with open(self._state_file + ".new", "w", encoding="utf-8") as target:
-            json.dump(request.kept(("Home", "Opts", "UIDMaps", "GIDMaps")), target)
+            json.dump({"Format": FORMAT, **request.kept(("Home", "Opts", "UIDMaps", "GIDMaps"))}, target)
         os.replace(self._state_file + ".new", self._state_file)
 
     def restore(self) -> None:
@@ -264,7 +264,11 @@ def _pause_seconds(timeout: float) -> float:
 def read_state(state_file: str, defaults: options.Options) -> tuple[str, options.Options, archive.IdMaps]:
     """Return what Init said last: home, options and id maps. Raises FileNotFoundError, BadRequest, OptionError."""
     with open(state_file, "rb") as source:
-        return _settings(Request("Init", source.read()), defaults)
+        said = Request("Init", source.read())
+    if said.text("Format") != FORMAT:
+        # What such a driver had mounted is none of what we could tell.
+        raise BadRequest("it was written by version 1 of this driver, whose layers this version cannot read")
+    return _settings(said, defaults)
 
 
 def _settings(request: Request, defaults: options.Options) -> tuple[str, options.Options, archive.IdMaps]:

@@ -22,7 +22,6 @@ import errno
 import json
 import time
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -39,9 +38,6 @@ REMOVAL = ("--rbd-move-parent-to-trash-on-remove=true", "--rbd-move-to-trash-on-
 CONNECT_SHARE = 0.5
 # A deletion tells each whole percent (tools/rbd/Utils.cc), which of an image of a terabyte takes minutes.
 PERCENT_TIMEOUTS = 10
-_AT_ONCE = 8
-# What an image costs that is asked alone, in images of a list (two commands, at several at once).
-_OTHERS = 4
 
 
 class RbdError(command.CommandError):
@@ -95,18 +91,8 @@ class Parent(NamedTuple):
 class Info(NamedTuple):
     """What `rbd info` says of an image; size in bytes; the pool of its content, "" if that is its own."""
 
-    name: str
     size: int
-    parent: Parent | None
     data_pool: str = ""
-
-
-class Listed(NamedTuple):
-    """One image of a list: the parent's image by name, its own snapshots."""
-
-    name: str
-    parent: str | None
-    snapshots: tuple[str, ...]
 
 
 class Lock(NamedTuple):
@@ -124,13 +110,6 @@ class Data(NamedTuple):
     prefix: str
     object_size: int
     pool: str
-
-
-class Usage(NamedTuple):
-    """What an image itself holds: bytes, counted in whole objects, and the names of its snapshots."""
-
-    size: int
-    snapshots: tuple[str, ...]
 
 
 class Mapping(NamedTuple):
@@ -193,15 +172,6 @@ class Pool:
             "deep", "cp", *self._image(source), *self._destination(image), *layout, *CLONE_FORMAT, "--no-progress"
         )
 
-    def copy(self, source: str, image: str, features: Collection[str], object_size: int, data_pool: str) -> None:
-        """Copy all that can be read in `source` into an image without a parent; holes stay holes.
-
-        (`deep cp --flatten` would write them out.) Half a copy may be left behind on failure.
-        Raises ImageMissing or ImageExists.
-        """
-        layout = (*_features(features), *self._layout(object_size, data_pool))
-        self._rbd("cp", *self._image(source), *self._destination(image), *layout, "--no-progress")
-
     def rename(self, image: str, new_name: str) -> None:
         """Give an image another name. Raises ImageExists or ImageMissing; two at once to one name both succeed."""
         self._rbd("rename", *self._image(image), *self._destination(new_name))
@@ -232,13 +202,7 @@ class Pool:
     def info(self, image: str) -> Info:
         """Describe one image. Raises ImageMissing."""
         said = self._json("info", *self._image(image))
-        parent = said.get("parent")
-        return Info(
-            name=said["name"],
-            size=int(said["size"]),
-            parent=Parent(parent["image"], parent["snapshot"]) if parent else None,
-            data_pool=str(said.get("data_pool") or ""),
-        )
+        return Info(int(said["size"]), str(said.get("data_pool") or ""))
 
     def data(self, image: str) -> Data:
         """Say where an image's content lies. Raises ImageMissing."""
@@ -279,50 +243,13 @@ class Pool:
         """Take an image's lock from its holder, who must not be able to write any more. Raises ImageMissing."""
         self._rbd("lock", "rm", *self._image(image), "--", lock.lock_id, lock.locker)
 
-    def usage(self, image: str) -> Usage:
-        """Say what an image itself holds, without its ancestors. Raises ImageMissing."""
-        items = self._json("du", *self._image(image))["images"]
-        names = tuple(str(item["snapshot"]) for item in items if "snapshot" in item)
-        return Usage(sum(int(item["used_size"]) for item in items), names)
+    def used(self, image: str) -> int:
+        """Return the bytes that an image itself holds, counted in whole objects. Raises ImageMissing."""
+        return sum(int(item["used_size"]) for item in self._json("du", *self._image(image))["images"])
 
     def list(self) -> Sequence[str]:
         """Name every image of the pool and namespace."""
         return [str(name) for name in self._json("ls", *self._where())]
-
-    def details(self, names: Collection[str]) -> Sequence[Listed]:
-        """Describe images; one that has gone is left out.
-
-        One command describes all images of the pool, 4 ms each; it says nothing of one that it could not open, and
-        fails for one that has gone, or lost its header, whosever it was. What it does not tell is asked one by one; and
-        all, where most images are somebody else's.
-        """
-        found = self._long_list() if len(self.list()) <= _OTHERS * len(names) else {}
-        with ThreadPoolExecutor(_AT_ONCE) as threads:
-            alone = threads.map(self._detail, [name for name in names if name not in found])
-            return [*(found[name] for name in names if name in found), *(item for item in alone if item)]
-
-    def _long_list(self) -> dict[str, Listed]:
-        try:
-            rows = self._json("ls", "--long", *self._where())
-        except (RbdError, command.CommandTimeout):
-            return {}
-        snapshots: dict[str, list[str]] = {}
-        for row in rows:
-            if "snapshot" in row:
-                snapshots.setdefault(str(row["image"]), []).append(str(row["snapshot"]))
-        images = {str(row["image"]): row.get("parent") for row in rows if "snapshot" not in row}
-        return {
-            name: Listed(name, str(parent["image"]) if parent else None, tuple(snapshots.get(name, ())))
-            for name, parent in images.items()
-        }
-
-    def _detail(self, image: str) -> Listed | None:
-        try:
-            parent = self.info(image).parent
-            names = self.snapshots(image)
-        except ImageMissing:
-            return None
-        return Listed(image, parent.image if parent else None, tuple(names))
 
     def metadata(self, image: str) -> dict[str, str]:
         """Return the image-meta of an image; clones and copies inherit their parent's. Raises ImageMissing."""
@@ -342,11 +269,6 @@ class Pool:
     def snapshots(self, image: str) -> Sequence[str]:
         """Name the snapshots of an image. Raises ImageMissing."""
         return [str(item["name"]) for item in self._json("snap", "ls", *self._image(image))]
-
-    def children(self, parent: Parent) -> Sequence[str]:
-        """Name the clones of a snapshot that are not in the trash. Raises ImageMissing: the image, or the snapshot."""
-        said = self._json("children", *self._image(parent.image), "--snap", parent.snapshot)
-        return [str(item["image"]) for item in said]
 
     def remove_snapshots(self, image: str) -> int:
         """Delete every snapshot of an image and count them; others may do the same. Raises ImageMissing.
@@ -527,7 +449,9 @@ class Pool:
         # `noudev`: without a udevd in the host's network namespace map and unmap wait for ever for
         # an event; the device's name is on stdout, its links are not used.
         # `rw` or `ro`: rbd_default_map_options may say the other. The rest of what it says is about the connection.
-        ours = ("noudev", "ro" if read_only else "rw") if self.device_type == "krbd" else ()
+        # `try-netlink`: without it there are as many devices as the module was loaded with, 16; each layer needs one.
+        krbd = ("noudev", "ro" if read_only else "rw")
+        ours = krbd if self.device_type == "krbd" else ("try-netlink",)
         options = (*ours, *self.map_options)
         return ("--options", ",".join(options)) if options else ()
 

@@ -1,93 +1,57 @@
-"""Reads the files that a layer brought, before the one asks for them who reads them one after the other.
+"""Reads the files of a layer before Docker, which reads one after the other, asks for them.
 
-`docker save` and `docker push` get each layer of an image and read its files in turn: each waits for the cluster once,
-which for thousands of small files is most of the time that they take. Asked for many at once, the kernel joins what
-lies side by side and the cluster answers many at a time.
+`docker save` and `docker push` get each layer of an image and read what it brought, file by file: each waits for the
+cluster once, which for thousands of small files is most of the time that they take. Asked for many at once, the kernel
+joins what lies side by side and the cluster answers many at a time.
 
 A process of its own, since nothing else puts an end to a read from a device whose cluster does not answer:
 
-    python3 readahead.py DIRECTORY BEGAN [CHUNK...]
+    python3 readahead.py DIRECTORY OTHERS
 
-DIRECTORY is the root of a layer's mounted XFS; its own files are those that changed since its archive was begun, at
-BEGAN (nanoseconds since 1970, by that file system's times). Large ones are left to the kernel's own read-ahead. They
-are found without looking at any directory, by the numbers of their inodes (inodes.py; xfsctl(3),
-XFS_IOC_OPEN_BY_HANDLE): those of the CHUNKs, or all, which are read from the cluster for it. Prints how many bytes were
-asked for. Exit status 1 and one line if that cannot be done.
+DIRECTORY is what a finished layer brought: nobody writes to it. OTHERS: so many may read at the same time. Large files
+are left to the kernel's own read-ahead. Prints a dot for each piece of which the reading was begun. Exit status 1
+and one line if that cannot be done.
 """
 
 from __future__ import annotations
 
-import array
 import ctypes
-import fcntl
 import mmap
 import os
-import stat
-import struct
 import sys
-
-if __name__ == "__main__":
-    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-
-import inodes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 LARGE = 1 << 20
-# What is read ahead must not drive out what others need.
+PIECE = 16 << 20
+# What is read ahead must not drive out what others need: all that read may have this part of the free memory.
 MEMORY_SHARE = 4
 _MAP_FIXED = 0x10  # mman(2); not in Python's mmap
-# fs/xfs/libxfs/xfs_fs.h: _IOWR('X', 104 and 107, struct xfs_fsop_handlereq).
-_PATH_TO_FSHANDLE, _OPEN_BY_HANDLE = 0xC0385868, 0xC038586B
-# fd, path, oflags, ihandle, its size, ohandle, its size
-_HANDLE_REQUEST = struct.Struct("I4xQI4xQI4xQQ")
-_HANDLE = struct.Struct("8sHHIQ")  # xfs_handle: file system, 14 bytes follow, padding, generation, inode
-
-
-def read_ahead(directory: str, began: int, chunks: Sequence[int], most: int) -> int:
-    """Ask for a layer's own files, up to `most` bytes of them, and return how many. Raises OSError (ENOTTY: no XFS)."""
-    top = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    file_system = _file_system(top, directory)
-    together, asked = _Together(), 0
-    for inode, generation, size in _files(top, began, chunks):
-        if asked + size > most:
-            break
-        try:
-            file = _open(top, _HANDLE.pack(file_system, _HANDLE.size - 10, 0, generation, inode))
-        except FileNotFoundError:
-            continue
-        together.add(file, size)
-        os.close(file)
-        asked += size
-    together.ask()
-    return asked
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class _Together:
     """Files that are asked for in one call: only then does the kernel join what lies side by side.
 
     They are mapped one beside the other, since of all calls that read ahead madvise(2) alone takes more than one file
-    (mm/madvise.c, blk_start_plug). A third of the reads is left of those that posix_fadvise(2) for each file makes.
+    (mm/madvise.c, blk_start_plug). Half of the reads is left of those that posix_fadvise(2) for each file makes.
     """
-
-    SIZE = 16 << 20
 
     def __init__(self) -> None:
         self._c = ctypes.CDLL(None, use_errno=True)
         self._c.mmap.restype = ctypes.c_void_p
         self._c.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
         self._c.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-        self._begin = self._map(None, self.SIZE + LARGE, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
+        self._begin = self._map(None, PIECE + LARGE, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
         self._end = self._begin
 
-    def add(self, file: int, size: int) -> None:
-        """Map an open file, of LARGE bytes at the most, behind the others. Raises OSError."""
+    def add(self, file: int, size: int) -> bool:
+        """Map an open file of LARGE bytes at the most; tell whether that makes a piece. Raises OSError."""
         self._map(self._end, size, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, file)
         self._end += -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-        if self._end - self._begin >= self.SIZE:
-            self.ask()
+        return self._end - self._begin >= PIECE
 
     def ask(self) -> None:
         """Have what was added read ahead, and forget it. Raises OSError."""
@@ -104,28 +68,36 @@ class _Together:
         return int(found)
 
 
-def _files(top: int, began: int, chunks: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Yield inode, generation and size of the regular files that changed since then and are not large."""
-    found = inodes.within(top, chunks) if chunks else inodes.every(top)
-    for inode, mode, _, _, _, _, size, _, _, seconds, nanoseconds, generation in found:
-        if stat.S_ISREG(mode) and 0 < size <= LARGE and seconds * 10**9 + nanoseconds >= began:
-            yield inode, generation, size
+def read_ahead(directory: str, most: int) -> None:
+    """Ask for the files below a directory that are not large, up to `most` bytes of them. Raises OSError."""
+    together, asked = _Together(), 0
+    for path in _files(directory):
+        file = os.open(path, _OPEN)
+        try:
+            size = os.fstat(file).st_size
+            if not 0 < size <= LARGE:
+                continue
+            asked += size
+            if asked > most:
+                break
+            if together.add(file, size):
+                together.ask()
+                os.write(1, b".")
+        finally:
+            os.close(file)
+    together.ask()
 
 
-def _file_system(top: int, directory: str) -> bytes:
-    """Return what each handle of a file in this file system begins with."""
-    path, handle = array.array("B", os.fsencode(directory) + b"\0"), array.array("B", bytes(_HANDLE.size))
-    size = array.array("I", [0])
-    addresses = [item.buffer_info()[0] for item in (path, handle, size)]
-    fcntl.ioctl(top, _PATH_TO_FSHANDLE, _HANDLE_REQUEST.pack(0, addresses[0], 0, 0, 0, *addresses[1:]))
-    return handle[: size[0]].tobytes()
-
-
-def _open(top: int, handle: bytes) -> int:
-    """Open a file by its handle. Raises OSError: FileNotFoundError if it is gone."""
-    buffer = array.array("B", handle)
-    request = _HANDLE_REQUEST.pack(0, 0, os.O_RDONLY, buffer.buffer_info()[0], len(buffer), 0, 0)
-    return int(fcntl.ioctl(top, _OPEN_BY_HANDLE, bytearray(request)))
+def _files(directory: str) -> Iterator[str]:
+    """Yield the regular files below a directory, about as they stand in an archive: sorted, one branch at a time."""
+    branches = [directory]
+    while branches:
+        with os.scandir(branches.pop()) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+        for entry in found:
+            if entry.is_file(follow_symlinks=False):
+                yield entry.path
+        branches += [entry.path for entry in reversed(found) if entry.is_dir(follow_symlinks=False)]
 
 
 def _available() -> int:
@@ -137,10 +109,9 @@ def _available() -> int:
 def main() -> int:
     """Read the command line."""
     try:
-        began, *chunks = map(int, sys.argv[2:])
-        print(read_ahead(sys.argv[1], began, chunks, _available() // MEMORY_SHARE))
-    except (OSError, ValueError) as error:
-        print(f"{sys.argv[1]}: {error}", file=sys.stderr)
+        read_ahead(sys.argv[1], _available() // MEMORY_SHARE // int(sys.argv[2]))
+    except OSError as error:
+        print(f"{error.filename or sys.argv[1]}: {error.strerror}", file=sys.stderr)
         return 1
     return 0
 

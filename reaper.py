@@ -1,16 +1,17 @@
 """What was removed goes from this host and from the pool in the background, until it is done.
 
-A removed layer is noted on this host (`mounted.py`), so whatever is in the way, and whenever this process ends, it goes
-on. A deletion takes as long as it gets on, others go on beside it, and the layer's lock is held only for what is short.
+A removed layer is noted on this host (`removals.py`), so whatever is in the way, and whenever this process ends, it
+goes on. A deletion takes as long as it gets on, others go on beside it, and the layer's lock is held only for what is
+short.
 
-Images with clones lie in the trash until the last of them has gone, which deletes them (rbdcli.py). What is found there
-all the same, since a deletion did not come to its end, is deleted by every driver of the prefix, for all.
+A deletion that did not come to its end leaves an image in the trash, and so does one of which somebody has made a clone
+(rbdcli.py). Every driver of the prefix deletes these, for all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import threading
 
 import command
 import deadline
@@ -19,7 +20,8 @@ from behind import Behind, in_turn
 from busy import LayerBusy
 from layers import LayerError, Layers
 from locks import Locks
-from mounted import MountedLayers
+from removals import Removals
+from views import Views
 
 log = logging.getLogger("reaper")
 
@@ -29,6 +31,7 @@ REMOVE_SECONDS, TRASH_SECONDS, BEHIND_LATEST = 0.5, 1.0, 10.0
 # One that takes long, or waits for somebody, does not keep the others.
 DELETIONS_AT_ONCE = 4
 _TRASH = "trash"
+MOST_NAMED = 3
 
 
 class Reaper:
@@ -37,22 +40,26 @@ class Reaper:
     def __init__(
         self,
         layers: Layers,
-        mounted: MountedLayers,
+        views: Views,
+        removals: Removals,
         locks: Locks,
+        *,
         timeout: float,
         expected: tuple[type[Exception], ...],
     ) -> None:
-        self._layers, self._mounted, self._locks, self._timeout = layers, mounted, locks, timeout
+        self._layers, self._views, self._removals = layers, views, removals
+        self._systems = views.systems
+        self._locks, self._timeout = locks, timeout
+        # Of which it was said that others stand on them.
+        self._waiting: set[str] = set()
         self._removing = Behind("removing layer", self._remove, expected, DELETIONS_AT_ONCE)
         self._trash = Behind("deleting from the trash", self._delete_trashed, expected, DELETIONS_AT_ONCE)
-        # Set: what may take hours shall end now.
-        self._ending = threading.Event()
 
     # -- what is asked for -------------------------------------------------------------------
 
     def start(self) -> None:
         """Begin with what was left from before."""
-        for layer in self._mounted.removed():
+        for layer in self._removals:
             self._removing.later(layer, 0, 0)
         self._trash.later(_TRASH, 0, 0)
 
@@ -80,29 +87,28 @@ class Reaper:
 
     def pause(self, timeout: float) -> bool:
         """Begin nothing until `resume`; tell whether what is being done ended within `timeout` seconds."""
-        self._ending.set()
         return all(in_turn(timeout, self._removing.pause, self._trash.pause))
 
     def resume(self) -> None:
         """Go on after `pause`."""
-        self._ending.clear()
         self._removing.resume()
         self._trash.resume()
 
     def end(self) -> None:
         """Do nothing any more."""
-        self._ending.set()
         self._removing.end()
         self._trash.end()
 
     # -- within ------------------------------------------------------------------------------
 
     def _remove(self, layer: str) -> bool:
-        """Let the image of a layer go; tell whether that is done. Raises LayerBusy."""
-        if not self._unmap(layer):
+        """Let the image of a layer go; tell whether that is done, not while others stand on it. Raises LayerBusy."""
+        if self._is_needed(layer) or not self._unmap(layer):
             return False
         try:
-            self._layers.check_owner_of_removed(layer)
+            # A deletion that was cut off may leave a name without an image.
+            with contextlib.suppress(rbdcli.ImageMissing):
+                self._layers.check_owner_of_removed(layer)
             self._delete(layer)
         except rbdcli.ImageMissing:
             pass
@@ -111,20 +117,29 @@ class Reaper:
         except LayerError as error:
             # It was taken over while this host was taken for dead.
             log.error("its image stays: %s", error)
+        self._waiting.discard(layer)
         with self._locks.hold(layer):
-            self._mounted.forget(layer)
+            self._removals.forget(layer)
         # What is in the trash may have waited for this one.
         self._trash.later(_TRASH, TRASH_SECONDS, BEHIND_LATEST)
         return True
+
+    def _is_needed(self, layer: str) -> bool:
+        """Tell whether a layer stands on this one, whatever Docker knows of it, that is not itself removed."""
+        needing = [child for child in self._layers.needing(layer) if child not in self._removals]
+        if needing and layer not in self._waiting:
+            log.info("layer %s stays until these are removed, too: %s", layer, ", ".join(needing[:MOST_NAMED]))
+            self._waiting.add(layer)
+        return bool(needing)
 
     def _unmap(self, layer: str) -> bool:
         """Unmap a layer; tell whether that is done. Raises LayerBusy."""
         with deadline.within(self._timeout), self._locks.hold(layer):
             try:
-                self._mounted.let_go(layer)
-                return True
+                self._views.let_go(layer, tidy=False)
+                return self._systems.device(layer) is None
             except LayerBusy:
-                if not self._mounted.is_written_back(layer):
+                if not self._systems.is_written_back(layer):
                     raise
             except (command.CommandTimeout, deadline.Overdue) as error:
                 log.warning("layer %s cannot be unmapped now, its content goes first: %s", layer, error)
@@ -132,27 +147,27 @@ class Reaper:
         # filled it makes room for that itself. Without the layer's lock: it asks the cluster more than once.
         with deadline.within(self._timeout):
             self._layers.check_owner_of_removed(layer)
-        self._layers.empty(layer, self._ending.is_set)
+        self._layers.empty(layer, self._removing.is_stopped)
         return False
 
     def _delete(self, layer: str) -> None:
         try:
-            self._layers.remove(layer, self._ending.is_set)
+            self._layers.remove(layer, self._removing.is_stopped)
         except rbdcli.ImageBusy:
             with deadline.within(self._timeout), self._locks.hold(layer):
-                if not self._mounted.reclaim(layer):
+                if not self._systems.reclaim(layer):
                     raise
-            self._layers.remove(layer, self._ending.is_set)
+            self._layers.remove(layer, self._removing.is_stopped)
 
     def _delete_trashed(self, item: str) -> bool:
         """Delete one image in the trash, or ask for that of all but those that are on their way there."""
         if item == _TRASH:
             for removed in self._layers.removed():
-                if not self._mounted.is_removed(self._layers.layer(removed.name)):
+                if self._layers.layer(removed.name) not in self._removals:
                     self._trash.later(removed.image_id, 0)
             return True
         try:
-            if self._layers.delete_trashed(item, self._ending.is_set):
+            if self._layers.delete_trashed(item, self._trash.is_stopped):
                 # A parent waits for its children.
                 self._trash.later(_TRASH, 0)
         except command.CommandGivenUp:

@@ -1,7 +1,7 @@
 """Room in a layer's file system for what an archive brings: it grows while the archive is laid down.
 
-Images are thin, so nobody need know beforehand how large a layer will be. It grows by little more than it takes: its
-children have its size, and nobody may ask for less.
+Images are thin, so nobody need know beforehand how large a layer will be. It grows by little more than it takes: what
+is not there need not be looked for when it is removed.
 """
 
 from __future__ import annotations

@@ -72,7 +72,9 @@ def _parser(socket: str) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     check = commands.add_parser("check", help="say what belongs to nobody: 0 nothing, 1 something, 2 could not look")
     check.add_argument(
-        "--all", action="store_true", help="also what looks so in a pool in order: young layers, idle snapshots"
+        "--all",
+        action="store_true",
+        help="also what looks so in a pool in order: young layers, what somebody else moved to the trash",
     )
     check.set_defaults(run=_check)
     gc = commands.add_parser("gc", help="remove what is proven dead; says only what it would do, without --yes")

@@ -19,13 +19,15 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TypeVar
 
 import claim
 import objects
 import rbdcli
-from layers import BASE, OWNER_KEY, TAKEN_KEY, Layers
+from layers import BASE, TAKEN_KEY, LayerError, Layers
 from owner import Owner, parse_host
+from record import KEY, Record
 
 # As long as Rook and csi-addons fence; an address with its nonce is never used by another client.
 BLOCKLIST_SECONDS = 157_784_760
@@ -56,7 +58,8 @@ class Takeover:
     def run(self) -> int:
         """Take over and return the number of images. Raises Refused, rbdcli.RbdError, command.CommandError."""
         ours = self._layers.owner()
-        owners = self._owners()
+        records = self._records()
+        owners = {image: record.owner for image, record in records.items()}
         theirs = {image: owner for image, owner in owners.items() if self._is_theirs(owner)}
         named = Owner(self._name, self._machine, self._home)
         if self._is_here(named) and (self._machine or not theirs):
@@ -68,17 +71,25 @@ class Takeover:
         locks = self._locks_of_the_dead(theirs, homes)
         self._fence({lock.address for held in locks.values() for lock in held})
         for image in theirs:
-            self._take(image, locks.get(image, ()))
+            self._take(image, records[image], locks.get(image, ()))
         self._remove_scratch(homes)
         for owner in homes:
             claim.forget(self._pool, self._prefix, owner)
         return len(theirs)
 
-    def _owners(self) -> dict[str, Owner]:
+    def _records(self) -> dict[str, Record]:
         base = self._layers.image(BASE)
         names = [name for name in self._layers.images() if not name.startswith(base)]
-        said = _each(self._pool.metadata, names)
-        return {image: Owner.parse(metadata[OWNER_KEY]) for image, metadata in said.items() if OWNER_KEY in metadata}
+        said = _each(self._record, names)
+        return {image: record for image, record in said.items() if record}
+
+    def _record(self, image: str) -> Record | None:
+        """Return an image's record; one that cannot be read is left alone, whosever it is."""
+        try:
+            return self._layers.record(self._layers.layer(image))
+        except LayerError as error:
+            self._say(f"left alone: {error}")
+            return None
 
     def _homes(self, named: Owner) -> set[Owner]:
         """Return the owners that a host without layers may have had, if its home is named."""
@@ -146,13 +157,13 @@ class Takeover:
                 ) from None
             self._say(f"fenced {address}")
 
-    def _take(self, image: str, locks: Iterable[rbdcli.Lock]) -> None:
+    def _take(self, image: str, record: Record, locks: Iterable[rbdcli.Lock]) -> None:
         """Make an image ours; one that is gone meanwhile is nobody's."""
         try:
             for lock in locks:
                 self._break(image, lock)
             self._pool.set_metadata(image, TAKEN_KEY, image)
-            self._pool.set_metadata(image, OWNER_KEY, str(self._layers.owner()))
+            self._pool.set_metadata(image, KEY, str(replace(record, owner=self._layers.owner())))
             self._say(f"took {image}")
         except rbdcli.ImageMissing:
             self._say(f"{image} is gone")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
 import os
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from plugin_client import REPO, PluginProcess, wait_until
@@ -106,10 +108,28 @@ class Cluster:
         with open(os.path.join(self.directory, "run", f"{name}.pid"), encoding="ascii") as source:
             return int(source.read())
 
+    def snapshots(self, prefix: str = "") -> list[str]:
+        """The images that have snapshots, whose names start with `prefix`, base images not among them."""
+        names = self.images(prefix)
+        return [name for name in names if json.loads(self.rbd("snap", "ls", f"rbd/{name}", "--format", "json"))]
+
     def ancestors(self, image: str) -> int:
         """How many images stand behind one: the kernel maps it only up to 16."""
         parent = self.info(image).get("parent")
         return 1 + self.ancestors(parent["image"]) if parent else 0
+
+
+def device_server(environment: Mapping[str, str], image: str) -> int:
+    """The process that serves an image's device, in a plugin's environment; with krbd there is none."""
+    for path in glob.glob(os.path.join(environment["RBD_STAND_IN_DIR"], "*", "m-*")):
+        with (
+            contextlib.suppress(FileNotFoundError),
+            open(f"{path}/meta", encoding="utf-8") as meta,
+            open(f"{path}/pid", encoding="ascii") as pid,
+        ):
+            if json.load(meta).get("image") == image:
+                return int(pid.read())
+    raise AssertionError(f"{image} is not mapped")
 
 
 def mounts_below(directory: str) -> list[str]:
@@ -117,6 +137,11 @@ def mounts_below(directory: str) -> list[str]:
     with open("/proc/self/mountinfo", encoding="utf-8") as table:
         points = [line.split()[4] for line in table]
     return [point for point in points if point.startswith(directory + "/")]
+
+
+def views_below(directory: str) -> list[str]:
+    """The mount points of views below a directory, without the layers' own file systems: those stay for seconds."""
+    return [point for point in mounts_below(directory) if os.path.basename(point) != "layer"]
 
 
 # The fixture of that name: starts a plugin with options, given by their names without "ceph.".

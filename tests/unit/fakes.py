@@ -7,15 +7,22 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, cast
 
 import command
 import rbdcli
+from baseimage import FORMAT, FORMAT_KEY, FS_KEY
+from layers import BASE_SNAPSHOT
+from owner import Owner
+from record import KEY, Record
 
 SIZE = 1 << 30
+BASE_IMAGE = "docker_image_base_image"
 
 
 def failed(kind: type[rbdcli.RbdError], status: int, words: str = "it failed") -> rbdcli.RbdError:
@@ -33,21 +40,33 @@ def timed_out() -> command.CommandTimeout:
     return command.CommandTimeout(("rbd",), None, "no answer within 5 s")
 
 
+def recorded(owner: str | Owner, *parents: str) -> dict[str, str]:
+    """The metadata of a layer's image: whose it is, and what is below it."""
+    whose = owner if isinstance(owner, Owner) else Owner.parse(owner)
+    return {FORMAT_KEY: FORMAT, FS_KEY: "xfs", KEY: str(Record(whose, parents))}
+
+
 @dataclass
 class FakeImage:
-    """An image: what it holds itself, its snapshots (name: what it held then), whose clone it is, who has it open."""
+    """An image: its size, what it holds itself in bytes, its snapshots, whose clone it is, who has it open."""
 
     image_id: str
-    held: str = ""
     size: int = SIZE
     used: int = 0
     parent: rbdcli.Parent | None = None
     data_pool: str = ""
-    snapshots: dict[str, str] = field(default_factory=dict)
+    snapshots: list[str] = field(default_factory=list)
     metadata: dict[str, str] = field(default_factory=dict)
     watchers: list[str] = field(default_factory=list)
     locks: list[rbdcli.Lock] = field(default_factory=list)
     created: float = field(default_factory=time.time)
+
+    @property
+    def record(self) -> Record:
+        """What its metadata says of the layer."""
+        said = Record.parse(self.metadata.get(KEY, ""))
+        assert said
+        return said
 
 
 class FakeObjects:
@@ -105,6 +124,9 @@ class FakePool:
     """A pool with images, a trash and a host that maps. `fails[METHOD]`: raised by its next calls, one after the other.
 
     An exception in a pair with True is raised after the method has done its work: what timed out may be done.
+
+    `content`: a directory for the files of the images, where a test has any (`fake_host.py`). `read_only`: the devices
+    that take no writes.
     """
 
     name, namespace, client, configfile, timeout, device_type = "pool", "", "me", "/ceph.conf", 5.0, "krbd"
@@ -114,6 +136,8 @@ class FakePool:
         self.trashed_images: dict[str, tuple[str, FakeImage]] = {}
         self.sources: dict[str, str] = {}
         self.devices: dict[str, str] = {}
+        self.read_only: set[str] = set()
+        self.content: Path | None = None
         self.fails: dict[str, Any] = {}
         self.calls: list[tuple[Any, ...]] = []
         self.objects = FakeObjects()
@@ -125,7 +149,7 @@ class FakePool:
 
     def __getattribute__(self, name: str) -> Any:
         found = super().__getattribute__(name)
-        if name.startswith("_") or not callable(found) or name in ("as_pool", "add", "named", "objects"):
+        if name.startswith("_") or not callable(found) or name in _NOT_OF_POOLS:
             return found
         return lambda *words, **options: self._called(name, found, *words, **options)
 
@@ -148,6 +172,24 @@ class FakePool:
         self._ids += 1
         self.images[image] = FakeImage(f"id{self._ids}", **fields)
         return self.images[image]
+
+    def add_base(self, **fields: Any) -> FakeImage:
+        """Put a base image into the pool that is whole."""
+        same = {"metadata": {FORMAT_KEY: FORMAT, FS_KEY: "xfs"}, "snapshots": [BASE_SNAPSHOT]}
+        return self.add(BASE_IMAGE, **{**same, **fields})
+
+    def add_layer(self, layer: str, *parents: str, owner: str | Owner = "", **fields: Any) -> FakeImage:
+        """Put a layer's image into the pool, by default one of this host and the home /home."""
+        return self.add(f"docker_image_{layer}", metadata=recorded(owner or Owner.here("/home"), *parents), **fields)
+
+    def files(self, image: str) -> Path:
+        """The directory of what is in the file system of an image, which is made when it is asked for first."""
+        assert self.content
+        path = self.content / self._image(image).image_id
+        if not path.exists():
+            for name in ("rootfs", "work", "none"):
+                (path / name).mkdir(parents=True)
+        return path
 
     def _image(self, image: str) -> FakeImage:
         if image not in self.images:
@@ -178,27 +220,29 @@ class FakePool:
         origin = self._image(parent.image)
         if parent.snapshot not in origin.snapshots:
             raise missing()
-        held = origin.snapshots[parent.snapshot]
-        same = {"held": held, "size": origin.size, "metadata": dict(origin.metadata)}
+        same = {"size": origin.size, "metadata": dict(origin.metadata)}
         self._new(image, **same, parent=parent, data_pool=data_pool)
 
     def deep_copy(self, source: str, image: str, object_size: int, data_pool: str) -> None:
         origin = self._image(source)
-        same = {"held": origin.held, "size": origin.size, "used": origin.used, "parent": origin.parent}
-        kept = {"snapshots": dict(origin.snapshots), "metadata": dict(origin.metadata)}
-        self._new(image, **same, **kept, data_pool=data_pool)
+        same = {"size": origin.size, "used": origin.used, "parent": origin.parent, "snapshots": [*origin.snapshots]}
+        self._new(image, **same, metadata=dict(origin.metadata), data_pool=data_pool)
+        if self.content:
+            shutil.copytree(self.files(source), self.content / self._image(image).image_id, symlinks=True)
 
-    def copy(self, source: str, image: str, features: Sequence[str], object_size: int, data_pool: str) -> None:
-        origin = self._image(source)
-        same = {"held": origin.held, "size": origin.size, "metadata": dict(origin.metadata)}
-        self._new(image, **same, data_pool=data_pool)
+    def rename(self, image: str, new_name: str) -> None:
+        item = self._image(image)
+        if new_name in self.images:
+            raise failed(rbdcli.ImageExists, errno.EEXIST)
+        self.images[new_name] = self.images.pop(image)
+        assert item is self.images[new_name]
 
     def resize(self, image: str, size: int) -> None:
         self._image(image).size = size
 
     def info(self, image: str) -> rbdcli.Info:
         item = self._image(image)
-        return rbdcli.Info(image, item.size, item.parent, item.data_pool)
+        return rbdcli.Info(item.size, item.data_pool)
 
     def data(self, image: str) -> rbdcli.Data:
         item = self._image(image)
@@ -207,11 +251,15 @@ class FakePool:
     def extents(self, image: str) -> Sequence[int]:
         return [at << 18 for at in range(self._image(image).used >> 18)]
 
-    def usage(self, image: str) -> rbdcli.Usage:
-        return rbdcli.Usage(self._image(image).used, tuple(self._image(image).snapshots))
+    def used(self, image: str) -> int:
+        return self._image(image).used
 
     def created(self, image: str) -> float:
         return self._image(image).created
+
+    def written(self, image: str) -> str:
+        self._image(image)
+        return "Thu Jan  1 00:00:07 1970"
 
     def watchers(self, image: str) -> Sequence[str]:
         return self._image(image).watchers
@@ -228,13 +276,6 @@ class FakePool:
     def list(self) -> Sequence[str]:
         return [*self.images]
 
-    def details(self, names: Sequence[str]) -> Sequence[rbdcli.Listed]:
-        return [
-            rbdcli.Listed(name, item.parent.image if item.parent else None, tuple(item.snapshots))
-            for name, item in self.images.items()
-            if name in names
-        ]
-
     def metadata(self, image: str) -> dict[str, str]:
         return dict(self._image(image).metadata)
 
@@ -245,20 +286,16 @@ class FakePool:
         item = self._image(image)
         if snapshot in item.snapshots:
             raise failed(rbdcli.ImageExists, errno.EEXIST)
-        item.snapshots[snapshot] = item.held
+        item.snapshots.append(snapshot)
 
     def snapshots(self, image: str) -> Sequence[str]:
         return [*self._image(image).snapshots]
-
-    def children(self, parent: rbdcli.Parent) -> Sequence[str]:
-        self._image(parent.image)
-        return [name for name, item in self.images.items() if item.parent == parent]
 
     # -- removal -----------------------------------------------------------------------------
 
     def remove(self, image: str) -> None:
         item = self._image(image)
-        if item.watchers:
+        if item.watchers or (image in self.devices and self.devices[image] not in self.read_only):
             raise failed(rbdcli.ImageBusy, errno.EBUSY)
         if item.snapshots or self._clones(item.image_id):
             raise failed(rbdcli.ImageHasChildren, errno.ENOTEMPTY)
@@ -273,7 +310,7 @@ class FakePool:
 
     def remove_snapshots(self, image: str) -> int:
         item = self._image(image)
-        count, item.snapshots = len(item.snapshots), {}
+        count, item.snapshots = len(item.snapshots), []
         return count
 
     def trash(self, image: str, source: str = "USER_PARENT") -> None:
@@ -298,7 +335,7 @@ class FakePool:
 
     def remove_snapshots_of_trashed(self, image_id: str) -> int:
         name, item = self.trashed_images[image_id]
-        self.trashed_images[image_id] = (name, replace(item, snapshots={}))
+        self.trashed_images[image_id] = (name, replace(item, snapshots=[]))
         return len(item.snapshots)
 
     # -- objects and devices -----------------------------------------------------------------
@@ -317,14 +354,23 @@ class FakePool:
 
     def map(self, image: str, *, read_only: bool, exclusive: bool = True) -> str:
         self._image(image)
+        if image in self.devices and not read_only:
+            raise failed(rbdcli.ImageLocked, errno.EROFS)
+        assert image not in self.devices, f"{image} is mapped already"
         self._ids += 1
-        self.devices[image] = f"/dev/fake{self._ids}"
-        return self.devices[image]
+        self.devices[image] = device = f"/dev/fake{self._ids}"
+        if read_only:
+            self.read_only.add(device)
+        return device
 
     def mappings(self) -> Sequence[rbdcli.Mapping]:
-        return [rbdcli.Mapping(image, device) for image, device in self.devices.items()]
+        return [rbdcli.Mapping(image, device) for image, device in list(self.devices.items())]
 
     def unmap(self, device: str, image: str) -> None:
         if self.devices.get(image) != device:
             raise failed(rbdcli.NotMapped, errno.EINVAL)
         del self.devices[image]
+
+
+# What tests ask of it, and the driver does not.
+_NOT_OF_POOLS = ("as_pool", "add", "add_base", "add_layer", "named", "objects", "files")

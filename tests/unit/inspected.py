@@ -6,18 +6,17 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from docker_tree import DockerTree
-from unit.fakes import FakePool
+from unit.fakes import FakePool, recorded
 
 import garbage
 import inspection
 import options
-from baseimage import FORMAT_KEY
 from dockerdb import DockerDatabase
-from layers import OWNER_KEY, Layers
+from layers import Layers
 
 HOUR = 3600.0
 PREFIX = options.DEFAULTS.imageprefix
@@ -49,10 +48,10 @@ class Host:
         """One look at all of it."""
         return inspection.Inspection(self.layers, PREFIX, self.home, self.database, min_age=min_age)
 
-    def image(self, layer: str = "", age: float = 9 * HOUR, prefix: str = PREFIX) -> str:
+    def image(self, layer: str = "", age: float = 9 * HOUR, prefix: str = PREFIX, parents: Sequence[str] = ()) -> str:
         """An image of this host's in the pool; its layer is returned."""
         layer = layer or new_id()
-        metadata = {FORMAT_KEY: "1", OWNER_KEY: str(self.layers.owner())}
+        metadata = recorded(self.layers.owner(), *parents)
         self.pool.add(f"{prefix}_{layer}", metadata=metadata, created=time.time() - age)
         return layer
 

@@ -50,6 +50,20 @@ def test_the_locale_is_c_and_times_are_in_utc(monkeypatch: pytest.MonkeyPatch) -
     assert command.run(["sh", "-c", "echo $LC_ALL $TZ"], timeout=20).stdout == "C UTC\n"
 
 
+def test_mount_uses_the_system_call_that_takes_a_page_of_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fsconfig(2) takes 256 bytes of an option, and a deep layer's directories are more."""
+    monkeypatch.setenv("LIBMOUNT_FORCE_MOUNT2", "never")
+    assert command.run(["sh", "-c", "echo $LIBMOUNT_FORCE_MOUNT2"], timeout=20).stdout == "always\n"
+
+
+def test_a_command_may_run_in_another_directory(tmp_path: Path) -> None:
+    here = os.getcwd()
+    assert command.run(["pwd", "-P"], timeout=20, directory=str(tmp_path)).stdout == f"{tmp_path.resolve()}\n"
+    assert os.getcwd() == here
+    with pytest.raises(command.CommandError):
+        command.run(["pwd"], timeout=20, directory=str(tmp_path / "missing"))
+
+
 @pytest.mark.parametrize("path", [None, "", ":", ".:bin", "/opt/x:/usr/bin", "/opt/x::.:/usr/bin:"])
 def test_the_usual_directories_are_on_path_and_the_current_one_is_not(
     monkeypatch: pytest.MonkeyPatch, path: str | None

@@ -6,12 +6,13 @@ The pool is a fake: only so can the moment be hit.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
 import pytest
 from docker_tree import DockerTree
+from unit.fake_host import FakeHost
 from unit.fakes import FakePool, failed, missing
 
 import dockerdb
@@ -20,9 +21,12 @@ import inspection
 import objects
 import options
 import rbdcli
-from layers import OWNER_KEY, Layers
-from mounted import MountedLayers
+from filesystems import FileSystems
+from layers import Layers
+from locks import Locks
+from removals import Removals
 from takeover import Takeover
+from views import Views
 
 LOCK = rbdcli.Lock("auto 1", "client.5", "127.0.0.1:0/9")
 
@@ -38,10 +42,20 @@ def layers_of(pool: FakePool) -> Layers:
 def test_a_lock_that_goes_by_itself_leaves_no_layer_behind(gone: bool) -> None:
     """`rbd lock rm` ends with the same for a lock that has gone as for an image; what is there is not passed over."""
     pool = FakePool()
-    image = pool.add("docker_image_a", metadata={OWNER_KEY: "dead /home"}, locks=[LOCK])
+    image = pool.add_layer("a", owner="dead /home", locks=[LOCK])
     pool.fails["break_lock"] = [(missing(), True) if gone else missing()]
     Takeover(layers_of(pool), "docker_image", "dead", "", lambda line: None).run()
-    assert (image.metadata[OWNER_KEY] == str(layers_of(pool).owner())) is gone
+    assert (image.record.owner == layers_of(pool).owner()) is gone
+
+
+def test_a_record_that_cannot_be_read_keeps_no_other_from_being_taken() -> None:
+    pool = FakePool()
+    image = pool.add_layer("a", owner="dead /home")
+    pool.add_layer("b", owner="dead /home").metadata["docker_graph_driver.layer"] = "{"
+    said: list[str] = []
+    assert Takeover(layers_of(pool), "docker_image", "dead", "", said.append).run() == 1
+    assert image.record.owner == layers_of(pool).owner()
+    assert [line for line in said if line.startswith("left alone: layer b: ") and "docker_image_b" in line]
 
 
 # -- gc ------------------------------------------------------------------------------------------
@@ -125,12 +139,40 @@ def test_a_lock_that_ends_before_it_is_broken(call: Callable[..., object], gone:
             call(pool, "object", "rename")
 
 
-def test_a_device_that_goes_before_it_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A daemon's start looks for what builders have left on the devices that it has mapped."""
+@pytest.mark.parametrize("removed", [True, False])
+def test_a_device_that_goes_before_it_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: bool
+) -> None:
+    """A daemon's start looks at all that is mapped; it takes what has gone for what it is."""
     pool = FakePool()
+    host = FakeHost.in_place(pool, monkeypatch, tmp_path / "content")
+    pool.add_layer("a")
     pool.devices = {"docker_image_a": "/dev/nonexistent"}
-    (tmp_path / "a" / "removed").mkdir(parents=True)
-    mounted = MountedLayers(pool.as_pool(), str(tmp_path), layers_of(pool), "xfs", ())
-    mounted.learn()
-    monkeypatch.setattr(os.path, "exists", lambda path: True)
-    mounted.settle()
+    (tmp_path / "mnt" / "a" / "removed" if removed else tmp_path / "mnt" / "a" / "layer").mkdir(parents=True)
+    mapped = pool.mappings
+
+    def goes() -> Sequence[rbdcli.Mapping]:
+        listed = mapped()
+        pool.devices.clear()
+        return listed
+
+    object.__setattr__(pool, "mappings", goes)
+    systems = FileSystems(pool.as_pool(), str(tmp_path), layers_of(pool), fs="xfs", options=(), granule=4096)
+    views = Views(
+        pool.as_pool(),
+        systems,
+        layers_of(pool),
+        Locks(),
+        options=(),
+        root_owner=(0, 0),
+        idle=lambda layer: None,
+    )
+    removals = Removals(systems)
+    removals.learn()
+    left = views.learn(removals)
+    assert left == ([] if removed else ["a"])
+    views.settle(removals)
+    for layer in "a":
+        views.let_go(layer)
+    assert (systems.device("a"), host.mounted) == (None, {})
+    assert (tmp_path / "mnt" / "a" / "removed").exists() is removed

@@ -82,23 +82,24 @@ def test_who_has_its_root_there_is_named(point: Path, running: list[subprocess.P
     assert expected in said_of(point, expected)
 
 
-def test_a_label_is_found_in_the_table_of_whoever_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a container, when our own mount has gone with our mount namespace."""
+def test_who_has_a_view_is_found_in_whatever_mount_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's, when our own mount has gone with our mount namespace; each namespace is named once."""
 
     def gone() -> list[Mount]:
         raise FileNotFoundError
 
     ours, theirs = str(os.getpid()), str(os.getppid())
+    view = Mount("0:90", "/", False, "", "overlay", "docker_image_a")
     tables: dict[str, list[Mount]] = {
-        ours: [Mount("8:1", "/", False, "")],
-        theirs: [Mount("252:3", "/c", False, "a:b:c")],
+        ours: [Mount("8:1", "/", False, "", "xfs", "docker_image_a")],
+        theirs: [Mount("252:3", "/c", False, ""), view, view._replace(point="/bound")],
     }
     monkeypatch.setattr(holders, "_processes", lambda: [ours, theirs, "2147483647"])
     monkeypatch.setattr(os, "readlink", lambda path: path)
     monkeypatch.setattr(mounts, "table", lambda pid: tables.get(pid) or gone())
-    assert holders.label("252:3") == "a:b:c"
-    assert holders.label("8:1") == ""
-    assert holders.label("9:9") == ""
+    found = holders.seen(lambda item: item.type == "overlay" and item.source == "docker_image_a")
+    assert list(found) == [(theirs, view)]
+    assert holders.mounted_by("252:3") == [f"{holders.process_name(theirs)} has it mounted at /c"]
 
 
 def test_nobody_is_named_for_what_lies_beside(point: Path, running: list[subprocess.Popen[bytes]]) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 from pathlib import Path
 
 import pytest
+from unit.fakes import failed, recorded
 from unit.inspected import HOUR, PREFIX, Host, new_id
 
 import deadline
 import dockerdb
 import inspection
 import mounts
-from layers import OWNER_KEY
+import rbdcli
+from baseimage import FORMAT_KEY
+from layers import LayerError
+from record import KEY
 from takeover import Takeover
 
 OTHER = f"{PREFIX}_more"
@@ -113,6 +118,108 @@ def test_what_is_in_the_trash(host: Host, change: str) -> None:
     assert (len(host.pool.images) + len(host.pool.trashed_images) == 0) is (change == "nothing")
 
 
+# -- what others stand on ----------------------------------------------------------------------------
+
+
+def family(host: Host) -> tuple[str, str, str]:
+    """Three layers, each on the one before, of which Docker knows nothing."""
+    first = host.image()
+    second = host.image(parents=[first])
+    return first, second, host.image(parents=[second, first])
+
+
+def test_dead_layers_are_removed_children_first(host: Host) -> None:
+    """A parent's image must not go before them: what it brought is theirs, too."""
+    first, second, third = family(host)
+    look = host.look()
+    found = [finding for finding in look.findings() if finding.dead]
+    assert [finding.id for finding in found] == [third, second, first]
+    assert all(outcome.removed for outcome in host.collect(look, found).values())
+    assert host.pool.images == {}
+
+
+def test_what_is_kept_after_all_keeps_what_it_stands_on(host: Host) -> None:
+    """Somebody has mapped it since it was found dead, to rescue what is in it."""
+    first, second, third = family(host)
+    look = host.look()
+    found = [finding for finding in look.findings() if finding.dead]
+    host.pool.images[f"{PREFIX}_{third}"].watchers.append("10.0.0.2:0/9")
+    outcomes = host.collect(look, found)
+    assert not any(outcome.removed for outcome in outcomes.values())
+    assert sorted(host.pool.images) == sorted(f"{PREFIX}_{layer}" for layer in (first, second, third))
+
+
+@pytest.mark.parametrize("living", ["named", "young", "another home's", "another host's", "mapped", "of no docker"])
+def test_what_a_living_layer_stands_on_is_kept(host: Host, living: str) -> None:
+    """Whatever Docker knows of it, and whoever has that layer."""
+    first, second, third = family(host)
+    image = host.pool.images[f"{PREFIX}_{third}"]
+    if living == "named":
+        host.docker.layer(third)
+    elif living == "young":
+        image.created = time.time()
+    elif living.startswith("another"):
+        owner = host.layers.owner()
+        changes = {"home": "/another"} if living == "another home's" else {"host": "another", "machine": "f" * 32}
+        image.metadata.update(recorded(dataclasses.replace(owner, **changes), second, first))
+    elif living == "mapped":
+        image.watchers.append("10.0.0.2:0/9")
+    else:
+        host.pool.images[f"{PREFIX}_by-hand"] = host.pool.images.pop(f"{PREFIX}_{third}")
+    kept = {item.id: item for item in host.look().findings() if item.id in (first, second)}
+    assert {(item.dead, item.why) for item in kept.values()} == {(False, "a layer that is not dead stands on it")}
+    assert sorted(kept) == sorted([first, second])
+    assert not {name for _, name in host.dead()} & {first, second, third}
+
+
+def test_a_layer_that_is_on_its_way_out_keeps_nothing(host: Host) -> None:
+    """The driver has removed it, and its image goes next, before those below it."""
+    first, second, third = family(host)
+    path = host.directory_of(third)
+    os.mkdir(os.path.join(path, "removed"))
+    assert host.dead() == {(inspection.ORPHAN, first), (inspection.ORPHAN, second)}
+
+
+@pytest.mark.parametrize("verb", ["rados", "data"])
+def test_a_pool_that_does_not_tell_what_stands_on_a_layer(host: Host, verb: str) -> None:
+    """Nothing can be said then."""
+    family(host)
+    look = host.look()
+    host.pool.fails[verb] = [None] * 20
+    before = len(host.pool.named(verb))
+    look.findings()
+    count = len(host.pool.named(verb)) - before
+    host.pool.fails[verb] = [None] * (count - 1) + [failed(rbdcli.RbdError, 110)]
+    with pytest.raises(rbdcli.RbdError):
+        look.findings()
+
+
+def test_one_whose_record_cannot_be_read_lets_nothing_be_said(host: Host) -> None:
+    """It may stand on anything."""
+    family(host)
+    host.pool.add(f"{PREFIX}_{new_id()}", metadata={KEY: "{}"})
+    with pytest.raises(LayerError, match=KEY):
+        host.look().findings()
+
+
+def test_an_image_whose_create_was_killed(host: Host) -> None:
+    """Between its image and the record of it; whosever it was, it stands on nothing, and is dead after its time."""
+    layer = host.image()
+    del host.pool.images[f"{PREFIX}_{layer}"].metadata[KEY]
+    [finding] = host.look().findings()
+    assert (finding.dead, finding.why) == (True, "it has no owner: its Create was killed")
+    young = host.image(age=60)
+    del host.pool.images[f"{PREFIX}_{young}"].metadata[KEY]
+    assert {name for _, name in host.dead()} == {layer}
+
+
+@pytest.mark.parametrize("metadata", [{}, {FORMAT_KEY: "1"}, {FORMAT_KEY: "1", "docker_graph_driver.owner": "x /y"}])
+def test_what_is_no_layer_of_this_format_is_none_of_ours(host: Host, metadata: dict[str, str]) -> None:
+    """An image that somebody made by hand, or a driver of the first format."""
+    host.pool.add(f"{PREFIX}_{new_id()}", metadata=metadata, created=0.0)
+    assert host.look().findings() == []
+
+
 # -- the trash of others, and two prefixes ---------------------------------------------------------
 
 
@@ -159,9 +266,9 @@ def test_the_images_of_a_prefix_that_this_one_begins(neighbours: Host, monkeypat
 
 def test_a_takeover_beside_a_prefix_that_this_one_begins(neighbours: Host) -> None:
     for image in neighbours.pool.images.values():
-        image.metadata[OWNER_KEY] = "dead /home"
+        image.metadata[KEY] = recorded("dead /home")[KEY]
     assert Takeover(neighbours.layers, PREFIX, "dead", "", lambda line: None).run() == 1
-    owners = {name: image.metadata[OWNER_KEY] for name, image in neighbours.pool.images.items()}
+    owners = {name: str(image.record.owner) for name, image in neighbours.pool.images.items()}
     assert {owner for name, owner in owners.items() if name.startswith(OTHER)} == {"dead /home"}
 
 

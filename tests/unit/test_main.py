@@ -57,7 +57,11 @@ def test_version() -> None:
     ended = run("--version")
     assert ended.returncode == 0
     assert ended.stdout.startswith("docker-graph-driver ")
-    assert ended.stdout.split()[1][0].isdigit()
+    version = ended.stdout.split()[1]
+    assert version[0].isdigit()
+    # What is new in it is told.
+    changes = Path(REPO, "CHANGELOG.md").read_text(encoding="utf-8")
+    assert next(line for line in changes.splitlines() if line.startswith("## ")) == f"## {version}"
 
 
 @pytest.mark.parametrize("arguments", [["--no-such-option"], ["--log-level", "loud"], ["word"]])
@@ -245,7 +249,9 @@ def quick(process: PluginProcess, short: Path, seconds: float) -> None:
 def restored(process: PluginProcess) -> None:
     """Give the driver a home from before, so that it needs no Init: a removed layer, whose image is still to go."""
     (Path(process.home) / "mnt" / "gone" / "removed").mkdir(parents=True)
-    Path(process.socket + ".state").write_text(json.dumps({"Home": process.home, "Opts": None}), encoding="ascii")
+    Path(process.socket + ".state").write_text(
+        json.dumps({"Format": "2", "Home": process.home, "Opts": None}), encoding="ascii"
+    )
 
 
 def test_a_request_that_hangs_does_not_keep_the_driver_from_its_end(process: PluginProcess, short: Path) -> None:

@@ -6,9 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+from unit.fakes import FakePool
 
 import mounts
+from filesystems import FileSystems
+from layers import Layers
 from mounts import Mount
+from options import DEFAULTS
 
 TABLE = b"""\
 22 28 0:20 / /proc rw,nosuid,nodev,noexec,relatime shared:12 - proc proc rw
@@ -86,6 +90,37 @@ def test_a_mount_point_with_white_space_that_the_kernel_does_not_escape(tmp_path
     assert mounts._read_table(str(path)) == [Mount("252:0", "/a\fb\vc", False, "", "xfs", "/dev/rbd0", "/")]
 
 
+def test_what_is_hidden_is_not_to_be_seen() -> None:
+    """dockerd mounts its data root on itself; what lay there before has its line in the table all the same."""
+
+    def mount(number: str, point: str) -> Mount:
+        return Mount(number, point, False, "")
+
+    found = [
+        # Mounted by an initramfs, and moved.
+        mount("0", "/dev/shm"),
+        mount("1", "/"),
+        mount("2", "/data/mnt/a"),
+        mount("3", "/data/mnt/b"),
+        mount("4", "/data"),
+        mount("5", "/data/mnt/b"),
+        mount("6", "/data/mnt/c"),
+        mount("7", "/data/mnt/c"),
+        mount("8", "/data/mnt/cc"),
+        mount("9", "/data/m"),
+    ]
+    seen = mounts.visible(found)
+    assert {point: item.device_number for point, item in seen.items()} == {
+        "/dev/shm": "0",
+        "/": "1",
+        "/data": "4",
+        "/data/mnt/b": "5",
+        "/data/mnt/c": "7",
+        "/data/mnt/cc": "8",
+        "/data/m": "9",
+    }
+
+
 def test_this_machine_s_own_table() -> None:
     assert any(item.point == "/" for item in mounts.table())
 
@@ -107,12 +142,75 @@ def lines(calls: Path) -> list[str]:
 def test_the_options_of_a_mount(calls: Path) -> None:
     mounts.mount("xfs", "/dev/rbd0", "/m", ("logbsize=32k", "relatime"), read_only=False, timeout=20)
     mounts.mount("ext4", "/dev/rbd0", "/m", (), read_only=True, timeout=20)
-    label = "system_u:object_r:container_file_t:s0:c1,c2"
-    mounts.mount("xfs", "/dev/rbd0", "/m", (), read_only=False, label=label, timeout=20)
     assert lines(calls) == [
         "mount -t xfs -o nouuid,noatime,rw,logbsize=32k,relatime /dev/rbd0 /m",
         "mount -t ext4 -o noatime,ro /dev/rbd0 /m",
-        f'mount -t xfs -o nouuid,noatime,rw,context="{label}" /dev/rbd0 /m',
+    ]
+
+
+def say_where(calls: Path) -> None:
+    """Let `mount` tell its working directory, too."""
+    script = f'#!/bin/sh\nprintf "%s: mount" "$(pwd -P)" >>{calls}\nprintf " %s" "$@" >>{calls}\necho >>{calls}\n'
+    (calls.parent / "mount").write_text(script, encoding="ascii")
+
+
+OURS = "noatime,index=off,metacopy=off,redirect_dir=off,xino=on"
+
+
+def test_the_options_of_a_view(calls: Path, tmp_path: Path) -> None:
+    """Its directories are named from where the links are."""
+    say_where(calls)
+    where = {"directory": str(tmp_path), "timeout": 20.0}
+    upper = ("../mnt/a/layer/rootfs", "../mnt/a/layer/work")
+    mounts.overlay("image_a", "/m", ["x", "y", "../mnt/a/layer/none"], upper, options=(), label="", **where)  # type: ignore[arg-type]
+    mounts.overlay("image_a", "/m", ["x", "y"], None, options=(), label="", **where)  # type: ignore[arg-type]
+    here = f"{tmp_path.resolve()}: mount -t overlay -o"
+    assert lines(calls) == [
+        f"{here} rw,{OURS},lowerdir=x:y:../mnt/a/layer/none,upperdir={upper[0]},workdir={upper[1]} image_a /m",
+        f"{here} ro,{OURS},lowerdir=x:y image_a /m",
+    ]
+
+
+def test_what_a_user_chose_for_views_wins_and_a_label_is_quoted(calls: Path, tmp_path: Path) -> None:
+    label = "system_u:object_r:container_file_t:s0:c1,c2"
+    mounts.overlay(
+        "image_a", "/m", ["x", "y"], None, options=("xino=off",), label=label, directory=str(tmp_path), timeout=20
+    )
+    chosen = OURS.replace("xino=on", "xino=off")
+    assert lines(calls) == [f'mount -t overlay -o ro,{chosen},lowerdir=x:y,context="{label}" image_a /m']
+
+
+def test_the_options_of_the_deepest_view_fit_into_a_page(calls: Path, tmp_path: Path) -> None:
+    """mount(2) takes no more. Docker stacks 125 layers; a container's init layer is in its own."""
+    pool = FakePool().as_pool()
+    systems = FileSystems(pool, "/home", Layers(pool, DEFAULTS, "/home"), fs="xfs", options=(), granule=1)
+    layer = 64 * "f"
+    lower = [f"../mnt/{layer}/layer/init", *(systems.short(f"{at:064x}") for at in range(125))]
+    upper = (f"../mnt/{layer}/layer/rootfs", f"../mnt/{layer}/layer/work")
+    label = "system_u:object_r:container_file_t:s0:c1022,c1023"
+    mounts.overlay(
+        "image",
+        "/m",
+        lower,
+        upper,
+        options=("xino=off", "nodiratime"),
+        label=label,
+        directory=str(tmp_path),
+        timeout=20,
+    )
+    [line] = lines(calls)
+    assert len(set(lower)) == 126
+    assert len(line.split()[4]) < os.sysconf("SC_PAGE_SIZE") - len("seclabel,")
+
+
+def test_mount_points_are_shown_again_and_change_their_access(calls: Path) -> None:
+    mounts.remount("/a", read_only=True, timeout=20)
+    mounts.remount("/a", read_only=False, timeout=20)
+    mounts.unmount("/a", timeout=20)
+    assert lines(calls) == [
+        "mount -o remount,ro /a",
+        "mount -o remount,rw /a",
+        "umount --no-canonicalize /a",
     ]
 
 

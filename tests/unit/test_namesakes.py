@@ -7,23 +7,24 @@ from pathlib import Path
 
 import pytest
 from docker_tree import DockerTree
-from unit.fakes import FakePool
+from unit.fakes import FakePool, recorded
 
 import owner
 import rbdcli
-from baseimage import FORMAT_KEY
 from claim import MACHINE_ATTRIBUTE
 from dockerdb import DockerDatabase
 from inspection import MIN_AGE_SECONDS, Finding, Inspection
-from layers import OWNER_KEY, LayerError, Layers
+from layers import TAKEN_KEY, LayerError, Layers
 from options import DEFAULTS
 from owner import Owner
+from record import Record
 from takeover import Refused, Takeover
 
 M, N = "1" * 32, "2" * 32
 PREFIX = DEFAULTS.imageprefix
 LAYER = "a" * 64
 IMAGE = f"{PREFIX}_{LAYER}"
+PARENTS = ("b" * 64, "c" * 64)
 HERE = "10.0.0.1:0/7"
 
 
@@ -43,7 +44,7 @@ def layers(pool: FakePool, home: str = "/home") -> Layers:
 
 
 def add(pool: FakePool, whose: str) -> None:
-    pool.add(IMAGE, metadata={OWNER_KEY: whose, FORMAT_KEY: "1"}, created=0.0)
+    pool.add(IMAGE, metadata=recorded(whose, *PARENTS), created=0.0)
 
 
 def lives(pool: FakePool, whose: str) -> None:
@@ -171,7 +172,10 @@ def take(pool: FakePool, host: str, home: str = "") -> int:
 def test_what_is_taken_over(pool: FakePool, whose: str) -> None:
     add(pool, whose)
     assert take(pool, Owner.parse(whose).host) == 1
-    assert pool.images[IMAGE].metadata[OWNER_KEY] == f"vm/{M} /home"
+    # A gc here must not take it for dead: Docker here does not know it.
+    assert pool.images[IMAGE].metadata[TAKEN_KEY] == IMAGE
+    # What is below it stays what it was.
+    assert pool.images[IMAGE].record == Record(Owner("vm", M, "/home"), PARENTS)
 
 
 def test_of_two_machines_of_one_name_one_is_taken_over(pool: FakePool) -> None:

@@ -103,7 +103,9 @@ def test_ready_is_not_said_before_the_driver_listens(short: Path) -> None:
     (tools / "rbd").chmod(0o755)
     process = PluginProcess(str(short / "p"), os.environ)
     (Path(process.home) / "mnt" / "a" / "removed").mkdir(parents=True)
-    Path(process.socket + ".state").write_text(json.dumps({"Home": process.home, "Opts": None}), encoding="ascii")
+    Path(process.socket + ".state").write_text(
+        json.dumps({"Format": "2", "Home": process.home, "Opts": None}), encoding="ascii"
+    )
     with listener(address) as receiver:
         process.launch(NOTIFY_SOCKET=address, PATH=f"{tools}:{os.environ['PATH']}")
         try:

@@ -58,6 +58,45 @@ def test_each_option_sets_its_field_and_no_other(pair: str, name: str, value: ob
     assert parse([pair]) == dataclasses.replace(Options(), **{name: value})  # type: ignore[arg-type]
 
 
+def test_what_is_for_views_is_not_for_file_systems() -> None:
+    """Both are mount options to a user; an XFS is not mounted with the one, nor an overlay with the other."""
+    said = parse(["ceph.mountopt=logbsize=256k", "ceph.mountopt=xino=off", "ceph.mountopt=nodiratime,xino=on,sync"])
+    assert said.fs_options == ("logbsize=256k", "nodiratime", "sync")
+    assert said.view_options == ("xino=off", "nodiratime", "xino=on", "sync")
+    assert parse(None).view_options == ()
+    assert parse(["ceph.mountopt=noatime, nodiratime"]).view_options == ("noatime", "nodiratime")
+
+
+@pytest.mark.parametrize("value", ["on", "off"])
+def test_how_inode_numbers_are_made_can_be_chosen(value: str) -> None:
+    assert parse([f"ceph.mountopt=xino={value}"]).view_options == (f"xino={value}",)
+
+
+@pytest.mark.parametrize("option", ["xino", "xino=", "xino=yes", "xino=auto", "noatime,xino=yes"])
+def test_a_choice_of_inode_numbers_that_is_none(option: str) -> None:
+    with pytest.raises(OptionError, match=r"'xino=?\w*' is not one of xino=on, xino=off "):
+        parse([f"ceph.mountopt={option}"])
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("index=on", "index=off", "metacopy=on", "redirect_dir=follow", "lowerdir=/x", "upperdir=/x", "workdir=/x"),
+        *("userxattr", "volatile", "noatime,metacopy=on", "nfs_export=on", "uuid=off", "verity=on"),
+    ],
+)
+def test_what_an_upper_directory_means_cannot_be_chosen(option: str) -> None:
+    """With an index or a redirect it would not tell by itself what has changed."""
+    named = option.rpartition(",")[2]
+    with pytest.raises(OptionError, match=f"ceph.mountopt: '{named}' cannot be chosen: the driver needs its own"):
+        parse([f"ceph.mountopt={option}"])
+
+
+def test_a_label_is_none_of_the_driver_s() -> None:
+    with pytest.raises(OptionError, match="dockerd --selinux-enabled labels what containers see"):
+        parse(['ceph.mountopt=context="system_u:object_r:x:s0:c1,c2"'])
+
+
 def test_repeatable_options_add_up_and_others_are_replaced() -> None:
     said = parse(
         ["ceph.mountopt=a", "ceph.fs=ext4", "ceph.mountopt=b", "ceph.fs=xfs", "ceph.mkfsarg=-n", "ceph.mkfsarg=-o"]

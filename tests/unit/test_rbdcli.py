@@ -17,7 +17,7 @@ import pytest
 import command
 import environment
 import rbdcli
-from rbdcli import Data, Info, Lock, Mapping, Parent, Pool, Trashed, Usage
+from rbdcli import Data, Info, Lock, Mapping, Parent, Pool, Trashed
 
 CLIENT = ["--conf", "/etc/c.conf", "--id", "me", "--client-mount-timeout", "5"]
 WHERE = ["--pool", "pool", "--namespace", "space"]
@@ -87,13 +87,13 @@ CALLS: list[tuple[Callable[[Pool], object], list[str]]] = [
         ],
     ),
     (
-        lambda p: p.clone(Parent("img", "depth0"), "new", ["layering"], 1 << 20, ""),
+        lambda p: p.clone(Parent("img", "empty"), "new", ["layering"], 1 << 20, ""),
         [
             "clone",
             *CLIENT,
             *IMAGE,
             "--snap",
-            "depth0",
+            "empty",
             *DESTINATION,
             "--image-feature",
             "layering",
@@ -105,10 +105,6 @@ CALLS: list[tuple[Callable[[Pool], object], list[str]]] = [
         lambda p: p.deep_copy("img", "new", 1 << 20, "objects"),
         ["deep", "cp", *CLIENT, *IMAGE, *DESTINATION, *layout("objects"), *FORMAT_2, "--no-progress"],
     ),
-    (
-        lambda p: p.copy("img", "new", ["layering"], 1 << 20, "objects"),
-        ["cp", *CLIENT, *IMAGE, *DESTINATION, "--image-feature", "layering", *layout("objects"), "--no-progress"],
-    ),
     (lambda p: p.rename("img", "new"), ["rename", *CLIENT, *IMAGE, *DESTINATION]),
     (lambda p: p.resize("img", 5), ["resize", *CLIENT, *IMAGE, "--size", "5B", "--no-progress"]),
     (lambda p: p.remove("img"), ["rm", *CLIENT, *IMAGE, *rbdcli.REMOVAL, "--no-progress"]),
@@ -117,8 +113,8 @@ CALLS: list[tuple[Callable[[Pool], object], list[str]]] = [
         ["image-meta", "set", *CLIENT, *IMAGE, "--", "key", "--value"],
     ),
     (
-        lambda p: p.snapshot("img", "depth1"),
-        ["snap", "create", *CLIENT, *IMAGE, "--snap", "depth1", "--no-progress"],
+        lambda p: p.snapshot("img", "kept"),
+        ["snap", "create", *CLIENT, *IMAGE, "--snap", "kept", "--no-progress"],
     ),
     (
         lambda p: p.remove_slowly("img", lambda: False),
@@ -138,7 +134,7 @@ def test_the_command_line_of_each_verb(fake: Fake, call: Callable[[Pool], object
 
 
 def test_without_a_namespace_none_is_named(fake: Fake) -> None:
-    pool(namespace="").clone(Parent("img", "depth0"), "new", [], 1 << 20, "")
+    pool(namespace="").clone(Parent("img", "empty"), "new", [], 1 << 20, "")
     assert not [word for word in fake.calls()[0] if "namespace" in word]
 
 
@@ -160,15 +156,22 @@ def test_a_writable_map_is_exclusive_and_a_read_only_one_is_not(fake: Fake) -> N
     ]
 
 
-def test_rbd_nbd_has_no_udev_option(fake: Fake) -> None:
+def test_rbd_nbd_has_no_udev_option_and_as_many_devices_as_it_likes(fake: Fake) -> None:
     fake.says("/dev/nbd0\n")
     assert pool(device_type="nbd").map("img", read_only=False) == "/dev/nbd0"
     fake.says(mapped("img", "/dev/nbd0"))
     pool(device_type="nbd").unmap("/dev/nbd0", "img")
+    asked = pool(device_type="nbd", map_options=("timeout=20",))
+    fake.says("/dev/nbd0\n")
+    asked.map("img", read_only=True)
     assert fake.calls() == [
-        ["rbd", "device", "map", *CLIENT, "--device-type", "nbd", *IMAGE, "--exclusive"],
+        ["rbd", "device", "map", *CLIENT, "--device-type", "nbd", *IMAGE, "--exclusive", "--options", "try-netlink"],
         ["rbd", "device", "list", *CLIENT, "--device-type", "nbd", "--format", "json"],
         ["rbd", "device", "unmap", *CLIENT, "--device-type", "nbd", "/dev/nbd0"],
+        [
+            *("rbd", "device", "map", *CLIENT, "--device-type", "nbd", *IMAGE, "--read-only"),
+            *("--options", "try-netlink,timeout=20"),
+        ],
     ]
 
 
@@ -345,7 +348,7 @@ INFO = {
     "name": "img", "id": "5e2d", "size": 536870912, "objects": 128, "order": 22, "object_size": 4194304,
     "block_name_prefix": "rbd_data.5e2d", "format": 2, "features": ["layering"], "op_features": [], "flags": [],
 }  # fmt: skip
-PARENT_MIMIC = {"pool": "pool", "image": "base", "snapshot": "depth0", "overlap": 536870912}
+PARENT_MIMIC = {"pool": "pool", "image": "base", "snapshot": "empty", "overlap": 536870912}
 PARENT_NAUTILUS = {**PARENT_MIMIC, "pool_namespace": "space", "id": "5e2c", "trash": False}
 # Seen on 16.2.15: the parent is in the trash, and so is its snapshot, which has lost its name.
 PARENT_TRASHED = {**PARENT_NAUTILUS, "trash": True}
@@ -354,7 +357,7 @@ PARENT_TRASHED = {**PARENT_NAUTILUS, "trash": True}
 @pytest.mark.parametrize("parent", [None, PARENT_MIMIC, PARENT_NAUTILUS, PARENT_TRASHED])
 def test_info(fake: Fake, parent: dict[str, Any] | None) -> None:
     fake.says({**INFO, "parent": parent} if parent else INFO)
-    assert pool().info("img") == Info("img", 536870912, Parent("base", "depth0") if parent else None)
+    assert pool().info("img") == Info(536870912)
     assert fake.calls() == [["rbd", "info", *CLIENT, *IMAGE, "--format", "json"]]
 
 
@@ -423,78 +426,28 @@ def test_trash_ls(fake: Fake, said: Any, expected: list[Trashed], monkeypatch: p
     assert fake.calls() == [["rbd", "trash", "ls", *CLIENT, "--all", "--long", *WHERE, "--format", "json"]]
 
 
-# ceph src/tools/rbd/action/Children.cc: with --all also those in the trash. Seen on 16.2.15.
-def test_children(fake: Fake) -> None:
-    fake.says([{"pool": "pool", "pool_namespace": "space", "image": "one"}])
-    assert pool().children(Parent("img", "depth3")) == ["one"]
-    assert fake.calls() == [["rbd", "children", *CLIENT, *IMAGE, "--snap", "depth3", "--format", "json"]]
-
-
 # ceph src/tools/rbd/action/DiskUsage.cc: one entry for each snapshot and one for the image. Seen on 16.2.15.
-def test_usage(fake: Fake) -> None:
+def test_what_an_image_holds_itself(fake: Fake) -> None:
     entry = {"name": "img", "id": "5e2d", "provisioned_size": 1 << 30, "used_size": 4 << 20}
-    fake.says({"images": [{**entry, "snapshot": "depth0", "snapshot_id": 4}, entry], "total_used_size": 8 << 20})
-    assert pool().usage("img") == Usage(8 << 20, ("depth0",))
+    fake.says({"images": [{**entry, "snapshot": "backup", "snapshot_id": 4}, entry], "total_used_size": 8 << 20})
+    assert pool().used("img") == 8 << 20
+    assert fake.calls() == [["rbd", "du", *CLIENT, *IMAGE, "--format", "json"]]
 
 
-# Seen on 16.2.15: of an image that goes meanwhile, or has lost its header, it complains on stderr, and ends with 2 if
-# that was the last one that it opened, whatever it has printed.
-@pytest.mark.parametrize("status", [2, 0])
-def test_details_of_a_pool_from_which_images_go_meanwhile(fake: Fake, status: int) -> None:
-    """The long list tells what it can, each that it does not tell is asked alone, and other programs' do not matter."""
-    row = {"id": "5e2d", "size": 5, "format": 2}
-    parent = {"pool": "pool", "image": "ours_a", "snapshot": "depth0", "overlap": 5}
-    listed = [{"image": "ours_a", **row}, {"image": "ours_a", "snapshot": "depth0", **row}, {"image": "their", **row}]
-    child = {**INFO, "name": "ours_b", "parent": parent}
-    script = f"""#!/bin/sh
-case "$*" in
-'ls '*--long*) echo '{json.dumps(listed)}'; exit {status} ;;
-'ls '*) echo '["ours_a", "ours_b", "ours_gone", "their", "their_gone"]' ;;
-'info '*'--image ours_a '*) echo '{json.dumps({**INFO, "name": "ours_a"})}' ;;
-'snap ls '*'--image ours_a '*) echo '[{{"id": 3, "name": "depth0"}}]' ;;
-'info '*'--image ours_b '*) echo '{json.dumps(child)}' ;;
-'snap ls '*'--image ours_b '*) echo '[{{"id": 4, "name": "depth1"}}]' ;;
-*) echo "$*" >>{fake.directory}/missing; exit 2 ;;
-esac
-"""
-    (fake.directory / "rbd").write_text(script, encoding="utf-8")
-    assert sorted(pool().details(["ours_a", "ours_b", "ours_gone"])) == [
-        rbdcli.Listed("ours_a", None, ("depth0",)),
-        rbdcli.Listed("ours_b", "ours_a", ("depth1",)),
-    ]
-    asked = (fake.directory / "missing").read_text(encoding="utf-8").splitlines()
-    assert [line for line in asked if "their" in line] == []
-    assert len(asked) == 1
+# ceph src/tools/rbd/action/Diff.cc; with --whole-object each extent is an object, whichever ancestor has it.
+def test_where_an_image_is_read_from(fake: Fake) -> None:
+    extent = {"length": 1 << 18, "exists": "true"}
+    fake.says([{"offset": 0, **extent}, {"offset": 1 << 18, **extent}])
+    assert pool().extents("img") == [0, 1 << 18]
+    assert fake.calls() == [["rbd", "diff", *CLIENT, *IMAGE, "--whole-object", "--format", "json"]]
 
 
-def test_most_images_of_a_pool_may_be_others(fake: Fake) -> None:
-    """One command for all of a thousand would open each of them."""
-    script = f"""#!/bin/sh
-case "$*" in
-'ls '*--long*) echo "$*" >>{fake.directory}/long; exit 2 ;;
-'ls '*) echo '{json.dumps(["ours_a", *(f"their_{number}" for number in range(1000))])}' ;;
-'info '*'--image ours_a '*) echo '{json.dumps({**INFO, "name": "ours_a"})}' ;;
-'snap ls '*'--image ours_a '*) echo '[]' ;;
-esac
-"""
-    (fake.directory / "rbd").write_text(script, encoding="utf-8")
-    assert pool().details(["ours_a"]) == [rbdcli.Listed("ours_a", None, ())]
-    assert not (fake.directory / "long").exists()
-
-
-def test_details_when_the_cluster_does_not_tell(fake: Fake) -> None:
-    """What is not known is not left out."""
-    script = """#!/bin/sh
-case "$*" in
-'ls '*--long*) exit 1 ;;
-'ls '*) echo '["ours_a"]' ;;
-*) exit 110 ;;
-esac
-"""
-    (fake.directory / "rbd").write_text(script, encoding="utf-8")
-    with pytest.raises(rbdcli.RbdError) as raised:
-        pool().details(["ours_a"])
-    assert raised.value.status == 110
+def test_when_an_image_was_written_to_last(fake: Fake) -> None:
+    """Ceph before Mimic does not tell."""
+    fake.says({**INFO, "modify_timestamp": "Thu Jan  1 00:00:07 1970"})
+    assert pool().written("img") == "Thu Jan  1 00:00:07 1970"
+    fake.says(INFO)
+    assert pool().written("img") == ""
 
 
 def test_metadata(fake: Fake) -> None:
@@ -505,11 +458,11 @@ def test_metadata(fake: Fake) -> None:
 
 
 def test_snapshots_of_a_trashed_image_are_removed_one_by_one(fake: Fake) -> None:
-    fake.says([{"id": 4, "name": "depth0", "size": 5, "protected": "false", "timestamp": "Mon"}])
+    fake.says([{"id": 4, "name": "empty", "size": 5, "protected": "false", "timestamp": "Mon"}])
     assert pool().remove_snapshots_of_trashed("5e2d") == 1
     assert fake.calls() == [
         ["rbd", "snap", "ls", *CLIENT, *WHERE, "--image-id", "5e2d", "--format", "json"],
-        ["rbd", "snap", "rm", *CLIENT, *WHERE, "--image-id", "5e2d", "--snap", "depth0", "--no-progress"],
+        ["rbd", "snap", "rm", *CLIENT, *WHERE, "--image-id", "5e2d", "--snap", "empty", "--no-progress"],
     ]
 
 
@@ -517,15 +470,15 @@ def test_a_snapshot_that_goes_by_itself_does_not_keep_the_others(fake: Fake) -> 
     """Every driver of the pool empties the trash."""
     script = f"""#!/bin/sh
 case "$*" in
-'snap ls '*) echo '[{{"id": 4, "name": "depth1"}}, {{"id": 5, "name": "depth2"}}]' ;;
-'snap rm '*'--snap depth1 '*) exit 2 ;;
+'snap ls '*) echo '[{{"id": 4, "name": "kept"}}, {{"id": 5, "name": "also"}}]' ;;
+'snap rm '*'--snap kept '*) exit 2 ;;
 'ls '*) echo '[]' ;;
 *) echo "$*" >>{fake.directory}/done ;;
 esac
 """
     (fake.directory / "rbd").write_text(script, encoding="utf-8")
     assert pool().remove_snapshots_of_trashed("5e2d") == 2
-    assert "--snap depth2 " in (fake.directory / "done").read_text(encoding="utf-8")
+    assert "--snap also " in (fake.directory / "done").read_text(encoding="utf-8")
 
 
 def test_ceph_commands_have_a_deadline_of_their_own(fake: Fake) -> None:

@@ -41,8 +41,8 @@ class FakeDriver:
 
     explaining = request
 
-    def create(self, layer: str, parent: str, storage_opt: Any, *, leaf: bool) -> None:
-        self.calls.append(("create", layer, parent, json.dumps(storage_opt), str(leaf)))
+    def create(self, layer: str, parent: str, storage_opt: Any) -> None:
+        self.calls.append(("create", layer, parent, json.dumps(storage_opt)))
 
     def remove(self, layer: str) -> None:
         self.calls.append(("remove", layer))
@@ -169,8 +169,8 @@ def test_what_a_call_carries_reaches_the_driver(client: Client, driver: FakeDriv
     client.call("Remove", ID="a")
     client.call("Cleanup")
     assert driver.calls == [
-        ("create", "a", "b", "null", "False"),
-        ("create", "c", "", '{"size": "1G"}', "True"),
+        ("create", "a", "b", "null"),
+        ("create", "c", "", '{"size": "1G"}'),
         ("get", "a", "system_u:x:y:c1,c2"),
         ("put", "a"),
         ("remove", "a"),

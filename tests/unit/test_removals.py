@@ -1,0 +1,135 @@
+"""removals.py: what Docker was told is removed is remembered by this host until it is gone, whoever ends in between."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from unit.fake_host import FakeHost
+from unit.fakes import FakePool
+from unit.layered import Life, nothing_left
+
+from busy import LayerBusy
+
+
+@pytest.fixture
+def pool() -> FakePool:
+    made = FakePool()
+    made.add_base()
+    for layer in "abc":
+        made.add_layer(layer)
+    return made
+
+
+@pytest.fixture
+def host(pool: FakePool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeHost:
+    return FakeHost.in_place(pool, monkeypatch, tmp_path / "content")
+
+
+@pytest.fixture
+def life(pool: FakePool, host: FakeHost, tmp_path: Path) -> Life:
+    return Life(tmp_path / "home", pool)
+
+
+def test_nothing_is_removed_at_first(life: Life) -> None:
+    life.learn()
+    assert (list(life.removals), len(life.removals), "a" in life.removals) == ([], 0, False)
+
+
+def test_what_is_noted_is_known_in_the_order_of_names(life: Life) -> None:
+    for layer in "cab":
+        life.removals.note(layer)
+    life.removals.note("a")
+    assert (list(life.removals), len(life.removals)) == (["a", "b", "c"], 3)
+    assert "b" in life.removals
+    assert 7 not in life.removals
+
+
+def test_one_may_be_forgotten_while_they_are_looked_at(life: Life) -> None:
+    """As they go in the background."""
+    for layer in "abc":
+        life.removals.note(layer)
+    seen = []
+    for layer in life.removals:
+        seen.append(layer)
+        life.removals.forget("b")
+    assert seen == ["a", "b", "c"]
+
+
+def test_the_next_life_knows_it(life: Life, host: FakeHost, pool: FakePool) -> None:
+    """Of one that was never mapped, and of one that is."""
+    life.get("a")
+    life.put("a")
+    life.removals.note("a")
+    life.removals.note("b")
+    again = Life(life.home, pool)
+    assert list(again.removals) == []
+    # Somebody else sees to it that they go.
+    assert again.learn() == []
+    assert list(again.removals) == ["a", "b"]
+    for layer in "ab":
+        again.let_go(layer)
+        again.removals.forget(layer)
+    assert nothing_left(again, host)
+    last = Life(life.home, pool)
+    last.learn()
+    assert list(last.removals) == []
+
+
+def test_a_note_stays_while_the_layer_is_unmapped(life: Life) -> None:
+    life.get("a")
+    life.put("a")
+    life.removals.note("a")
+    life.let_go("a")
+    assert os.listdir(life.systems.directory("a")) == ["removed"]
+    life.removals.forget("a")
+    assert not os.path.exists(life.systems.directory("a"))
+
+
+def test_a_removed_layer_that_a_container_has_is_not_unmapped(life: Life, host: FakeHost, pool: FakePool) -> None:
+    """It goes with the container."""
+    view = host.run_container(life.get("a"))
+    life.put("a")
+    life.removals.note("a")
+    with pytest.raises(LayerBusy, match=r"process 1 \(sh\)"):
+        life.let_go("a")
+    again = Life(life.home, pool)
+    again.learn()
+    with pytest.raises(LayerBusy, match=r"process 1 \(sh\)"):
+        again.let_go("a")
+    del host.elsewhere[view]
+    again.let_go("a")
+    again.removals.forget("a")
+    assert nothing_left(again, host)
+
+
+def test_a_removed_layer_that_others_stand_on_is_mapped_for_them_still(
+    life: Life, host: FakeHost, pool: FakePool
+) -> None:
+    """Its image is there until they are gone, too."""
+    pool.add_layer("child", "a")
+    life.removals.note("a")
+    life.get("child")
+    again = Life(life.home, pool)
+    again.learn()
+    assert again.systems.users("a") == {"child/docker"}
+    again.let_go("a")
+    assert again.systems.device("a")
+    again.put("child")
+    again.let_go("child", "a")
+    again.removals.forget("a")
+    assert nothing_left(again, host)
+
+
+def test_forgetting_what_was_never_noted(life: Life) -> None:
+    life.removals.forget("a")
+    assert list(life.removals) == []
+
+
+def test_what_lies_beside_the_layers_is_no_removal(life: Life) -> None:
+    (life.home / "mnt" / "file").write_text("", encoding="ascii")
+    (life.home / "mnt" / "a").mkdir()
+    (life.home / "mnt" / "a" / "removed").write_text("", encoding="ascii")
+    life.removals.learn()
+    assert list(life.removals) == []

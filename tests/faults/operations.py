@@ -10,9 +10,9 @@ import uuid
 
 import tree
 from lab import Cluster
-from plugin_client import Client, PluginProcess, make_tar
+from plugin_client import Client, PluginProcess, make_tar, tar_names
 
-# More than what is copied rather than cloned (layers.COPY_LIMIT).
+# More than one object.
 LARGE = os.urandom(7 << 20)
 FILES: dict[str, bytes | str | None] = {
     ".": None,
@@ -100,12 +100,10 @@ class Operation:
 
 
 class OnOneParent(Operation):
-    """Operations on one finished layer, which has its snapshot already."""
+    """Operations on one finished layer."""
 
     def before_all(self) -> None:
         self.parent = self.finish(self.image(files={"large": LARGE}))
-        # The first clone takes the snapshot.
-        self.client.remove(self.client.create(new_id(), self.parent))
 
 
 class CreateRoot(Operation):
@@ -121,27 +119,31 @@ class CreateRoot(Operation):
         assert [(line["name"], line["mode"], line["owner"]) for line in lines] == [("/", "0755", [0, 0])]
 
 
-class CreateWithSnapshot(Operation):
-    """Create of a parent's first clone, for which the snapshot is taken."""
+class CreateFirst(OnOneParent):
+    """Create of the first child of a layer that a builder wrote to by Get and Put, which is finished by it."""
 
     tolerant = True
 
     def prepare(self) -> None:
         super().prepare()
-        self.parent = self.finish(self.image(files={"large": LARGE}))
+        self.built = self.client.create(new_id(), self.parent)
+        self.client.write(self.built, "built", LARGE[: 1 << 20])
 
     def act(self) -> None:
-        self.client.create(self.layer, self.parent)
+        self.client.create(self.layer, self.built)
+
+    def check(self) -> None:
+        assert self.client.listing(self.layer) == ["built", "large"]
+        assert self.client.read(self.layer, "built") == LARGE[: 1 << 20]
+        assert self.client.changes(self.built, self.parent) == {"/built": 1}
 
     def clear(self) -> None:
-        self.check_finished()
-        self.finished = {}
         super().clear()
-        self.client.remove(self.parent)
+        self.client.remove(self.built)
 
 
 class CreateClone(OnOneParent):
-    """Create of another clone."""
+    """Create of a child of a finished layer."""
 
     tolerant = True
 
@@ -150,39 +152,26 @@ class CreateClone(OnOneParent):
 
 
 class CreateCopy(OnOneParent):
-    """CreateReadWrite of a container on its init layer: a deep copy."""
+    """CreateReadWrite of a container on its init layer, to which Docker has just written: a deep copy."""
 
     tolerant = True
+    settled = False
 
-    def before_all(self) -> None:
-        super().before_all()
-        self.init = self.client.create(new_id() + "-init", self.parent, writable=True)
+    def prepare(self) -> None:
+        super().prepare()
+        self.init = self.client.create(f"{self.layer}-init", self.parent, writable=True)
+        self.client.write(self.init, "hosts", "x")
 
     def act(self) -> None:
         self.client.create(self.layer, self.init, writable=True)
 
-
-class CreateFlat(OnOneParent):
-    """Create where the chain has its greatest depth: a flat copy. That it is deep is told by its snapshot's name."""
-
-    tolerant = True
-
-    def before_all(self) -> None:
-        super().before_all()
-        self.deep = new_id()
-        ours, deep = (f"rbd/{self.prefix}_{layer}" for layer in (self.parent, self.deep))
-        self.cluster.rbd("snap", "create", f"{ours}@depth15")
-        self.cluster.rbd("clone", "--rbd-default-clone-format", "2", f"{ours}@depth15", deep)
-        self.cluster.rbd("snap", "create", f"{deep}@depth16")
-        self.client.created.append(self.deep)
-        self.finish(self.deep)
-
-    def act(self) -> None:
-        self.client.create(self.layer, self.deep)
-
     def check(self) -> None:
-        super().check()
-        assert self.client.metadata(self.layer)["Depth"] == "0"
+        assert self.client.listing(self.layer) == ["hosts", "large"]
+        assert self.client.changes(self.layer, self.init) == {}
+
+    def clear(self) -> None:
+        super().clear()
+        self.client.remove(self.init)
 
 
 class CreateLarger(OnOneParent):
@@ -228,7 +217,7 @@ class ApplyDiff(OnOneParent):
 
 
 class MakeReady(OnOneParent):
-    """What is done behind a finished layer: unmapped, and its snapshot taken."""
+    """What is done in the background with a finished layer, and with what its Create let be mapped: unmapped."""
 
     settled = False
 
@@ -243,6 +232,7 @@ class MakeReady(OnOneParent):
     def check(self) -> None:
         child = self.client.create(new_id(), self.layer)
         assert self.client.read(child, "of its own") == LARGE
+        assert self.client.listing(child) == ["large", "of its own"]
         self.client.remove(child)
 
 
@@ -255,7 +245,7 @@ class Mounting(OnOneParent):
 
 
 class Get(Mounting):
-    """Get of a layer that is not mounted."""
+    """The first Get of a layer, which is prepared for it."""
 
     def act(self) -> None:
         root = self.client.get(self.layer)
@@ -266,6 +256,50 @@ class Get(Mounting):
         self.client.put(self.layer)
         self.client.put(self.layer)
         super().check()
+
+
+class StartContainer(Get):
+    """The first Get of a container, on three layers none of which is mapped: what init brought gets its own place."""
+
+    def before_all(self) -> None:
+        super().before_all()
+        self.layers = [self.parent]
+        for number in range(2):
+            self.layers.append(self.image(self.layers[-1], {f"f{number}": str(number)}))
+
+    def prepare(self) -> None:
+        self.layer = new_id()
+        self.init = self.client.create(f"{self.layer}-init", self.layers[-1], writable=True)
+        self.client.write(self.init, "hosts", "x")
+        self.client.create(self.layer, self.init, writable=True)
+
+    def check(self) -> None:
+        for _ in range(2):
+            self.client.put(self.layer)
+        assert self.client.listing(self.layer) == ["f0", "f1", "hosts", "large"]
+        assert self.client.changes(self.layer, self.init) == {}
+        files = os.path.join(os.path.dirname(self.client.get(self.layer)), "layer")
+        assert (os.listdir(f"{files}/init"), os.listdir(f"{files}/rootfs")) == (["hosts"], [])
+        self.client.put(self.layer)
+
+    def clear(self) -> None:
+        super().clear()
+        self.client.remove(self.init)
+
+
+class Diff(StartContainer):
+    """Diff of a container that is not mounted: what it brought, and what is below it."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.client.write(self.layer, "mine", "x")
+
+    def act(self) -> None:
+        assert tar_names(self.client.diff(self.layer, self.init)) == ["mine"]
+
+    def check(self) -> None:
+        assert self.client.listing(self.layer) == ["f0", "f1", "hosts", "large", "mine"]
+        assert self.client.changes(self.layer, self.init) == {"/mine": 1}
 
 
 class Put(Mounting):
@@ -301,15 +335,28 @@ class Remove(Mounting):
         assert self.client.call("Exists", ID=self.layer)["Exists"] is False
 
 
-class Purge(OnOneParent):
-    """The deleting behind the caller's back: a parent with a snapshot, then its child."""
+class RemoveNeeded(OnOneParent):
+    """Remove of a mounted layer on which another stands: it stays until that one goes, and then goes with it."""
 
     def prepare(self) -> None:
         super().prepare()
         self.middle = self.client.create(new_id(), self.parent)
-        # As if it were large: then the next one is a clone.
-        self.cluster.rbd("snap", "create", "--no-progress", f"rbd/{self.prefix}_{self.middle}@depth2")
+        self.client.write(self.middle, "of the middle", "x")
         self.client.create(self.layer, self.middle)
+        self.client.get(self.middle)
+
+    def act(self) -> None:
+        self.client.remove(self.middle)
+        self.client.call("Cleanup")
+
+    def check(self) -> None:
+        assert self.client.call("Exists", ID=self.middle)["Exists"] is False
+        assert self.client.listing(self.layer) == ["large", "of the middle"]
+        assert f"{self.prefix}_{self.middle}" in self.cluster.images(self.prefix)
+
+
+class Purge(RemoveNeeded):
+    """Remove of that one, too, and the deleting of both in the background."""
 
     def act(self) -> None:
         self.client.remove(self.middle)
@@ -354,16 +401,18 @@ class FirstInit(Operation):
 
 OPERATIONS: list[type[Operation]] = [
     FirstInit,
+    RemoveNeeded,
     Purge,
     CreateRoot,
-    CreateWithSnapshot,
+    CreateFirst,
     CreateClone,
     CreateCopy,
-    CreateFlat,
     CreateLarger,
     ApplyDiff,
     MakeReady,
     Get,
+    StartContainer,
+    Diff,
     Put,
     Remove,
 ]

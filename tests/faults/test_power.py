@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import tree
-from lab import Cluster, mounts_below
+from lab import Cluster, device_server, mounts_below
 from operations import FILES, description, new_id
 from plugin_client import PluginProcess, Refused, in_pieces, make_tar
 
@@ -106,8 +106,12 @@ def whole(plugin: PluginProcess, parent: str) -> list[tree.Line]:
 
 
 def test_what_a_container_flushed_is_there(plugin: PluginProcess, cluster: Cluster, tally: Tally) -> None:
+    """Also what its init layer brought, which was made its own when it was mounted first."""
     client = plugin.client
-    layer = client.create(new_id(), client.create(new_id()), writable=True)
+    layer = new_id()
+    client.create(f"{layer}-init", client.create(new_id()), writable=True)
+    client.write(f"{layer}-init", "hosts", "init")
+    client.create(layer, f"{layer}-init", writable=True)
     writer = Writer(client.get(layer))
     writer.wait(20)
     cut(plugin, cluster)
@@ -118,6 +122,8 @@ def test_what_a_container_flushed_is_there(plugin: PluginProcess, cluster: Clust
         with open(os.path.join(root, name), "rb") as source:
             assert source.read() == content(name), name
     client.put(layer)
+    assert client.read(layer, "hosts") == b"init"
+    assert "/hosts" not in client.changes(layer, f"{layer}-init")
     tally("power cuts survived", 1)
 
 
@@ -137,6 +143,50 @@ def test_what_docker_was_told_is_there(plugin: PluginProcess, cluster: Cluster, 
     assert client.read(made, "file") == content("file")
     with pytest.raises(Refused, match=r"takes no other|takes one archive"):
         client.apply_diff(applied, make_tar({"late": "x"}))
+    tally("power cuts survived", 1)
+
+
+def test_a_container_that_was_put(plugin: PluginProcess, cluster: Cluster, tally: Tally) -> None:
+    """Its answer is still warm, and its file system still mounted; so is what its child was told, and what is below."""
+    client = plugin.client
+    image = client.create(new_id())
+    client.apply_diff(image, make_tar({"of the image": "x"}))
+    container = new_id()
+    client.create(f"{container}-init", image, writable=True)
+    client.write(f"{container}-init", "hosts", "init")
+    client.create(container, f"{container}-init", writable=True)
+    client.write(container, "file", content("file"))
+    os.unlink(os.path.join(client.get(container), "of the image"))
+    client.put(container)
+    cut(plugin, cluster)
+    come_up(plugin)
+    assert client.listing(container) == ["file", "hosts"]
+    assert client.read(container, "file") == content("file")
+    assert client.changes(container, f"{container}-init") == {"/file": 1, "/of the image": 2}
+    tally("power cuts survived", 1)
+
+
+@pytest.mark.parametrize("lost", ["its device", "all"])
+def test_a_finished_layer_whose_log_is_not_clean(
+    plugin: PluginProcess, cluster: Cluster, tally: Tally, lost: str
+) -> None:
+    """It is mounted read-only from then on, which takes a log that was written out: so that is done first, once."""
+    client = plugin.client
+    expected = whole(plugin, "")
+    layer = client.create(new_id())
+    client.apply_diff(layer, make_tar(FILES))
+    if lost == "all":
+        cut(plugin, cluster)
+        come_up(plugin)
+    else:
+        os.kill(device_server(plugin.environment, f"docker_image_{layer}"), signal.SIGKILL)
+    assert description(client, layer) == expected
+    mended = plugin.log_text().count(f"layer {layer} is mapped writable, to be mended")
+    assert mended == (0 if lost == "all" else 1), "after a start it is looked at first"
+    cluster.wait_unmapped()
+    upper = client.create(new_id(), layer)
+    assert "large" in client.listing(upper)
+    assert plugin.log_text().count("to be mended") == mended
     tally("power cuts survived", 1)
 
 

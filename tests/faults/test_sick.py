@@ -45,10 +45,11 @@ def pool(cluster: Cluster) -> Iterator[None]:
 
 
 class Site(NamedTuple):
-    """A plugin with a layer in each state."""
+    """A plugin with a layer in each state; `aside` is mapped by nobody."""
 
     plugin: PluginProcess
     parent: str
+    aside: str
     running: str
     idle: str
     doomed: str
@@ -60,13 +61,14 @@ def site(start_plugin: StartPlugin) -> Site:
     """On the pool of the tests, with little patience."""
     plugin = start_plugin(datapool=sickness.POOL, client=sickness.CLIENT, timeout=f"{TIMEOUT:g}", basesize="512M")
     client = plugin.client
-    parent = client.create(new_id())
-    client.apply_diff(parent, make_tar(CONTENT))
+    parent, aside = client.create(new_id()), client.create(new_id())
+    for layer in (parent, aside):
+        client.apply_diff(layer, make_tar(CONTENT))
     running, idle, doomed = (client.create(new_id(), parent, writable=True) for _ in range(3))
     client.call("Cleanup")
     with open(os.path.join(client.get(running), "written"), "wb") as target:
         target.write(LARGE)
-    return Site(plugin, parent, running, idle, doomed, client.metadata(running)["Device"])
+    return Site(plugin, parent, aside, running, idle, doomed, client.metadata(running)["Device"])
 
 
 class Outcome(NamedTuple):
@@ -97,7 +99,7 @@ def requests(site: Site) -> dict[str, Callable[[], Any]]:
         "Remove": lambda: client.remove(site.doomed),
         "Exists": lambda: client.call("Exists", ID=site.parent),
         "GetMetadata": lambda: client.metadata(site.parent),
-        "Diff": lambda: client.diff(site.parent),
+        "Diff": lambda: client.diff(site.aside),
         "ApplyDiff": lambda: client.apply_diff(site.idle[:-1] + "0", make_tar({"f": "x"})),
         "Status": client.status,
     }
@@ -153,7 +155,7 @@ def recover(site: Site) -> None:
         assert source.read() == LARGE
     for _ in range(3):
         client.put(site.running)
-    for layer in (site.parent, site.idle):
+    for layer in (site.parent, site.aside, site.idle):
         assert client.read(layer, "large") == CONTENT["large"]
     made = client.create(new_id(), site.parent, writable=True)
     assert client.read(made, "file") == b"x"

@@ -218,7 +218,7 @@ def test_a_whole_life(life: PluginProcess, way: Way, planted: str) -> None:
 
 
 def it_says_what_it_is(life: PluginProcess, way: Way) -> None:
-    for word, says in (("--version", "docker-graph-driver 1"), ("--help", "keeps Docker's image layers")):
+    for word, says in (("--version", "docker-graph-driver 2"), ("--help", "keeps Docker's image layers")):
         done = run(life, word)
         assert done.returncode == 0, done
         assert way.silent or says in done.stdout, done
@@ -312,6 +312,7 @@ MODES = {
     "socket.state": 0o644,
     "home": 0o711,
     "home/mnt": 0o711,
+    "home/l": 0o711,
     "home/mnt/LAYER": 0o711,
     "the layer's file system": 0o755,
     "the layer's root": 0o755,
@@ -321,13 +322,14 @@ MODES = {
 
 def modes(life: PluginProcess, root: str) -> Mapping[str, int]:
     """The modes of all that the driver has made: nobody else can write to it."""
-    files = os.path.dirname(root)
+    files = os.path.join(os.path.dirname(root), "layer")
     paths = {
         "socket": life.socket,
         "socket.lock": f"{life.socket}.lock",
         "socket.state": f"{life.socket}.state",
         "home": life.home,
         "home/mnt": f"{life.home}/mnt",
+        "home/l": f"{life.home}/l",
         "home/mnt/LAYER": os.path.dirname(files),
         "the layer's file system": files,
         "the layer's root": root,

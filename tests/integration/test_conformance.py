@@ -101,7 +101,7 @@ def test_create_snap(client: Client) -> None:
 
 
 def test_deep_layer_read(client: Client, cluster: Cluster, new_id: NewId) -> None:
-    """20 layers: more than the kernel could map as one chain of clones."""
+    """20 layers: more than the kernel could map, were each a clone of the one before."""
     layers = [client.create(new_id())]
     client.write(layers[0], "testfile.txt", "test content")
     for number in range(1, 21):
@@ -117,7 +117,7 @@ def test_deep_layer_read(client: Client, cluster: Cluster, new_id: NewId) -> Non
     assert client.read(top, "testfile.txt") == b"test content"
     assert client.read(top, "top") == b"20"
     assert client.read(layers[10], "top") == b"10"
-    assert max(cluster.ancestors(f"docker_image_{layer}") for layer in (*layers[10:], top)) <= 16
+    assert {cluster.ancestors(f"docker_image_{layer}") for layer in (*layers, top)} == {1}
 
 
 @pytest.mark.parametrize("count", [10, 500])
@@ -200,10 +200,11 @@ def test_set_quota(start_plugin: StartPlugin, cluster: Cluster, new_id: NewId, f
     assert caught.value.errno == errno.ENOSPC
     client.put(small)
 
+    # What a layer needs is for what it brings itself.
     grandchild = client.create(new_id(), large)
-    assert capacity(client, grandchild) > 800 << 20
-    with pytest.raises(Refused, match=r"600M.*smaller than its parent's 1G"):
-        client.create(new_id(), large, "600M")
+    assert capacity(client, grandchild) < 512 << 20
+    with pytest.raises(Refused, match=r"400M is smaller than 512M"):
+        client.create(new_id(), large, "400M")
     with pytest.raises(Refused, match=r"'12 parsecs' is not a size"):
         client.create(new_id(), large, "12 parsecs")
     assert len(cluster.images(f"quota_{fs}_")) == 4
@@ -256,9 +257,9 @@ def test_metadata_and_status(client: Client, cluster: Cluster, new_id: NewId) ->
     assert said["Pool"] == "rbd"
     assert said["Filesystem"] == "xfs"
     assert said["Size"] == str(10 << 30)
-    assert said["Parent"] == "docker_image_base_image@depth0"
+    assert (said["Parent"], said["Depth"]) == ("", "0")
     assert os.path.exists(said["Device"])
-    assert root.startswith(said["MountPoint"] + "/")
+    assert root == said["MountPoint"]
     status = client.status()
     assert status["Layers"] == "1"
     assert status["Mapped Devices"] == "1"

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable
 
 import pytest
-from lab import Cluster, StartPlugin, mounts_below
+from lab import Cluster, StartPlugin, mounts_below, views_below
 from plugin_client import Client, PluginProcess, Refused, make_tar, wait_until
 
 NewId = Callable[[], str]
@@ -104,13 +104,15 @@ def test_get_twice_is_one_mount_and_two_counts(plugin: PluginProcess, new_id: Ne
     client = plugin.client
     layer = client.create(new_id())
     root = client.get(layer)
+    # The file system and the view.
+    assert len(mounts_below(plugin.home)) == 2
     assert client.get(layer) == root
-    assert len(mounts_below(plugin.home)) == 1
+    assert len(mounts_below(plugin.home)) == 2
     client.put(layer)
-    assert os.path.isdir(root)
-    assert len(mounts_below(plugin.home)) == 1
+    assert os.path.ismount(root)
+    assert len(mounts_below(plugin.home)) == 2
     client.put(layer)
-    assert mounts_below(plugin.home) == []
+    assert views_below(plugin.home) == []
     assert client.get(layer) == root
     client.put(layer)
 
@@ -162,8 +164,13 @@ def test_a_child_outlives_its_parent(client: Client, cluster: Cluster, new_id: N
     client.remove(parent)
     assert client.read(children[0], "f") == bytes(1 << 20)
     client.call("Cleanup")
+    assert client.call("Exists", ID=parent)["Exists"] is False
     assert client.read(children[1], "f") == bytes(1 << 20)
-    assert cluster.images("docker_image_") == sorted(f"docker_image_{child}" for child in children)
+    assert cluster.images("docker_image_") == sorted(f"docker_image_{layer}" for layer in (parent, *children))
+
+    for child in children:
+        client.remove(child)
+    wait_until(lambda: cluster.images("docker_image_") == [], "the parent goes with the last layer that stands on it")
 
 
 def test_an_error_of_exists_reads_as_false(client: Client) -> None:
@@ -201,8 +208,8 @@ def test_no_bad_id_reaches_a_path_or_an_image(plugin: PluginProcess, cluster: Cl
         with pytest.raises(Refused, match="is not a layer id"):
             client.apply_diff(layer, make_tar({"f": "x"}))
     assert cluster.images("docker_image_") == []
-    assert os.listdir(plugin.home) == ["mnt"]
-    assert os.listdir(os.path.join(plugin.home, "mnt")) == []
+    assert sorted(os.listdir(plugin.home)) == ["l", "mnt"]
+    assert os.listdir(os.path.join(plugin.home, "mnt")) == os.listdir(os.path.join(plugin.home, "l")) == []
 
 
 def test_the_base_image_is_no_layer(client: Client, cluster: Cluster) -> None:

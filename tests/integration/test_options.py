@@ -9,7 +9,7 @@ import re
 import tarfile
 
 import pytest
-from lab import Cluster, StartPlugin, mounts_below
+from lab import Cluster, StartPlugin, mounts_below, views_below
 from lab_fixtures import NewId, refusal, restricted, whole_life
 from plugin_client import Refused, make_tar, wait_until
 
@@ -80,6 +80,19 @@ def test_a_base_image_of_somebody_else(start_plugin: StartPlugin, cluster: Clust
     assert "was not made by this driver" in text
 
 
+def test_a_pool_of_the_first_format(start_plugin: StartPlugin, cluster: Cluster) -> None:
+    """One line that says what to do; nothing is changed."""
+    cluster.rbd("create", "--size", "1G", "rbd/first_base_image")
+    for key, value in {"format": "1", "fs": "xfs"}.items():
+        cluster.rbd("image-meta", "set", "rbd/first_base_image", f"docker_graph_driver.{key}", value)
+    before = [cluster.rbd("ls"), cluster.rbd("image-meta", "list", "rbd/first_base_image"), cluster.trash()]
+    text = refusal(start_plugin, imageprefix="first")
+    assert "first_base_image in pool rbd is of the first format" in text
+    assert "choose another ceph.imageprefix or pool, or go on with a driver of version 1" in text
+    assert [cluster.rbd("ls"), cluster.rbd("image-meta", "list", "rbd/first_base_image"), cluster.trash()] == before
+    start_plugin(imageprefix="second")
+
+
 def test_a_base_image_with_another_file_system(start_plugin: StartPlugin) -> None:
     start_plugin(imageprefix="other_fs", fs="ext4")
     text = refusal(start_plugin, imageprefix="other_fs", fs="xfs")
@@ -139,8 +152,13 @@ def test_mount_options_are_those_of_the_mount(start_plugin: StartPlugin, new_id:
     """The Go driver broke on a plain flag; an option with a value works too."""
     plugin = start_plugin(mountopt=("nodiratime", "nodev,logbsize=32k", "noatime"), imageprefix="mountopt")
     root = plugin.client.get(plugin.client.create(new_id()))
-    options = mount_options(os.path.dirname(root))
+    options = mount_options(files_of(root))
     assert {"nodiratime", "nodev", "logbsize=32k", "noatime", "nouuid"} <= options
+
+
+def files_of(root: str) -> str:
+    """Where the file system of a layer is mounted that Docker has got."""
+    return os.path.join(os.path.dirname(root), "layer")
 
 
 def mount_options(point: str) -> set[str]:
@@ -153,7 +171,7 @@ def mount_options(point: str) -> set[str]:
 def test_mkfs_arguments_reach_mkfs(start_plugin: StartPlugin, cluster: Cluster, new_id: NewId) -> None:
     plugin = start_plugin(mkfsarg=("-m reflink=0", "-i size=1024"), imageprefix="mkfsarg")
     root = plugin.client.get(plugin.client.create(new_id()))
-    said = cluster.run(["xfs_info", os.path.dirname(root)])
+    said = cluster.run(["xfs_info", files_of(root)])
     assert "isize=1024" in said
     assert "reflink=0" in said
 
@@ -193,8 +211,9 @@ def test_nbd(start_plugin: StartPlugin, cluster: Cluster, new_id: NewId) -> None
     assert client.get(layer) == root
     client.put(layer)
     client.put(layer)
-    assert mounts_below(plugin.home) == []
+    assert views_below(plugin.home) == []
     cluster.wait_unmapped()
+    assert mounts_below(plugin.home) == []
     assert client.status()["Device Type"] == "nbd"
 
 

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
-from lab import Cluster, StartPlugin, mounts_below
+from lab import Cluster, StartPlugin, mounts_below, views_below
 from plugin_client import PluginProcess, Refused, make_tar, wait_until
 
 NewId = Callable[[], str]
@@ -75,6 +75,17 @@ def new_container(plugin: PluginProcess, layer: str) -> str:
     return layer
 
 
+def images_of(layer: str) -> list[str]:
+    """The images that are mapped while the layer of `new_container` is mounted."""
+    return sorted((f"docker_image_{layer}", f"docker_image_{layer[::-1]}"))
+
+
+def unmount_all(plugin: PluginProcess, cluster: Cluster) -> None:
+    """The end of the plugin's mount namespace; the directories are left."""
+    for point in reversed(mounts_below(plugin.home)):
+        cluster.run(["umount", point])
+
+
 def holds_device(cluster: Cluster, layer: str) -> bool:
     """Whether a layer's image is mapped once."""
     return cluster.mapped().count(f"docker_image_{layer}") == 1
@@ -103,12 +114,12 @@ def test_live_restore_keeps_what_a_container_uses_and_releases_the_rest(
     container.write("before", "1")
 
     plugin.init()
-    assert mounts_below(plugin.home) == [os.path.dirname(root)]
-    wait_until(lambda: cluster.mapped() == [f"docker_image_{running}"], "the rest is unmapped")
+    assert views_below(plugin.home) == [root]
+    wait_until(lambda: cluster.mapped() == images_of(running), "the rest is unmapped")
     assert holds_device(cluster, running)
     assert client.get(running) == root
     client.put(running)
-    assert mounts_below(plugin.home) == [os.path.dirname(root)]
+    assert views_below(plugin.home) == [root]
     container.write("after", "2")
     assert container.read("before") == "1"
     with open(os.path.join(root, "after"), encoding="ascii") as source:
@@ -116,8 +127,9 @@ def test_live_restore_keeps_what_a_container_uses_and_releases_the_rest(
 
     container.end()
     client.put(running)
-    assert mounts_below(plugin.home) == []
+    assert views_below(plugin.home) == []
     cluster.wait_unmapped()
+    assert mounts_below(plugin.home) == []
     assert client.read(running, "after") == b"2"
     client.put(stopped)
     assert client.read(stopped, "of the image") == b"x"
@@ -155,18 +167,19 @@ def test_plugin_killed_9_under_a_running_container(
     container.write("meanwhile", "2")
     plugin.start()
 
-    assert mounts_below(plugin.home) == [os.path.dirname(root)]
+    assert views_below(plugin.home) == [root]
     assert holds_device(cluster, layer)
-    assert client.metadata(layer)["MountPoint"] == os.path.dirname(root)
+    assert client.metadata(layer)["MountPoint"] == root
     # docker exec and cp, then stop.
     assert client.get(layer) == root
     client.put(layer)
     assert container.read("before") == "1"
-    assert mounts_below(plugin.home) == [os.path.dirname(root)]
+    assert views_below(plugin.home) == [root]
     container.end()
     client.put(layer)
-    assert mounts_below(plugin.home) == []
+    assert views_below(plugin.home) == []
     cluster.wait_unmapped()
+    assert mounts_below(plugin.home) == []
     assert client.read(layer, "meanwhile") == b"2"
     assert client.read(other, "of the image") == b"x"
     client.write(other, "g", "new")
@@ -185,14 +198,15 @@ def test_a_put_that_is_repeated_leaves_a_running_container_its_mount(
     plugin.kill()
     plugin.start()
     client.put(layer)
-    assert mounts_below(plugin.home) == [os.path.dirname(root)]
+    assert views_below(plugin.home) == [root]
     container.write("f", "1")
     assert client.read(layer, "f") == b"1"
     assert client.changes(layer, layer + "-init") == {"/f": 1}
     container.end()
     client.put(layer)
-    assert mounts_below(plugin.home) == []
+    assert views_below(plugin.home) == []
     cluster.wait_unmapped()
+    assert mounts_below(plugin.home) == []
 
 
 def test_a_container_of_which_nothing_but_the_device_is_left(
@@ -204,13 +218,13 @@ def test_a_container_of_which_nothing_but_the_device_is_left(
     root = client.get(layer)
     container = run_container(root)
     plugin.kill()
-    point = os.path.dirname(root)
-    cluster.run(["umount", point])
-    os.rmdir(point)
+    for point in reversed(mounts_below(plugin.home)):
+        cluster.run(["umount", point])
+        os.rmdir(point)
     plugin.start()
     container.write("f", "1")
     assert client.read(layer, "f") == b"1"
-    assert mounts_below(plugin.home) == [point]
+    assert views_below(plugin.home) == [root]
     container.end()
     client.put(layer)
     cluster.wait_unmapped()
@@ -229,13 +243,14 @@ def test_what_docker_cp_has_mounted_in_a_layer_goes_with_it(
     os.mkdir(os.path.join(root, "volume"))
     cluster.run(["mount", "--bind", volume, os.path.join(root, "volume")])
     cluster.run(["mount", "--bind", volume, os.path.join(root, "volume", "inner")])
-    assert len(mounts_below(plugin.home)) == 3
+    assert len(views_below(plugin.home)) == 3
     if verb == "Init":
         plugin.init()
     else:
         client.call(verb, ID=layer)
-    assert mounts_below(plugin.home) == []
+    assert views_below(plugin.home) == []
     cluster.wait_unmapped()
+    assert mounts_below(plugin.home) == []
     assert os.listdir(volume) == ["inner"]
 
 
@@ -249,8 +264,9 @@ def test_what_a_killed_builder_has_mounted_elsewhere_is_unmounted(
     cluster.run(["mount", "--bind", plugin.client.get(layer), point])
     plugin.init()
     assert mounts_below(os.path.dirname(point)) == []
-    assert mounts_below(plugin.home) == []
+    assert views_below(plugin.home) == []
     cluster.wait_unmapped()
+    assert mounts_below(plugin.home) == []
 
 
 def test_what_was_removed_is_gone_for_docker_and_goes_from_the_pool(
@@ -286,10 +302,10 @@ def test_what_a_home_that_is_gone_has_mapped_can_be_removed(
 ) -> None:
     """A managed plugin was killed and removed, and its home with it; one of that name was made anew."""
     layer = new_container(plugin, new_id())
-    point = os.path.dirname(plugin.client.get(layer))
+    root = plugin.client.get(layer)
     plugin.kill()
-    cluster.run(["umount", point])
-    shutil.rmtree(os.path.dirname(point))
+    unmount_all(plugin, cluster)
+    shutil.rmtree(os.path.dirname(root))
     plugin.start()
     assert holds_device(cluster, layer)
     plugin.client.remove(layer)
@@ -318,8 +334,9 @@ def test_plugin_killed_9_then_remove_of_what_was_mounted(
     plugin.kill()
     plugin.start()
     plugin.client.remove(layer)
-    assert mounts_below(plugin.home) == []
+    assert views_below(plugin.home) == []
     cluster.wait_unmapped()
+    assert mounts_below(plugin.home) == []
 
 
 def test_plugin_and_dockerd_killed_9(plugin: PluginProcess, cluster: Cluster, new_id: NewId) -> None:
@@ -341,12 +358,12 @@ def test_plugin_restarted_twice(plugin: PluginProcess, new_id: NewId) -> None:
     for _ in range(2):
         plugin.kill()
         plugin.start()
-    assert len(mounts_below(plugin.home)) == 1
+    assert len(views_below(plugin.home)) == 1
     assert plugin.client.get(layer) == root
     plugin.client.put(layer)
-    assert len(mounts_below(plugin.home)) == 1
+    assert len(views_below(plugin.home)) == 1
     plugin.client.put(layer)
-    assert mounts_below(plugin.home) == []
+    assert views_below(plugin.home) == []
 
 
 def test_sigterm_leaves_the_mounts_of_containers(
@@ -358,7 +375,7 @@ def test_sigterm_leaves_the_mounts_of_containers(
     container = run_container(root)
     assert plugin.terminate() == 0
     assert not os.path.exists(plugin.socket)
-    assert mounts_below(plugin.home) == [os.path.dirname(root)]
+    assert views_below(plugin.home) == [root]
     container.write("f", "still here")
     plugin.start()
     assert client.get(layer) == root
@@ -373,7 +390,7 @@ def test_a_mapping_without_a_mount_is_taken_back(plugin: PluginProcess, cluster:
     layer = new_container(plugin, new_id())
     plugin.client.get(layer)
     plugin.kill()
-    cluster.run(["umount", mounts_below(plugin.home)[0]])
+    unmount_all(plugin, cluster)
     assert holds_device(cluster, layer)
     plugin.start()
     cluster.wait_unmapped()
@@ -388,7 +405,7 @@ def test_one_busy_leftover_does_not_stop_the_plugin(
     busy, other = new_container(plugin, new_id()), new_container(plugin, new_id())
     container = run_container(client.get(busy))
     plugin.kill()
-    cluster.run(["umount", mounts_below(plugin.home)[0]])
+    unmount_all(plugin, cluster)
     plugin.start()
     assert client.listing(other) == ["of the image"]
     plugin.init()
@@ -428,8 +445,9 @@ def test_put_of_a_layer_in_which_somebody_sits(plugin: PluginProcess, cluster: C
         sitter.kill()
         sitter.wait()
     plugin.client.put(layer)
-    assert mounts_below(plugin.home) == []
+    assert views_below(plugin.home) == []
     cluster.wait_unmapped()
+    assert mounts_below(plugin.home) == []
 
 
 def test_a_state_file_that_is_no_state(plugin: PluginProcess, new_id: NewId) -> None:
@@ -487,7 +505,7 @@ def test_a_base_image_that_lost_its_snapshot(start_plugin: StartPlugin, cluster:
     assert plugin.terminate() == 0
     plugin.start()
     plugin.init()
-    assert "purged_base_image has lost its snapshot depth0; it was taken anew" in plugin.log_text()
+    assert "purged_base_image has lost its snapshot empty; it was taken anew" in plugin.log_text()
     assert client.listing(client.create(new_id())) == []
     assert client.read(client.created[0], "f") == b"before"
 
@@ -498,16 +516,16 @@ LABEL = "system_u:object_r:container_file_t:s0:c1,c2"
 
 
 def labels(log: str, layer: str) -> list[bool]:
-    """Of each mount of a layer's device that a log tells of: whether it has the label.
+    """Of each mount of a layer's view that a log tells of: whether it has the label.
 
     A kernel without SELinux takes the option and forgets it (mount(8)); so there is the command line to see.
     """
-    lines = [line for line in log.splitlines() if "mount -t " in line and f"/{layer}/" in line]
+    lines = [line for line in log.splitlines() if "mount -t overlay " in line and f"/{layer}/" in line]
     return [f'context="{LABEL}"' in line for line in lines]
 
 
 def test_the_label_of_a_mount_survives_a_restart(plugin: PluginProcess, new_id: NewId) -> None:
-    """What layer it is is learned from the layer itself; one super block has one label, whoever mounts it first."""
+    """What layer it is is learned from the layer itself; one view has one label, whoever mounts it first."""
     layer = new_container(plugin, new_id())
     plugin.kill()
     plugin.start()
@@ -527,11 +545,11 @@ def test_a_layer_that_is_read_without_its_label_is_not_got_without_it(plugin: Pl
     wait_until(lambda: client.metadata(layer)["Device"] == "", "Docker has put it")
     connection, answer = client.open_diff(layer)
     answer.read(1 << 16)
-    with pytest.raises(Refused, match=f"layer {layer} is mounted without the label {LABEL}.*try again"):
+    with pytest.raises(Refused, match=f"layer {layer}: .*try again"):
         client.call("Get", ID=layer, MountLabel=LABEL)
     answer.close()
     connection.close()
-    wait_until(lambda: mounts_below(plugin.home) == [], "nobody reads it")
+    wait_until(lambda: views_below(plugin.home) == [], "nobody reads it")
     before = len(plugin.log_text())
     client.call("Get", ID=layer, MountLabel=LABEL)
     assert labels(plugin.log_text()[before:], layer) == [True]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 
@@ -51,27 +50,29 @@ def test_a_container_that_does_little_stores_little(plugin: PluginProcess, clust
         assert sum(data_objects(cluster, f"docker_image_{name}").values()) < 1_200_000, name
     assert client.read(layer, "mine") == layer.encode()
     assert client.read(layer, "etc/name") == b"of the image"
-    # Nobody has it mounted, and it is mapped for some seconds more.
-    client.get(layer)
-    device = client.metadata(layer)["Device"]
-    client.put(layer)
-    cluster.run(["xfs_repair", "-n", device])
+    cluster.wait_unmapped()
+    device = cluster.rbd("device", "map", "--options", "noudev", f"rbd/docker_image_{layer}").strip()
+    try:
+        cluster.run(["xfs_repair", "-n", device])
+    finally:
+        cluster.rbd("device", "unmap", device)
 
 
-def test_all_but_the_first_container_are_clones(plugin: PluginProcess, cluster: Cluster, new_id: NewId) -> None:
-    """The first is a copy of its small image, for which nobody waits a second; its snapshot is taken behind."""
+def test_an_image_holds_what_its_layer_brought(plugin: PluginProcess, cluster: Cluster, new_id: NewId) -> None:
+    """And nothing of what is below; each is a clone of the base image, whose snapshot is the pool's only one."""
     client = plugin.client
-    image = client.create(new_id())
-    client.apply_diff(image, make_tar({"etc": None}))
-    first = new_container(plugin, new_id(), image)
-    assert cluster.info(f"docker_image_{first}")["parent"]["image"] == "docker_image_base_image"
-    wait_until(
-        lambda: json.loads(cluster.rbd("snap", "ls", f"rbd/docker_image_{image}", "--format", "json")),
-        "the image's snapshot is taken",
-    )
-    second = new_container(plugin, new_id(), image)
-    assert cluster.info(f"docker_image_{second}")["parent"]["image"] == f"docker_image_{image}"
-    assert client.listing(second) == ["etc", "hosts", "mine", "resolv.conf"]
+    large, small = client.create(new_id()), new_id()
+    client.apply_diff(large, make_tar({"large": os.urandom(12 << 20), "etc": None}))
+    client.create(small, large)
+    client.apply_diff(small, make_tar({"small": "x"}), large)
+    container = new_container(plugin, new_id(), small)
+    cluster.wait_unmapped()
+    for layer in (small, f"{container}-init", container):
+        assert sum(data_objects(cluster, f"docker_image_{layer}").values()) < 1_200_000, layer
+    for layer in (large, small, f"{container}-init", container):
+        assert cluster.info(f"docker_image_{layer}")["parent"]["image"] == "docker_image_base_image"
+    assert cluster.snapshots("docker_image_") == []
+    assert client.listing(container) == ["etc", "hosts", "large", "mine", "resolv.conf", "small"]
 
 
 def test_a_deletion_takes_as_long_as_it_gets_on(start_plugin: StartPlugin, cluster: Cluster, new_id: NewId) -> None:

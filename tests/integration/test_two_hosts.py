@@ -160,7 +160,7 @@ def test_a_host_that_died_is_taken_over(
     a.client.write(idle, "f", "idle")
     root = a.client.get(layer)
     write_through(os.path.join(root, "f"), "precious")
-    wait_until(lambda: len(device_servers(a)) == 1 and is_seen(a), "only the container is mapped")
+    wait_until(lambda: len(device_servers(a)) == 2 and is_seen(a), "only the container and its image are mapped")
     send(a, signal.SIGSTOP)
     assert takeover(b, "host-a")[0] == 2
     with pytest.raises(Refused, match="belongs to host host-a"):

@@ -188,13 +188,13 @@ look() {
     show docker info --format '{{range .DriverStatus}}{{index . 0}}: {{index . 1}}{{"\n"}}{{end}}'
     heading "What Ceph says"
     show rbd list
-    heading "The same as a tree of clones"
+    heading "The same as a tree: what stands on what"
     tree
 }
 
-# tree: every image of the pool below the one that it is a clone of; one that goes while we look is left out.
+# tree: every layer of the pool below its parent, of which it holds nothing; one that goes while we look is left out.
 tree() {
-    local image images info status
+    local image images info parent status
     local -A called=() parent_of=()
     while read -r image info; do
         called[$image]=$info
@@ -202,19 +202,20 @@ tree() {
     images=$(rbd list --pool rbd)
     for image in $images; do
         status=0
-        info=$(rbd info --pool rbd --image "$image" 2>"$demo/info.log") || status=$?
+        info=$(rbd image-meta list --pool rbd --image "$image" 2>"$demo/info.log") || status=$?
         ((status != 2)) || continue # ENOENT
-        ((status == 0)) || give_up "this command failed (exit $status): rbd info $image" "$demo/info.log"
-        parent_of[$image]=$(sed -n 's/^\tparent: rbd\/\(.*\)@.*/\1/p' <<<"$info")
+        ((status == 0)) || give_up "this command failed (exit $status): rbd image-meta list $image" "$demo/info.log"
+        parent=$(sed -n 's/.*"parents": \["\([^"]*\)".*/\1/p' <<<"$info")
+        parent_of[$image]=docker_image_${parent:-base_image}
     done
     for image in "${!parent_of[@]}"; do
-        # One whose parent has gone is a clone of nothing that can be shown.
-        [[ -z ${parent_of[$image]} || -v parent_of[${parent_of[$image]}] ]] || parent_of[$image]=
+        # Below one that has gone nothing can be shown.
+        [[ -v parent_of[${parent_of[$image]}] && ${parent_of[$image]} != "$image" ]] || parent_of[$image]=
     done
     branch ''
 }
 
-# branch PARENT [INDENT]: the clones of an image. As Docker does, it shows 12 digits of an id.
+# branch PARENT [INDENT]: what stands on an image. As Docker does, it shows 12 digits of an id.
 branch() {
     local image short
     for image in $(printf '%s\n' "${!parent_of[@]}" | sort); do

@@ -42,7 +42,7 @@ ends_well() {
     # Base image, two images, a container and its init layer; the container that was run with --rm is not among them.
     [[ $output == *$'\nLayers: 4\r\nMapped Devices: 0'* || $output == *$'\nLayers: 4\nMapped Devices: 0'* ]]
     [[ $(grep --count '^docker_image_' <<<"${output#*What Ceph says}") -ge 5 ]]
-    tree=${output#*tree of clones}
+    tree=${output#*what stands on what}
     [[ $(grep --only-matching 'docker_image_[^ ]*' <<<"$tree" | wc -l) == "${1:-5}" ]]
 }
 
@@ -138,6 +138,8 @@ use_as_told() (
     typed 'docker run --network none --rm second cat /hello'
     typed 'export CEPH_CONF=/var/tmp/ceph-demo/ceph/ceph.conf'
     typed 'rbd list'
+    typed 'unset DOCKER_HOST CEPH_CONF'
+    [[ ! -v DOCKER_HOST && ! -v CEPH_CONF ]]
 )
 
 @test "kept, used as it says, taken down" {
@@ -173,7 +175,7 @@ use_as_told() (
 @test "in a terminal, where an image goes while it looks; taken down after its daemons were killed" {
     # Of all that is listed the driver itself is told the truth.
     # shellcheck disable=SC2016 # it is for the script
-    fake rbd '[[ $1 != info || $* == *--conf* || $* != *-init* ]] || { echo "rbd: error opening image" >&2; exit 2; }
+    fake rbd '[[ $1 != image-meta || $* == *--conf* || $* != *-init* ]] || { echo "rbd: error opening image" >&2; exit 2; }
         PATH=${PATH#*'"$BATS_TEST_TMPDIR"':} exec rbd "$@"'
     run -0 env TERM=xterm script --quiet --return --command "'$repo/demo.sh' --keep" /dev/null
     ends_well 4

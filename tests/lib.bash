@@ -119,7 +119,7 @@ apt_get() {
 # more; tests/unit/test_readme.py, if no suite runs one.
 typed() {
     "$system_python" "$repo/tests/readme.py" has "$1" || return 1
-    if [[ $1 == export\ * ]]; then
+    if [[ $1 == @(export|unset)\ * ]]; then
         eval "$1"
     else
         (cd "${TYPED_IN:-$repo}" && ${TYPED_BY:-} bash -c "$1")

@@ -1,12 +1,11 @@
 #!/usr/bin/env python3
 """Writes an image of many small layers as an archive that `docker load` takes, without a registry or a daemon.
 
-    make_image.py --base ROOT.tar --layers N [--big M] [--attribute NAME] NAME OUT.tar
+    make_image.py --base ROOT.tar --layers N [--attribute NAME] NAME OUT.tar
 
 The first layer is ROOT.tar, a root file system. Layer K of the others adds the file /layers/K, writes its number into
 /last, makes /only-in-K and deletes what the layer before made so: the image has additions, changes and deletions.
-M of them, the last one and others evenly spread, also rewrite /big, so that the driver clones them instead of
-copying them. All files of the others have the extended attribute NAME.
+All files of the others have the extended attribute NAME.
 """
 
 from __future__ import annotations
@@ -15,11 +14,7 @@ import argparse
 import hashlib
 import io
 import json
-import random
 import tarfile
-
-# More than layers.COPY_LIMIT.
-BIG = 7 << 20
 
 
 def add(archive: tarfile.TarFile, name: str, content: bytes, attribute: str = "") -> None:
@@ -31,16 +26,14 @@ def add(archive: tarfile.TarFile, name: str, content: bytes, attribute: str = ""
     archive.addfile(member, io.BytesIO(content))
 
 
-def small_layer(number: int, *, big: bool = False, attribute: str = "") -> bytes:
-    """Return the archive of layer `number` (from 1: the root file system is 0); a `big` one is small no more."""
+def small_layer(number: int, attribute: str = "") -> bytes:
+    """Return the archive of layer `number` (from 1: the root file system is 0)."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:
         for name in (f"layers/{number}", "last", f"only-in-{number}"):
             add(archive, name, b"%d\n" % number, attribute)
         if number > 1:
             add(archive, f".wh.only-in-{number - 1}", b"")
-        if big:
-            add(archive, "big", random.Random(number).randbytes(BIG))
     return stream.getvalue()
 
 
@@ -70,16 +63,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--base", required=True, metavar="ROOT.tar", help="the first layer")
     parser.add_argument("--layers", required=True, type=int, metavar="N", help="how many layers, the first included")
-    parser.add_argument("--big", type=int, default=0, metavar="M", help="how many of them are big")
     parser.add_argument("--attribute", default="", metavar="NAME", help="an extended attribute of files")
     parser.add_argument("name", help="name:tag of the image")
     parser.add_argument("out", help="the archive to write")
     arguments = parser.parse_args()
     with open(arguments.base, "rb") as source:
         base = source.read()
-    numbers = range(1, arguments.layers)
-    big = {arguments.layers - 1 - len(numbers) * index // arguments.big for index in range(arguments.big)}
-    layers = [small_layer(number, big=number in big, attribute=arguments.attribute) for number in numbers]
+    layers = [small_layer(number, arguments.attribute) for number in range(1, arguments.layers)]
     write_image(arguments.name, [base, *layers], arguments.out)
 
 

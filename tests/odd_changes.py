@@ -12,6 +12,7 @@ import os
 import shutil
 import socket
 import stat
+import subprocess
 import sys
 
 from odd_images import NET_ADMIN, WHEN
@@ -117,7 +118,8 @@ def remove_and_replace() -> None:
     os.symlink("later", "implied/by")
     os.utime("implied/by", (WHEN, WHEN), follow_symlinks=False)
     os.rename("after-global", "renamed")
-    os.rename("replaced", "moved")
+    # A directory of a lower layer is not renamed in one step on overlayfs (EXDEV).
+    subprocess.run(["mv", "replaced", "moved"], check=True)
 
 
 def main() -> None:

@@ -293,8 +293,8 @@ tried_often() { (($(property "$driver" NRestarts) > 6)); }
     on docker import - small <"$SITE/busybox.tar"
     new_containers_start
     for image in $(images ls | grep --invert-match base_image); do
-        run -0 images image-meta get "$image" docker_graph_driver.owner
-        [[ $output == "node2/$id /var/lib/docker/ceph" ]]
+        run -0 images image-meta get "$image" docker_graph_driver.layer
+        [[ $(jq --raw-output .owner <<<"$output") == "node2/$id /var/lib/docker/ceph" ]]
     done
 }
 

@@ -6,7 +6,7 @@
 
 A line holds everything but the inode's number: name (bytes that are not UTF-8 as surrogates), type, mode, owners,
 modification time in nanoseconds as the file system has it, attributes (in hexadecimal), device number, size and hash of
-the content, how many names a file has and which of those in the tree comes first. Sizes and link counts of directories
+the content, how many names a file has in the tree and which comes first. Sizes and link counts of directories
 are the file system's own business. REGEX is looked for in names; what matches is not described, with all below it. A
 time between SECONDS and the present is described as "now".
 """
@@ -52,12 +52,17 @@ Line = dict[str, Any]
 
 def describe_tree(top: bytes, leave_out: str | None, since: float) -> Iterator[Line]:
     """The lines of a tree, sorted by name."""
-    first: dict[int, str] = {}
+    lines, linked = [], dict[int, list[Line]]()
     for path in [top, *sorted(_below(top, top, leave_out))]:
-        line = _describe(path, _name(path, top), first)
+        line = _describe(path, _name(path, top), linked)
         if since <= line["mtime"] / 1e9 <= time.time():
             line["mtime"] = "now"
-        yield line
+        lines.append(line)
+    # Counted here: overlayfs goes on to count names of a lower layer's file that were removed.
+    for same in linked.values():
+        for line in same if len(same) > 1 else ():
+            line["names"], line["first"] = len(same), same[0]["name"]
+    yield from lines
 
 
 def _name(path: bytes, top: bytes) -> str:
@@ -74,7 +79,7 @@ def _below(directory: bytes, top: bytes, leave_out: str | None) -> Iterator[byte
                 yield from _below(entry.path, top, leave_out)
 
 
-def _describe(path: bytes, name: str, first: dict[int, str]) -> Line:
+def _describe(path: bytes, name: str, linked: dict[int, list[Line]]) -> Line:
     status = os.lstat(path)
     kind = stat.S_IFMT(status.st_mode)
     line: Line = {
@@ -95,8 +100,7 @@ def _describe(path: bytes, name: str, first: dict[int, str]) -> Line:
     elif kind in (stat.S_IFCHR, stat.S_IFBLK):
         line["device"] = [os.major(status.st_rdev), os.minor(status.st_rdev)]
     if kind != stat.S_IFDIR and status.st_nlink > 1:
-        line["names"] = status.st_nlink
-        line["first"] = first.setdefault(status.st_ino, name)
+        linked.setdefault(status.st_ino, []).append(line)
     return line
 
 

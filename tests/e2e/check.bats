@@ -71,7 +71,7 @@ unmapped() { [[ $(rbd device list --format json) == "[]" ]]; }
     docker run --rm small cat /last
 }
 
-is_mounted() { [[ -n $(mounts_below "$SITE/data/$GRAPH") ]]; }
+is_mounted() { [[ -n $(views) ]]; }
 
 # left_of NAME: removes a container while the driver is away, and prints what Docker's layer store keeps of it.
 left_of() {

@@ -63,7 +63,26 @@ pool_lacks() { [[ $(rbd ls full) != *"$1"* ]]; }
     eventually pool_has_room
     docker run --rm small true
     ceph osd pool set-quota full max_bytes 0
-    eventually only_device_is ""
+    eventually only_devices_are ""
+}
+
+# The driver has tried in the background to let go of a container whose device takes nothing.
+was_tried() { grep --quiet "unmapping layer $1: again in 1 to 30 s" "$SITE/plugin.log"; }
+
+@test "docker stop and then rm of a container whose writes the pool does not take" {
+    local mount
+    start_sleeper stopped
+    written stopped /file 64
+    mount=$(basename "$(dirname "$(data_of stopped MountPoint)")")
+    fill_pool 48
+    docker exec stopped dd if=/dev/urandom of=/more bs=1M count=8
+    docker stop stopped
+    eventually was_tried "$mount"
+    docker rm stopped
+    eventually pool_has_room
+    docker run --rm small true
+    ceph osd pool set-quota full max_bytes 0
+    eventually only_devices_are ""
 }
 
 @test "nothing is left" {

@@ -199,15 +199,19 @@ pool_holds_no_more() {
 
 trash_is_empty() { [[ -z $(rbd trash ls --all "$1") ]]; }
 
-# The driver unmaps some seconds after Docker has put a layer.
+# The driver unmounts and unmaps some seconds after Docker has put a layer.
 nothing_is_mapped() {
-    run -0 mounts_below "$SITE/data/$GRAPH"
-    [[ -z $output ]]
+    eventually nothing_is_mounted || {
+        mounts_below "$SITE/data/$GRAPH"
+        return 1
+    }
     eventually no_device_is_listed || {
         rbd device list
         return 1
     }
 }
+
+nothing_is_mounted() { [[ -z $(mounts_below "$SITE/data/$GRAPH") ]]; }
 
 no_device_is_listed() {
     local type
@@ -216,14 +220,26 @@ no_device_is_listed() {
     done
 }
 
-# mounted_once CONTAINER: a running container's layer has one mount on this host, and one device.
+# mounted_once CONTAINER: it is the only one that runs. It has one view on this host, and each of its layers one device.
 mounted_once() {
-    run -0 mounts_below "$SITE/data/$GRAPH"
-    [[ $output == "$(data_of "$1" MountPoint)" ]]
-    eventually only_device_is "$(data_of "$1" Image)"
+    [[ $(views) == "$(data_of "$1" MountPoint)" ]]
+    eventually only_devices_are "$(layers_of "$1")"
 }
 
-only_device_is() { [[ $(rbd device list --format json | jq --raw-output '.[].name') == "$1" ]]; }
+# Where Docker has something mounted; beside it are the layers' own file systems.
+views() { mounts_below "$SITE/data/$GRAPH" | grep -v '/layer$' || true; }
+
+# layers_of CONTAINER: its image, and those of all layers below it.
+layers_of() {
+    local image
+    image=$(data_of "$1" Image)
+    echo "$image"
+    rbd image-meta get "rbd/$image" docker_graph_driver.layer | jq --raw-output '"docker_image_" + .parents[]'
+}
+
+only_devices_are() {
+    [[ $(rbd device list --format json | jq --raw-output '.[].name' | sort) == "$(sort <<<"$1")" ]]
+}
 
 # data_of CONTAINER_OR_IMAGE KEY: a value of its GraphDriver.Data.
 data_of() { docker inspect --format "{{.GraphDriver.Data.$2}}" "$1"; }

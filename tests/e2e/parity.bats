@@ -60,7 +60,7 @@ root_of() {
         echo "$SITE/data/vfs/dir/$mount"
         ;;
     "$OVERLAY") data_of "$1" MergedDir ;;
-    *) echo "$(data_of "$1" MountPoint)/rootfs" ;;
+    *) data_of "$1" MountPoint ;;
     esac
 }
 
@@ -129,11 +129,13 @@ same_as_on_vfs() { diff --unified=0 <(as_on_vfs "$1") <(as_on_vfs "$2"); }
     vfs tree_of chosen "$SITE/chosen.vfs"
     run -1 same_as_on_vfs "$SITE/chosen.vfs" "$SITE/chosen"
     # An opaque whiteout spares a directory that holds something of its layer, as the OCI image spec wants it. What aufs
-    # kept for itself leaves nothing, its parent directory neither, and a global header needs no directory.
+    # kept for itself leaves nothing, its parent directory neither, a global header needs no directory, and a device that
+    # overlayfs would take for a whiteout is none.
     diff - <(grep '^[-+]{' <<<"$output" | cut --delimiter '"' --fields 1,4) <<<'-{"/.wh..wh.plnk
 -{"/global
 +{"/opaque/holding
-+{"/opaque/holding/new'
++{"/opaque/holding/new
+-{"/zero'
     # Nothing is done for a directory that a later entry of its layer took away.
     run -1 vfs load_image chosen-gone
     [[ $output == *"chtimes /gone: no such file or directory"* ]]

@@ -45,10 +45,10 @@ import_half() {
         >"$SITE/archive" 2>/dev/null 3>&- &
     docker import - half <"$SITE/archive" >"$SITE/import.log" 2>&1 3>&- &
     import_pid=$!
-    eventually mounts_below_are 1
+    eventually views_are 1
 }
 
-mounts_below_are() { [[ $(mounts_below "$SITE/data/$GRAPH" | wc -l) == "$1" ]]; }
+views_are() { [[ $(views | wc -l) == "$1" ]]; }
 
 wait_for_import() {
     touch "$SITE/go-on"
@@ -159,7 +159,7 @@ work_as_before() {
     start_pair
     end plugin TERM
     [[ ! -e /run/docker/plugins/$GRAPH.sock ]]
-    mounts_below_are 1
+    views_are 1
     start_ceph_plugin
     still_runs
     work_as_before

@@ -66,7 +66,7 @@ give_back() {
 }
 
 # root_of CONTAINER: where this host sees its root.
-root_of() { echo "$(data_of "$1" MountPoint)/rootfs"; }
+root_of() { data_of "$1" MountPoint; }
 
 # owner_of NAME: of a file of the container `mapped`, as this host sees it, from the first id of the range on.
 owner_of() {

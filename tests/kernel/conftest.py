@@ -2,7 +2,7 @@
 
     LAB_DIR          a running cluster of tests/cluster.sh
     LAB_DEVICE_TYPE  krbd or nbd
-    LAB_SITE         directory of a dockerd that was stopped after it had loaded `deep:latest`, an image of 124 layers
+    LAB_SITE         directory of a dockerd that was stopped after it had loaded `deep:latest`, an image of 8 layers
     LAB_GRAPH        name of its graph driver, whose images have the prefix "deep"
 
 The tests of the other type may run at the same time.

@@ -1,4 +1,4 @@
-"""Docker on a real kernel, with an image as deep as Docker makes them. Runs in the guest, see conftest.py."""
+"""Docker on a real kernel, with an image of some layers. Runs in the guest, see conftest.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 from lab import Cluster, mounts_below
-from plugin_client import REPO
+from plugin_client import REPO, wait_until
 
 TYPE = os.environ.get("LAB_DEVICE_TYPE", "krbd")
 # What a docker command may take here.
@@ -88,17 +88,19 @@ def site(cluster: Cluster) -> Iterator[Site]:
     assert [image for image in cluster.mapped() if image.startswith("deep_")] == []
 
 
-def test_the_deepest_image_that_docker_allows(site: Site, cluster: Cluster) -> None:
-    """Run, diff, commit to the 125th layer, run that, remove both. What is committed is too big to be copied."""
+def test_an_image_of_many_layers(site: Site, cluster: Cluster) -> None:
+    """Run, diff, commit, run that, remove both. Each layer has its device, and each command takes seconds here."""
     before = cluster.images("deep_")
-    assert len(before) == 124
+    assert len(before) == 8
     # Layer 0 brought the shell, the others a number each.
-    script = "ls /layers | wc -l; cat /last /layers/1; head -c 7000000 /dev/urandom >/new; rm /layers/60"
-    assert site.docker(f"run --name first --network none deep sh -c '{script}'").split() == ["123", "123", "1"]
-    assert sorted(site.docker("diff first").splitlines()) == ["A /new", "C /layers", "D /layers/60"]
+    script = "ls /layers | wc -l; cat /last /layers/1; head -c 7000000 /dev/urandom >/new; rm /layers/5"
+    assert site.docker(f"run --name first --network none deep sh -c '{script}'").split() == ["7", "7", "1"]
+    assert sorted(site.docker("diff first").splitlines()) == ["A /new", "C /layers", "D /layers/5"]
     site.docker("commit first second")
     site.docker("rm first")
     script = "stat -c %s /new; cat /last; ls /layers | wc -l"
-    assert site.docker(f"run --rm --network none second sh -c '{script}'").split() == ["7000000", "123", "122"]
+    assert site.docker(f"run --rm --network none second sh -c '{script}'").split() == ["7000000", "7", "6"]
     site.docker("rmi second")
     cluster.wait_images(before, "deep_")
+    # What is ended in the middle of that is done by the next start.
+    wait_until(lambda: cluster.mapped() == [], "all is unmapped")

@@ -132,8 +132,6 @@ class Soak:
         host.start_dockerd()
         host.end_dockerd(signal.SIGTERM)
         host.cluster.wait_unmapped()
-        homes = f"{host.directory}/data/{host.name}/mnt"
-        wait_until(lambda: not os.listdir(homes), "what was removed is gone")
         collected = host.operator("gc", "--yes", "--min-age", "0")
         # Records of containers that a killed dockerd was making or removing: only an operator knows that they are gone.
         while collected.returncode == 2 and ": rm -r " in collected.stderr:
@@ -143,6 +141,9 @@ class Soak:
         assert collected.returncode == 0, f"gc: {collected.stdout} {collected.stderr}"
         self.orphans = collected.stdout.count("removing: orphan-image")
         print(collected.stdout, end="")
+        # What was removed may have waited for layers of which nobody had told Docker.
+        homes = f"{host.directory}/data/{host.name}/mnt"
+        wait_until(lambda: not os.listdir(homes), "what was removed is gone")
         wait_until(lambda: not host.cluster.trash(), "the trash is empty")
         # A dockerd that is killed while it makes or removes something keeps records of layers for which it has no
         # image, for ever and with every storage driver (moby, layer/layer_store.go): what it names must be there.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Iterator
+from typing import Protocol
 
 import command
 import deadline
@@ -23,6 +25,22 @@ LIVE_SECONDS = 1.0
 
 class LayerBusy(Exception):
     """A layer cannot be unmounted or unmapped: one line that names who holds it."""
+
+
+class Doubtful(Protocol):
+    """What is mounted, as far as it is known."""
+
+    doubtful: bool
+
+
+@contextlib.contextmanager
+def doubting(item: Doubtful) -> Iterator[None]:
+    """Mount or unmount in the `with` block: what runs into its deadline may have been done, or be done later."""
+    try:
+        yield
+    except command.CommandTimeout:
+        item.doubtful = True
+        raise
 
 
 def unmount(point: str, timeout: float) -> None:

@@ -108,23 +108,18 @@ def main(argv: list[str]) -> int:
         else:
             _compare(command, *arguments)
     except ArchiveError as error:
-        return _fail(str(error))
+        return environment.fail(str(error))
     except BrokenPipeError:
         return READER_GONE
     except OSError as error:
-        return _fail(f"{os.strerror(error.errno or 0)}: {error.filename!r}")
+        return environment.fail(f"{os.strerror(error.errno or 0)}: {error.filename!r}")
     except Exception as error:  # a bug: Python's own report would open files by their names, within the layer
         where = error.__traceback__
         while where is not None and where.tb_next is not None:
             where = where.tb_next
         line = f"{os.path.basename(where.tb_frame.f_code.co_filename)}:{where.tb_lineno}" if where else "?"
-        return _fail(f"{type(error).__name__} at {line}: {error}")
+        return environment.fail(f"{type(error).__name__} at {line}: {error}")
     return 0
-
-
-def _fail(message: str) -> int:
-    os.write(2, message.encode("utf-8", "backslashreplace").replace(b"\n", b" ") + b"\n")
-    return 1
 
 
 if __name__ == "__main__":

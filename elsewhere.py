@@ -293,15 +293,10 @@ def main() -> int:
         return GONE
     except OSError as error:
         old = "; it takes Linux 5.2" if error.errno == errno.ENOSYS else ""
-        return _fail(f"{error.filename}: {os.strerror(error.errno or 0)}{old}")
+        return environment.fail(f"{error.filename}: {os.strerror(error.errno or 0)}{old}")
     except Exception as error:  # a bug: Python's own report would open files by their names, maybe of the container
-        return _fail(f"{type(error).__name__}: {error}")
+        return environment.fail(f"{type(error).__name__}: {error}")
     return 0
-
-
-def _fail(message: str) -> int:
-    os.write(2, message.encode("utf-8", "backslashreplace").replace(b"\n", b" ") + b"\n")
-    return 1
 
 
 if __name__ == "__main__":

@@ -73,6 +73,12 @@ def python(program: str, *arguments: str) -> tuple[str, ...]:
     return (interpreter, *_OPTIONS, os.path.realpath(program), *arguments)
 
 
+def fail(message: str) -> int:
+    """Print one line on standard error, without a file that would have to be opened; return the exit status 1."""
+    os.write(2, message.encode("utf-8", "backslashreplace").replace(b"\n", b" ") + b"\n")
+    return 1
+
+
 def load_nothing_more() -> None:
     """Take the importer down: this process goes where a name may lead to somebody else's file (CVE-2019-14271)."""
     sys.path.clear()

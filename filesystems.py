@@ -606,14 +606,14 @@ class FileSystems:
         point, timeout = self.point(layer), self._pool.timeout
         mounts.make_directory(point)
         self._link(layer)
-        with _doubting(entry):
+        with busy.doubting(entry):
             mounts.mount(self._fs, entry.device, point, self._options, read_only=not write, timeout=timeout)
         mounts.limit_retries(self._fs, entry.device, timeout)
         entry.mounted, entry.writable, entry.ending = True, write, False
         entry.tidy = entry.tidy and not write
 
     def _remount(self, layer: str, entry: _Entry, *, read_only: bool) -> None:
-        with _doubting(entry):
+        with busy.doubting(entry):
             busy.remount(self.point(layer), read_only=read_only, timeout=self._pool.timeout)
         entry.writable = not read_only
         entry.tidy = entry.tidy and read_only
@@ -705,12 +705,3 @@ class FileSystems:
                     os.rmdir(os.path.join(top, name))
             if REMOVED not in names:
                 os.rmdir(top)
-
-
-@contextlib.contextmanager
-def _doubting(entry: _Entry) -> Iterator[None]:
-    try:
-        yield
-    except command.CommandTimeout:
-        entry.doubtful = True
-        raise

@@ -98,7 +98,7 @@ class Inspection:
     ) -> None:
         self._layers = layers
         self._pool = layers.pool
-        self._prefix = prefix + "_"
+        self._prefix = prefix
         self._home = home
         self._root = os.path.join(home, "mnt")
         self._owner = layers.owner()
@@ -139,7 +139,7 @@ class Inspection:
         if finding.kind == TRASH:
             return finding.place not in [item.image_id for item in self._layers.trashed()]
         if finding.kind in (ORPHAN, HALF_MADE):
-            return not self._layers.exists(self._id(finding.place))
+            return not self._layers.exists(self._layers.layer(finding.place))
         return finding.kind == STALE_RECORD and not os.path.lexists(finding.place)
 
     def _is_unknown(self, finding: Finding) -> bool:
@@ -165,7 +165,7 @@ class Inspection:
         known = self._docker.known()
         known.named = {**before.named, **known.named}
         gone = {layer for layers in known.gone.values() for layer in layers}
-        machines = claim.machines(self._pool, self._prefix[:-1], self._owner)
+        machines = claim.machines(self._pool, self._prefix, self._owner)
         namesakes = [item.machine for item in machines if item != self._owner]
         return _Seen(images, here, known, namesakes, gone)
 
@@ -194,9 +194,6 @@ class Inspection:
         except FileNotFoundError:
             return None
 
-    def _id(self, image: str) -> str:
-        return image[len(self._prefix) :]
-
     def _directory(self, layer: str) -> str:
         return os.path.join(self._root, layer)
 
@@ -216,7 +213,9 @@ class Inspection:
     def _orphans(self, seen: _Seen) -> list[Finding]:
         base = self._layers.image(BASE)
         strangers = [
-            name for name in seen.images if not name.startswith(base) and self._id(name) not in seen.known.named
+            name
+            for name in seen.images
+            if not name.startswith(base) and self._layers.layer(name) not in seen.known.named
         ]
         with ThreadPoolExecutor(_AT_ONCE) as threads:
             found = [finding for finding in threads.map(lambda name: self._orphan(name, seen), strangers) if finding]
@@ -230,7 +229,7 @@ class Inspection:
         """Take from the dead what others stand on; those come first that stand on others."""
         if not any(finding.dead for finding in found):
             return list(found)
-        layers = [self._id(name) for name in images if not name.startswith(self._layers.image(BASE))]
+        layers = self._layers.among(images)
         parents = dict(parents_of(layers, self._layers.parents_if_there))
         dead = {finding.id for finding in found if finding.dead}
         living = [layer for layer in parents if layer not in dead and not self._is_removed(layer)]
@@ -242,7 +241,7 @@ class Inspection:
 
     def _orphan(self, image: str, seen: _Seen) -> Finding | None:
         """Describe an image that Docker does not name; None if it is another's, or gone by now."""
-        layer = self._id(image)
+        layer = self._layers.layer(image)
         if self._is_removed(layer):
             return None
         try:
@@ -308,11 +307,11 @@ class Inspection:
                 size = self._pool.used(image)
                 if image != ours:
                     why = "a base image that another host or home left half made; its own driver removes it"
-                    yield Finding(HALF_MADE, self._id(image), why, image, age, size)
+                    yield Finding(HALF_MADE, self._layers.layer(image), why, image, age, size)
                     continue
                 busy = self._in_use(image) or os.path.lexists(os.path.join(self._home, BASE))
                 why = "a base image that was never made to its end"
-                yield Finding(HALF_MADE, self._id(image), why, image, age, size, dead=not busy)
+                yield Finding(HALF_MADE, self._layers.layer(image), why, image, age, size, dead=not busy)
 
     def _missing(self, seen: _Seen) -> Iterator[Finding]:
         """Layers that Docker names and the pool does not have."""
@@ -330,7 +329,7 @@ class Inspection:
     def _trash(self) -> Iterator[Finding]:
         for item in self._layers.trashed():
             age = time.time() - item.deleted_at
-            layer = self._id(item.name)
+            layer = self._layers.layer(item.name)
             if item.source not in REMOVED_SOURCES:
                 why = "moved to the trash by somebody else, or by a driver of before; nobody but an operator removes it"
                 yield Finding(TRASH, layer, why, item.image_id, age, idle=True)
@@ -368,10 +367,10 @@ class Inspection:
                 continue
             used = _is_used(device)
             why = f"mapped as {device} without a directory in {self._root}" + (", and in use" if used else "")
-            yield Finding(STALE_MAPPING, self._id(image), why, device, dead=not used)
+            yield Finding(STALE_MAPPING, self._layers.layer(image), why, device, dead=not used)
 
     def _without_directory(self, devices: Mapping[str, str]) -> dict[str, str]:
-        layers = {image: self._id(image) for image in devices}
+        layers = {image: self._layers.layer(image) for image in devices}
         return {
             image: devices[image]
             for image, layer in layers.items()

@@ -108,7 +108,11 @@ class Layers:
         return len(self._names())
 
     def _names(self) -> list[str]:
-        return [self.layer(name) for name in self.images() if not name.startswith(self.image(BASE))]
+        return self.among(self.images())
+
+    def among(self, images: Iterable[str]) -> list[str]:
+        """Name the layers of images of this prefix; base images, whole or half made, have none."""
+        return [self.layer(name) for name in images if not name.startswith(self.image(BASE))]
 
     # -- what is below a layer, and on it -----------------------------------------------------
 

@@ -480,7 +480,7 @@ class Views:
             lower = [*lower, _inside(layer, note.NONE)]
         own = (_inside(layer, note.ROOT), _inside(layer, note.WORK)) if upper else None
         name = self.systems.source(layer)
-        with _doubting(view):
+        with busy.doubting(view):
             mounts.overlay(
                 # A view is looked for by its name.
                 name if point != self.point(layer, Place.BELOW) else f"{name}-{Place.BELOW.value}",
@@ -579,7 +579,7 @@ class Views:
 
     def _unmount(self, layer: str, view: _View, place: Place) -> None:
         if not (place is Place.BELOW and view.bottom):
-            with _doubting(view):
+            with busy.doubting(view):
                 busy.unmount(self.point(layer, place), self._pool.timeout)
         self._not_mounted(layer, view, place)
 
@@ -647,15 +647,6 @@ def _dress(directory: str, made: Note, nearest: str, root_owner: tuple[int, int]
         if not name.startswith(_OVERLAY):
             os.setxattr(root, name, os.getxattr(nearest, name))
     os.utime(root, ns=(found.st_atime_ns, found.st_mtime_ns))
-
-
-@contextlib.contextmanager
-def _doubting(view: _View) -> Iterator[None]:
-    try:
-        yield
-    except command.CommandTimeout:
-        view.doubtful = True
-        raise
 
 
 @contextlib.contextmanager

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 from plugin_client import wait_until
+from unit.fake_host import FakeHost
+from unit.fakes import FakePool
+from unit.layered import Life
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -28,6 +31,28 @@ def short() -> Iterator[Path]:
     """A short path: those of sockets end at 107 bytes."""
     with tempfile.TemporaryDirectory() as directory:
         yield Path(directory)
+
+
+@pytest.fixture
+def pool() -> FakePool:
+    """A pool with three layers."""
+    made = FakePool()
+    made.add_base()
+    for layer in "abc":
+        made.add_layer(layer)
+    return made
+
+
+@pytest.fixture
+def host(pool: FakePool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeHost:
+    """A host in memory, in the kernel's place, on which `pool` is mapped."""
+    return FakeHost.in_place(pool, monkeypatch, tmp_path / "content")
+
+
+@pytest.fixture
+def life(pool: FakePool, host: FakeHost, tmp_path: Path) -> Life:
+    """A process that knows nothing yet of `host`."""
+    return Life(tmp_path / "home", pool)
 
 
 def _running(mark: str) -> list[str]:

@@ -42,11 +42,6 @@ def pool() -> FakePool:
 
 
 @pytest.fixture
-def host(pool: FakePool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeHost:
-    return FakeHost.in_place(pool, monkeypatch, tmp_path / "content")
-
-
-@pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
     made = Reads()
     monkeypatch.setattr(command, "run_on", made.run_on)

@@ -30,11 +30,6 @@ def layers(pool: FakePool) -> Layers:
     return Layers(pool.as_pool(), options.DEFAULTS, "/home")
 
 
-@pytest.fixture
-def host(pool: FakePool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeHost:
-    return FakeHost.in_place(pool, monkeypatch, tmp_path / "content")
-
-
 def ensure(layers: Layers, home: str = "/nonexistent") -> None:
     BaseImage(layers, options.DEFAULTS, home).ensure()
 

@@ -44,11 +44,6 @@ def pool() -> FakePool:
 
 
 @pytest.fixture
-def host(pool: FakePool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeHost:
-    return FakeHost.in_place(pool, monkeypatch, tmp_path / "content")
-
-
-@pytest.fixture
 def lives(pool: FakePool, host: FakeHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lives]:
     """Makes what a new process has, which has learned what the one before it left."""
     monkeypatch.setattr(driver_module, "pool_of", lambda _: pool.as_pool())

@@ -24,25 +24,6 @@ from owner import Owner
 
 
 @pytest.fixture
-def pool() -> FakePool:
-    made = FakePool()
-    made.add_base()
-    for layer in "abc":
-        made.add_layer(layer)
-    return made
-
-
-@pytest.fixture
-def host(pool: FakePool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeHost:
-    return FakeHost.in_place(pool, monkeypatch, tmp_path / "content")
-
-
-@pytest.fixture
-def life(pool: FakePool, host: FakeHost, tmp_path: Path) -> Life:
-    return Life(tmp_path / "home", pool)
-
-
-@pytest.fixture
 def systems(life: Life) -> FileSystems:
     return life.systems
 

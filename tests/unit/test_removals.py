@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 from unit.fake_host import FakeHost
@@ -11,25 +10,6 @@ from unit.fakes import FakePool
 from unit.layered import Life, nothing_left
 
 from busy import LayerBusy
-
-
-@pytest.fixture
-def pool() -> FakePool:
-    made = FakePool()
-    made.add_base()
-    for layer in "abc":
-        made.add_layer(layer)
-    return made
-
-
-@pytest.fixture
-def host(pool: FakePool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeHost:
-    return FakeHost.in_place(pool, monkeypatch, tmp_path / "content")
-
-
-@pytest.fixture
-def life(pool: FakePool, host: FakeHost, tmp_path: Path) -> Life:
-    return Life(tmp_path / "home", pool)
 
 
 def test_nothing_is_removed_at_first(life: Life) -> None:

@@ -47,11 +47,6 @@ def host(pool: FakePool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fak
     return made
 
 
-@pytest.fixture
-def life(pool: FakePool, host: FakeHost, tmp_path: Path) -> Life:
-    return Life(tmp_path / "home", pool)
-
-
 def finish(pool: FakePool, layer: str, *parents: str) -> None:
     """Nobody writes to a layer any more, and its note says so."""
     note.write(str(pool.files(f"docker_image_{layer}")), Note(layer, parents, finished=True), 60)

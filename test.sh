@@ -185,6 +185,7 @@ side_by_side() {
         printf '\n=== why %s failed\n' "$part"
         failures_in "$logs/$part"
     done
+    ((failed == 0)) || df --human-readable --output=target,size,used,avail / /tmp /var/tmp
     tests/leaks.sh compare "$logs/before" || failed=1
     rm -r "$logs"
     summary+=("$(printf '%-12s %-7s %4d s' "all" "" "$SECONDS")" "" "$passed passed, $broken failed")

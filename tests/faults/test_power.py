@@ -54,28 +54,40 @@ def come_up(plugin: PluginProcess) -> None:
 
 
 class Writer:
-    """A container that writes files and has each flushed (fsync); `flushed` are those that it was told of."""
+    """A container that writes files and has each flushed (fsync); `flushed` are those that it was told of.
+
+    As a container does, it stays in the file system that it was given. By its path it would come to the directory below
+    the mount point once that is unmounted, and write to this host's disk until it is full.
+    """
+
+    FILES = 3000  # and as many MiB at the most, whatever goes wrong
 
     def __init__(self, root: str) -> None:
         self.flushed: list[str] = []
-        self._root = root
+        self.error: OSError | None = None
+        self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
         self._thread = threading.Thread(target=self._write)
         self._thread.start()
 
     def _write(self) -> None:
-        for number in range(100_000):
-            try:
-                path = os.path.join(self._root, f"file-{number}")
-                with open(path, "wb") as target:
-                    target.write(content(path))
+        try:
+            for number in range(self.FILES):
+                name = f"file-{number}"
+                with open(name, "wb", opener=self._open) as target:
+                    target.write(content(name))
                     target.flush()
                     os.fsync(target.fileno())
+                self.flushed.append(name)
                 # Beside it, what is never flushed.
-                with open(path + ".lost", "wb") as target:
+                with open(name + ".lost", "wb", opener=self._open) as target:
                     target.write(bytes(1 << 20))
-            except OSError:
-                return
-            self.flushed.append(os.path.basename(path))
+        except OSError as error:
+            self.error = error
+        finally:
+            os.close(self._root)
+
+    def _open(self, name: str, flags: int) -> int:
+        return os.open(name, flags, dir_fd=self._root)
 
     def wait(self, files: int) -> None:
         """Wait until so many are flushed."""
@@ -88,6 +100,7 @@ class Writer:
         """Wait until it got its error."""
         self._thread.join(30)
         assert not self._thread.is_alive()
+        assert self.error, "it wrote all of its files"
 
 
 def content(path: str) -> bytes:
@@ -112,10 +125,12 @@ def test_what_a_container_flushed_is_there(plugin: PluginProcess, cluster: Clust
     client.create(f"{layer}-init", client.create(new_id()), writable=True)
     client.write(f"{layer}-init", "hosts", "init")
     client.create(layer, f"{layer}-init", writable=True)
-    writer = Writer(client.get(layer))
+    point = client.get(layer)
+    writer = Writer(point)
     writer.wait(20)
     cut(plugin, cluster)
     writer.end()
+    assert os.listdir(point) == [], "it wrote below the mount point"
     come_up(plugin)
     root = client.get(layer)
     for name in writer.flushed:

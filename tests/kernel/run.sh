@@ -36,7 +36,7 @@ failed=0
 layers=8
 graph=kernel$$
 # Seconds for one run of a tool in the guest.
-patience=1500
+patience=3000
 
 say() { printf 'kernel: %s\n' "$*"; }
 

@@ -434,7 +434,8 @@ class Driver:
 
     def _finish(self, parent: str) -> None:
         """A layer that gets its first child is finished."""
-        self._views.open(parent, sealed=False)
+        with self._available(parent):
+            self._views.open(parent, sealed=False)
         try:
             self._systems.make_writable(parent)
             said = self._views.dressed(parent)

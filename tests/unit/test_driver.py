@@ -169,6 +169,18 @@ def test_a_layer_that_is_in_use_elsewhere(driver: Driver, pool: FakePool) -> Non
             ask()
 
 
+def test_a_parent_that_is_in_use_elsewhere_since_it_was_made(driver: Driver, pool: FakePool) -> None:
+    """What is known of it is no reason not to say who has it; nor is it if the pool has gone."""
+    create(driver, "a")
+    pool.images["docker_image_a"].watchers = ["10.0.0.2:0/9"]
+    pool.fails["map"] = [failed(rbdcli.ImageLocked, 30)]
+    with pytest.raises(DriverError, match=r"layer a is in use elsewhere: .*it is open at 10\.0\.0\.2:0/9"):
+        driver.create("b", "a", None)
+    pool.fails.update({"map": [failed(rbdcli.ImageLocked, 30)], "info": [failed(rbdcli.PoolMissing, 2)]})
+    with pytest.raises(rbdcli.PoolMissing):
+        driver.create("b", "a", None)
+
+
 # -- made ----------------------------------------------------------------------------------------
 
 

@@ -103,7 +103,12 @@ class Reaper:
 
     def _remove(self, layer: str) -> bool:
         """Let the image of a layer go; tell whether that is done, not while others stand on it. Raises LayerBusy."""
-        if self._is_needed(layer) or not self._unmap(layer):
+        if self._is_needed(layer):
+            # Until those are gone it is nobody's here, unless they use it.
+            with deadline.within(self._timeout), self._locks.hold(layer):
+                self._views.let_go(layer, tidy=False)
+            return False
+        if not self._unmap(layer):
             return False
         try:
             # A deletion that was cut off may leave a name without an image.

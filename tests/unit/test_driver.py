@@ -775,6 +775,22 @@ def test_what_another_host_made_on_a_layer_keeps_it(
     wait_until(gone(pool, "a"), "its image is gone")
 
 
+def test_a_removed_layer_that_others_stand_on_does_not_stay_mapped(lives: Lives, pool: FakePool) -> None:
+    """Not even if it was mapped, for whatever reason, when the driver ended."""
+    before = lives()
+    create(before, "a")
+    before.get("a", "")
+    pool.add_layer("theirs", "a", owner="another /home")
+    before.end()
+    before.remove("a")
+    assert "docker_image_a" in pool.devices
+    again = lives()
+    again.start()
+    wait_until(lambda: pool.devices == {}, "it is unmapped")
+    assert "docker_image_a" in pool.images
+    del pool.images["docker_image_theirs"]
+
+
 @pytest.mark.parametrize("verb", ["list", "rados"])
 def test_a_pool_that_does_not_tell_what_stands_on_a_layer_loses_none(driver: Driver, pool: FakePool, verb: str) -> None:
     create(driver, "a")

@@ -513,39 +513,35 @@ def ask_all(driver: Driver, layer: str, parent: str) -> None:
     assert list(driver.diff(layer, parent)) == [b"one", b"two"]
 
 
-def test_what_a_layer_brought_is_compared_with_what_is_below_it(
+# What is compared for a layer and a parent: a directory, what it is compared with, and whether the first is only what
+# the layer brought.
+COMPARED = {
+    # Docker asks so of all but a few: nothing else of the layers need be looked at.
+    ("b", "a"): ("b/layer/rootfs", "b/below", True),
+    ("c", "c-init"): ("c/layer/rootfs", "c/below", True),
+    ("c-init", "b"): ("c-init/layer/rootfs", "c-init/below", True),
+    ("a", ""): ("a/layer/rootfs", None, True),
+    # Against any other layer, two views.
+    ("b", "c"): ("b/driver", "c/driver", False),
+    ("c", "b"): ("c/driver", "b/driver", False),
+    ("a", "b"): ("a/driver", "b/driver", False),
+    ("b", ""): ("b/driver", None, False),
+}
+
+
+def test_what_is_compared_with_what(
     driver: Driver, host: FakeHost, pool: FakePool, compared: list[tuple[str, str | None, bool]], tmp_path: Path
 ) -> None:
-    """Docker asks so of all but a few: nothing else of the layers need be looked at."""
+    """By every call that compares; afterwards nothing of it is mounted."""
     chain(driver, "a", "b", "c-init")
     use(driver, "c-init")
     create(driver, "c", "c-init")
     home = tmp_path / "home" / "mnt"
-    for layer, parent in {"b": "a", "c": "c-init", "c-init": "b"}.items():
+    for (layer, parent), (root, below, own) in COMPARED.items():
         ask_all(driver, layer, parent)
-        assert compared == [(f"{home}/{layer}/layer/rootfs", f"{home}/{layer}/below", True)] * 3
+        assert compared == [(f"{home}/{root}", below and f"{home}/{below}", own)] * 3
+        assert host.views() == {}
         compared.clear()
-    ask_all(driver, "a", "")
-    assert compared == [(f"{home}/a/layer/rootfs", None, True)] * 3
-    assert host.views() == {}
-    driver.finish(60)
-    assert (host.mounted, pool.devices) == ({}, {})
-
-
-def test_against_any_other_layer_two_views_are_compared(
-    driver: Driver, host: FakeHost, pool: FakePool, compared: list[tuple[str, str | None, bool]], tmp_path: Path
-) -> None:
-    chain(driver, "a", "b", "c-init")
-    use(driver, "c-init")
-    create(driver, "c", "c-init")
-    home = tmp_path / "home" / "mnt"
-    for layer, parent in {"b": "c", "c": "b", "a": "b"}.items():
-        ask_all(driver, layer, parent)
-        assert compared == [(f"{home}/{layer}/driver", f"{home}/{parent}/driver", False)] * 3
-        compared.clear()
-    ask_all(driver, "b", "")
-    assert compared == [(f"{home}/b/driver", None, False)] * 3
-    assert host.views() == {}
     driver.finish(60)
     assert (host.mounted, pool.devices) == ({}, {})
 

@@ -82,11 +82,12 @@ remove_containers() {
     on sh -c 'docker ps --all --quiet | xargs --no-run-if-empty docker rm --force --volumes' >/dev/null
 }
 
-# start_running [OPTION...]: a container that counts in a file as long as it lives, with a file to be kept.
+# start_running [OPTION...]: a container that counts in a file as long as it lives, with a file to be kept. It writes out
+# its own file system, not all of the machine's: one that hangs would keep it from its end.
 start_running() {
     # shellcheck disable=SC2016 # for the container's shell
     on docker run --detach --name running --stop-signal KILL "$@" small \
-        sh -c 'echo precious >>/kept; sync; n=0; while echo $((n += 1)) >/count.new; do mv /count.new /count; usleep 50000; done'
+        sh -c 'echo precious >>/kept; sync -f /kept; n=0; while echo $((n += 1)) >/count.new; do mv /count.new /count; usleep 50000; done'
     eventually on docker exec running test -s /count
 }
 

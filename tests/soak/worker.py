@@ -88,7 +88,8 @@ class Worker:
         """From within, synced or not."""
         container = self._any_container()
         files = model.new_files(self._chance, MOST_FILES)
-        end = self._chance.choice(("", " && sync"))
+        # Its own file system, not all of the machine's: one that hangs would keep the container from its end.
+        end = self._chance.choice(("", " && sync -f /"))
 
         def write() -> None:
             self._start(container.name)

@@ -32,6 +32,7 @@ import busy
 import command
 import deadline
 import elsewhere
+import former
 import holders
 import kernel
 import mounts
@@ -116,6 +117,8 @@ class FileSystems:
         self._options = tuple(options)
         self._granule = granule
         self._entries: dict[str, _Entry] = {}
+        # Of these a map from before our start hangs in the kernel, and may come to its end yet.
+        self._unfinished: set[str] = set()
         self._counting = threading.Lock()
         self._daemon = object()
 
@@ -163,8 +166,8 @@ class FileSystems:
         return list(self._entries)
 
     def unused(self) -> list[str]:
-        """Name the layers that are mapped for nobody."""
-        return [layer for layer, entry in list(self._entries.items()) if not entry.users]
+        """Name the layers that are mapped for nobody, or may be."""
+        return [*self._unfinished, *(layer for layer, entry in list(self._entries.items()) if not entry.users)]
 
     def cost(self, layer: str) -> float:
         """Return the seconds that it took to map a layer; 0 if that is not known."""
@@ -315,12 +318,21 @@ class FileSystems:
     def let_go(self, layer: str, *, tidy: bool = True) -> None:
         """Unmount and unmap a layer that nobody uses. Raises LayerBusy."""
         entry = self._entries.get(layer)
-        if entry is None or entry.users:
-            return
-        self.unmount(layer)
-        if tidy:
-            self.tidy(layer)
-        self._unmap(layer, entry)
+        if entry is not None:
+            if entry.users:
+                return
+            self.unmount(layer)
+            if tidy:
+                self.tidy(layer)
+            self._unmap(layer, entry)
+        if layer in self._unfinished:
+            self._let_go_of_unfinished(layer)
+
+    def _let_go_of_unfinished(self, layer: str) -> None:
+        if former.maps(self._pool, {self._images.image(layer)}):
+            raise LayerBusy(f"layer {layer}: a command that maps it hangs in the kernel, from before this start")
+        self._unmap_leftover(layer)
+        self._unfinished.discard(layer)
 
     # -- growing -----------------------------------------------------------------------------
 
@@ -412,6 +424,11 @@ class FileSystems:
             for name in os.listdir(self.links):
                 if name not in shorts:
                     os.unlink(os.path.join(self.links, name))
+
+    def end_maps(self, layers: Iterable[str]) -> None:
+        """End what maps these layers for an earlier life of this process, and remember what hangs in the kernel."""
+        images = {self._images.image(layer): layer for layer in layers}
+        self._unfinished = {images[image] for image in former.end_maps(self._pool, images)}
 
     def learn(self, layer: str, mounted: mounts.Mount | None, devices: Sequence[str]) -> None:
         """Learn what an earlier life of this process had mapped of a layer, and mounted, for nobody now.

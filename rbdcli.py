@@ -321,6 +321,14 @@ class Pool:
                 self._explain_nbd(image, error)
             raise
 
+    def mapped_by(self, words: Sequence[str]) -> str:
+        """Return the image that a command line of `map` maps, "" if it is none, or another pool's."""
+        pairs = set(zip(words, words[1:]))
+        ours = ("device", "map", *self._client(), *self._where())
+        if not pairs.issuperset(zip(ours[::2], ours[1::2])) or ("--namespace" in words) != bool(self.namespace):
+            return ""
+        return next((value for name, value in pairs if name == "--image"), "")
+
     def _explain_nbd(self, image: str, error: RbdError) -> None:
         """Raise ImageMissing or ImageLocked where that is why rbd-nbd failed: whatever it was, it ends with 1."""
         self.info(image)

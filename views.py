@@ -279,6 +279,8 @@ class Views:
         self._views.clear()
         self.systems.remove_stale_links()
         layers = self.systems.layers()
+        # Else one of them would come to its end after we have looked.
+        self.systems.end_maps(layers)
         table = mounts.table()
         mounted = mounts.visible(table)
         for found in table:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
 import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from lab import Cluster, StartPlugin, mounts_below, views_below
-from plugin_client import PluginProcess, Refused, make_tar, wait_until
+from plugin_client import PluginProcess, Refused, make_tar, process_state, wait_until
 
 NewId = Callable[[], str]
 
@@ -395,6 +398,38 @@ def test_a_mapping_without_a_mount_is_taken_back(plugin: PluginProcess, cluster:
     plugin.start()
     cluster.wait_unmapped()
     assert plugin.client.listing(layer) == ["of the image"]
+
+
+def test_a_map_that_outlives_the_plugin_is_undone(plugin: PluginProcess, cluster: Cluster, new_id: NewId) -> None:
+    """The plugin was killed while it mapped, and is back before that has come to its end: nobody knows of it then."""
+    client = plugin.client
+    layer = client.create(new_id())
+    osd = cluster.daemon("osd.0")
+    os.kill(osd, signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor() as threads:
+            got = threads.submit(client.get, layer)
+            wait_until(lambda: maps_of(layer), "it is being mapped")
+            mapping = maps_of(layer)
+            plugin.kill()
+            assert isinstance(got.exception(), OSError)
+        plugin.start()
+    finally:
+        os.kill(osd, signal.SIGCONT)
+    wait_until(lambda: all(process_state(pid) in ("", "Z") for pid in mapping), "the command has ended")
+    cluster.wait_unmapped()
+    assert client.listing(layer) == []
+
+
+def maps_of(layer: str) -> list[int]:
+    """The processes that map a layer's image."""
+    found = []
+    for directory in glob.glob("/proc/[0-9]*"):
+        with contextlib.suppress(OSError), open(f"{directory}/cmdline", "rb") as source:
+            words = source.read().decode(errors="replace").split("\0")
+            if "map" in words and f"docker_image_{layer}" in words:
+                found.append(int(os.path.basename(directory)))
+    return found
 
 
 def test_one_busy_leftover_does_not_stop_the_plugin(

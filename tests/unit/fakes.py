@@ -366,6 +366,9 @@ class FakePool:
     def mappings(self) -> Sequence[rbdcli.Mapping]:
         return [rbdcli.Mapping(image, device) for image, device in list(self.devices.items())]
 
+    def mapped_by(self, words: Sequence[str]) -> str:
+        return ""
+
     def unmap(self, device: str, image: str) -> None:
         if self.devices.get(image) != device:
             raise failed(rbdcli.NotMapped, errno.EINVAL)
@@ -373,4 +376,4 @@ class FakePool:
 
 
 # What tests ask of it, and the driver does not.
-_NOT_OF_POOLS = ("as_pool", "add", "add_base", "add_layer", "named", "objects", "files")
+_NOT_OF_POOLS = ("as_pool", "add", "add_base", "add_layer", "named", "objects", "files", "mapped_by")

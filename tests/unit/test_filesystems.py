@@ -14,6 +14,7 @@ from unit.layered import Life, nothing_left
 
 import deadline
 import filesystems
+import former
 import mounts
 import note
 import rbdcli
@@ -663,6 +664,23 @@ def test_a_file_among_the_directories_keeps_nothing_from_being_learned(life: Lif
     again = Life(life.home, pool)
     again.learn()
     assert again.systems.is_mounted("b")
+
+
+def test_a_map_that_hangs_from_before_is_undone_when_it_has_come_to_its_end(
+    life: Life, host: FakeHost, pool: FakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.makedirs(life.systems.directory("a"))
+    hanging = {"docker_image_a"}
+    monkeypatch.setattr(former, "end_maps", lambda *_: hanging)
+    monkeypatch.setattr(former, "maps", lambda *_: hanging)
+    assert life.learn() == ["a"]
+    with pytest.raises(LayerBusy, match="layer a: a command that maps it hangs"):
+        life.let_go("a")
+    hanging.clear()
+    pool.map("docker_image_a", read_only=False)
+    life.let_go("a")
+    assert nothing_left(life, host)
+    assert life.systems.unused() == []
 
 
 @pytest.mark.parametrize("removed", [False, True])

@@ -156,6 +156,25 @@ def test_a_writable_map_is_exclusive_and_a_read_only_one_is_not(fake: Fake) -> N
     ]
 
 
+def test_a_map_is_known_by_its_command_line(fake: Fake) -> None:
+    """Also that of an earlier life, with other options of the mapping."""
+    fake.says("/dev/rbd0\n")
+    pool(map_options=("queue_depth=64",)).map("img", read_only=True)
+    [words] = fake.calls()
+    assert pool().mapped_by(words) == "img"
+    other = (
+        {"name": "other"},
+        {"namespace": ""},
+        {"namespace": "other"},
+        {"client": "other"},
+        {"configfile": "/other"},
+    )
+    assert [pool(**changes).mapped_by(words) for changes in other] == [""] * 5
+    pool(namespace="").map("img", read_only=True)
+    words = fake.calls()[-1]
+    assert [pool(namespace="").mapped_by(words), pool().mapped_by(words)] == ["img", ""]
+
+
 def test_rbd_nbd_has_no_udev_option_and_as_many_devices_as_it_likes(fake: Fake) -> None:
     fake.says("/dev/nbd0\n")
     assert pool(device_type="nbd").map("img", read_only=False) == "/dev/nbd0"

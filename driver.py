@@ -216,6 +216,8 @@ class Driver:
         self._systems.end_daemon()
         # What is to be mapped ahead stays undone: dockerd is about to let go of its data root.
         self.finish(CLEANUP_SECONDS)
+        # What it has asked for meanwhile (a build that goes on to the last) is its, too.
+        self._systems.end_daemon()
 
     def finish(self, timeout: float) -> bool:
         """Unmap what is mapped for nobody, remove what is removed, empty the trash, as far as `timeout` seconds allow.

@@ -138,6 +138,11 @@ class FileSystems:
         """
         self._daemon = object()
 
+    def refuse_if_ended(self, layer: str) -> None:
+        """Raise LayerBusy if a layer is about to be mounted for a daemon that has ended."""
+        if _asking.get() not in (None, self._daemon):
+            raise LayerBusy(f"layer {layer} is not mounted: the daemon that asked for it has ended")
+
     def directory(self, layer: str) -> str:
         """Return the directory of all that is mounted of a layer."""
         return os.path.join(self.root, layer)
@@ -618,8 +623,7 @@ class FileSystems:
         entry.doubtful = False
 
     def _mount(self, layer: str, entry: _Entry, *, write: bool) -> None:
-        if _asking.get() not in (None, self._daemon):
-            raise LayerBusy(f"layer {layer} is not mounted: the daemon that asked for it has ended")
+        self.refuse_if_ended(layer)
         point, timeout = self.point(layer), self._pool.timeout
         mounts.make_directory(point)
         self._link(layer)

@@ -482,6 +482,7 @@ class Views:
             lower = [*lower, _inside(layer, note.NONE)]
         own = (_inside(layer, note.ROOT), _inside(layer, note.WORK)) if upper else None
         name = self.systems.source(layer)
+        self.systems.refuse_if_ended(layer)
         with busy.doubting(view):
             mounts.overlay(
                 # A view is looked for by its name.

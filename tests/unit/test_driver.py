@@ -5,6 +5,7 @@ On a host and a pool in memory; what an archive holds is none of its business.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -235,6 +236,21 @@ def test_nothing_is_mapped_ahead_for_a_daemon_that_has_ended(driver: Driver, liv
     create(again, "d", "b")
     again.cleanup()
     assert again._mapping.is_stopped()
+
+
+def test_what_a_daemon_asks_for_while_it_ends_is_mounted_no_more_when_it_has(
+    driver: Driver, pool: FakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build goes on to the last. What the next daemon asks for is mounted."""
+    create(driver, "a")
+    with contextlib.ExitStack() as asked:
+        monkeypatch.setattr(driver, "finish", lambda _: asked.enter_context(driver.request()))
+        driver.cleanup()
+        with pytest.raises(LayerBusy, match="layer a is not mounted: the daemon that asked for it has ended"):
+            driver.get("a", "")
+    with driver.request():
+        driver.get("a", "")
+    driver.put("a")
 
 
 def test_a_put_that_cannot_have_the_layer_in_time_counts_all_the_same(driver: Driver, pool: FakePool) -> None:

@@ -917,6 +917,18 @@ def test_one_that_hangs_keeps_no_other_from_being_learned(
     assert nothing_left(new, host)
 
 
+def test_no_view_is_mounted_for_a_daemon_that_has_ended(life: Life, host: FakeHost) -> None:
+    """Nor where all that it is made of is mounted for somebody else."""
+    life.get("c")
+    before = dict(host.mounted)
+    with life.systems.asked():
+        life.systems.end_daemon()
+        with pytest.raises(LayerBusy, match="layer c is not mounted: the daemon that asked for it has ended"):
+            life.views.open("c", sealed=False)
+    assert host.mounted == before
+    life.views.open("c", sealed=False)
+
+
 # -- a daemon has started anew -----------------------------------------------------------------------
 
 

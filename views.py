@@ -22,6 +22,7 @@ import contextvars
 import enum
 import logging
 import os
+import re
 import stat
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -42,7 +43,9 @@ from note import Note
 
 log = logging.getLogger("views")
 
-BUILDER_MOUNT = "buildkit-mount"
+# Where BuildKit mounts a layer once more: to look at it (snapshot/localmounter_unix.go), and for a RUN
+# (executor/runcexecutor/executor.go).
+_OF_BUILDERS = re.compile(r"/buildkit-mount[^/]*$|/buildkit/executor/[^/]+/rootfs$")
 # What one layer from before may take of a start: the others wait for it.
 LEARN_SECONDS = 5.0
 # Parents that are mapped at the same time.
@@ -408,15 +411,13 @@ class Views:
         return all(elsewhere.find(self.systems.source(layer)) for _ in busy.until_free(busy.LIVE_SECONDS))
 
     def _unmount_builders(self) -> None:
-        """End what BuildKit left mounted (buildkit, snapshot/localmounter_unix.go): no build is running now.
+        """End what BuildKit left mounted: no build is running now.
 
-        dockerd renames the directory in which these mounts are, and tries to delete it.
+        dockerd renames the directory in which some of these mounts are, and tries to delete it.
         """
-        table = mounts.table()
-        points = {self.point(layer, Place.DOCKER) for layer in list(self._views)}
-        numbers = {item.device_number for item in table if item.point in points}
-        for item in reversed(table):
-            if os.path.basename(item.point).startswith(BUILDER_MOUNT) and item.device_number in numbers:
+        views = {self.systems.source(layer) for layer in self.systems.layers()}
+        for item in reversed(mounts.table()):
+            if item.source in views and _OF_BUILDERS.search(item.point):
                 log.warning("unmounting %s, left behind by a builder", item.point)
                 with _from_before(item.point):
                     busy.unmount(item.point, self._pool.timeout)

@@ -115,6 +115,27 @@ work_as_before() {
     docker rmi whole
 }
 
+@test "dockerd is killed during a RUN of a build" {
+    local building pid
+    printf 'FROM small\nRUN exec sleep 98765\n' >"$SITE/Dockerfile.sleep"
+    DOCKER_BUILDKIT=1 docker build --network none - <"$SITE/Dockerfile.sleep" >"$SITE/build.log" 2>&1 3>&- &
+    building=$!
+    eventually build_sleeps || { cat "$SITE/build.log" && false; }
+    end docker KILL
+    wait "$building" || true
+    # What dockerd would have ended.
+    for pid in $(processes_with "sleep 98765"); do
+        kill -KILL "$pid"
+    done
+    start_ceph_dockerd
+    nothing_is_mapped
+    printf 'FROM small\nRUN echo built >/x\n' | DOCKER_BUILDKIT=1 docker build --network none --tag built -
+    [[ $(docker run --rm built cat /x) == built ]]
+    docker rmi built
+}
+
+build_sleeps() { [[ -n $(processes_with "sleep 98765") ]]; }
+
 @test "live-restore: dockerd stops and starts, is killed and starts, with a container running on" {
     local signal
     end docker

@@ -257,12 +257,15 @@ def test_what_docker_cp_has_mounted_in_a_layer_goes_with_it(
     assert os.listdir(volume) == ["inner"]
 
 
+@pytest.mark.parametrize("place", ["tmp-old/buildkit-mount123", "buildkit/executor/z1/rootfs"])
 def test_what_a_killed_builder_has_mounted_elsewhere_is_unmounted(
-    plugin: PluginProcess, cluster: Cluster, new_id: NewId, session_directory: str
+    plugin: PluginProcess, cluster: Cluster, new_id: NewId, session_directory: str, place: str
 ) -> None:
-    """BuildKit mounts layers once more below Docker's data root; a new dockerd calls that directory tmp-old."""
+    """BuildKit mounts layers once more below Docker's data root, to look at them (a new dockerd calls that directory
+    tmp-old) and for a RUN.
+    """
     layer = new_container(plugin, new_id())
-    point = os.path.join(session_directory, "tmp-old", f"buildkit-mount{layer[:8]}")
+    point = os.path.join(session_directory, place)
     os.makedirs(point)
     cluster.run(["mount", "--bind", plugin.client.get(layer), point])
     plugin.init()

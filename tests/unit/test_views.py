@@ -986,10 +986,11 @@ def test_one_that_cannot_be_unmounted_keeps_no_other(life: Life, host: FakeHost)
     assert nothing_left(new, host)
 
 
-def test_what_a_builder_left_behind_is_unmounted(life: Life, host: FakeHost) -> None:
+@pytest.mark.parametrize("name", ["tmp/buildkit-mount123", "buildkit/executor/z1/rootfs"])
+def test_what_a_builder_left_behind_is_unmounted(life: Life, host: FakeHost, name: str) -> None:
     """It was killed with the former daemon; what is mounted elsewhere by such a name is not its."""
     point = life.get("c")
-    left, theirs = "/var/lib/docker/buildkit-mount123", "/mnt/buildkit-mount7"
+    left, theirs = f"/var/lib/docker/{name}", f"/mnt/{name}"
     host.mounted[left] = host.mounted[point]._replace(point=left)
     host.mounted[theirs] = mounts.Mount("8:1", theirs, False, "", "xfs", "/dev/sda1")
     with pytest.MonkeyPatch.context() as patch:

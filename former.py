@@ -40,8 +40,12 @@ def maps(pool: rbdcli.Pool, images: Collection[str]) -> set[str]:
 
 
 def _maps(pool: rbdcli.Pool, images: Collection[str]) -> Iterator[tuple[int, str]]:
+    ours = os.readlink("/proc/self/ns/pid")
     for name in filter(str.isdigit, os.listdir("/proc")) if images else ():
         try:
+            # A container's process may hang on a device of ours, and then its command line cannot be read.
+            if os.readlink(f"/proc/{name}/ns/pid") != ours:
+                continue
             with open(f"/proc/{name}/cmdline", encoding="utf-8", errors="surrogateescape") as source:
                 image = pool.mapped_by(source.read().split("\0"))
             if image in images and _parent(name) != os.getpid():

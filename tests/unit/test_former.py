@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from plugin_client import process_state, wait_until
+from unit.archives import needs_root
 
 import command
 import former
@@ -105,6 +106,22 @@ def test_what_this_life_maps_goes_on(pool: Pool) -> None:
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(10)
+
+
+@needs_root
+def test_a_process_in_a_container_is_not_looked_at(pool: Pool, tmp_path: Path) -> None:
+    """It may hang on a device of ours, and whoever reads its command line with it."""
+    told = tmp_path / "told"
+    script = 'echo >"$0"; sleep 100; exit 0'
+    argv = ["unshare", "--pid", "--fork", "--kill-child", "sh", "-c", script, str(told), *MAP, "--image", IMAGE]
+    process = subprocess.Popen(["sh", "-c", 'exec "$@" &', "-", *argv], start_new_session=True)
+    process.wait(10)
+    try:
+        wait_until(told.exists, "it has started")
+        [outer] = [pid for pid, _ in former._maps(pool, {IMAGE})]
+        assert Path(f"/proc/{outer}/comm").read_text() == "unshare\n"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_one_that_hangs_in_the_kernel_is_named(pool: Pool, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ from busy import LayerBusy
 from claim import OwnerTaken
 from driver import DriverError
 from filesystems import LayerLost
-from gate import Gate, GateTimeout
+from gate import Gate
 from layers import LayerError
 from mounts import MountError
 from notify import Notifier
@@ -204,7 +204,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Answer one call; every failure becomes one line of `Err`."""
-        # Who is alone inside is the end of this process.
+        # It is closed at the end of this process, and does not open again.
         with self.server.requests.shared(threading.TIMEOUT_MAX):
             self._answer()
 
@@ -408,16 +408,13 @@ def serve(path: str, state_file: str, defaults: Options) -> None:
 
 
 def _finish(server: Server, plugin: Plugin) -> bool:
-    """Wait until what runs is answered and what was removed is deleted; tell whether it is. New requests wait.
+    """Wait until what runs is answered and what was removed is deleted; tell whether it is.
 
-    All of it together takes FINISH_SECONDS at the most.
+    All of it together takes FINISH_SECONDS at the most. New requests wait until this process has ended: one that began
+    while Python takes itself down would fail anywhere.
     """
     end = time.monotonic() + FINISH_SECONDS
-    try:
-        with server.requests.alone(FINISH_SECONDS):
-            return plugin.finish(max(0.0, end - time.monotonic()))
-    except GateTimeout:
-        return False
+    return server.requests.close(FINISH_SECONDS) and plugin.finish(max(0.0, end - time.monotonic()))
 
 
 def _catch_signals() -> socket.socket:

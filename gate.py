@@ -54,6 +54,12 @@ class Gate:
             with self._state:
                 self._open()
 
+    def close(self, timeout: float) -> bool:
+        """Let nobody in any more, whatever comes; tell whether those inside left within `timeout` seconds."""
+        with self._state:
+            self._closed = True
+            return self._state.wait_for(lambda: self._inside == 0, timeout)
+
     def _open(self) -> None:
         self._closed = False
         self._state.notify_all()

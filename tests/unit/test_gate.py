@@ -80,3 +80,15 @@ def test_who_is_alone_for_too_long_is_not_waited_for() -> None:
         threads.submit(lambda: gate.shared(0.1).__enter__()).result(20)
     with gate.shared(0.1):
         assert True
+
+
+def test_one_that_is_closed_lets_nobody_in_any_more() -> None:
+    """Those inside are waited for, and may leave when that has been given up."""
+    gate = Gate()
+    with gate.shared(1):
+        assert not gate.close(0.05)
+        with pytest.raises(GateTimeout), gate.shared(0.05):
+            pytest.fail("is inside")
+    assert gate.close(0)
+    with pytest.raises(GateTimeout), gate.shared(0.05):
+        pytest.fail("is inside")

@@ -13,12 +13,14 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 from urllib.parse import quote
 
 import pytest
 from plugin_client import PYTHON, REPO, UNANSWERED, PluginProcess, Refused, wait_until
 
 import docker_graph_driver
+from gate import Gate, GateTimeout
 
 PROGRAM = [PYTHON, os.path.join(REPO, "docker_graph_driver.py")]
 # How a program of a test's own begins.
@@ -215,6 +217,15 @@ def test_sigterm_finishes_a_running_request(process: PluginProcess, short: Path)
         with pytest.raises(Refused, match="pool rbd does not exist"):
             init.result(60)
     assert process.process.wait(60) == 0
+
+
+def test_no_request_begins_once_all_is_finished() -> None:
+    """Python takes itself down then, and starts no threads any more: it would end as a defect of ours."""
+    server, plugin = Mock(requests=Gate()), Mock()
+    assert docker_graph_driver._finish(server, plugin)
+    plugin.finish.assert_called_once()
+    with pytest.raises(GateTimeout), server.requests.shared(0.05):
+        pytest.fail("a request began")
 
 
 def hanging_tools(short: Path) -> str:

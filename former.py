@@ -9,29 +9,26 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import time
 from collections.abc import Collection, Iterator
 
+import busy
 import command
 import rbdcli
 
 log = logging.getLogger("former")
 
-# For a killed process to be gone; one that hangs in the kernel is not.
-PAUSE_SECONDS = 0.02
-
 
 def end_maps(pool: rbdcli.Pool, images: Collection[str]) -> set[str]:
     """Kill the commands that map one of these images; name the images of those that do not die of it."""
-    for process, image in _maps(pool, images):
+    found = dict(_maps(pool, images))
+    for process, image in found.items():
         log.warning("killed: process %d, which maps %s for an earlier life of this one", process, image)
         _kill(process)
-    end = time.monotonic() + command.REAP_SECONDS
-    while left := maps(pool, images):
-        if time.monotonic() > end:
+    for _ in busy.until_free(command.REAP_SECONDS) if found else ():
+        found = dict(_maps(pool, images))
+        if not found:
             break
-        time.sleep(PAUSE_SECONDS)
-    return left
+    return set(found.values())
 
 
 def maps(pool: rbdcli.Pool, images: Collection[str]) -> set[str]:

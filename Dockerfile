@@ -29,4 +29,4 @@ RUN set -eu; \
 
 FROM scratch
 COPY --from=system /small/ /
-COPY *.py plugin/entrypoint.py /opt/docker-graph-driver/
+COPY . /opt/docker-graph-driver/

@@ -77,7 +77,9 @@ rootfs_of_directory() {
     tar --create --directory "$1" --no-recursion --files-from "$work/files" 2>"$work/tar.log" |
         tar --extract --directory "$work/plugin/rootfs" || die "$(tail -n 1 "$work/tar.log")"
     mkdir -p "$program"
-    cp "$here"/*.py "$here/plugin/entrypoint.py" "$program"
+    (cd "$here" && for package in */__init__.py; do
+        cp --parents "${package%/*}"/*.py "$program"
+    done && cp --parents ./*.py plugin/*.py "$program")
 }
 
 make_rootfs() {

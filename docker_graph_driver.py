@@ -13,7 +13,7 @@ import sys
 if __name__ == "__main__":
     # -I and -P do not look beside this file.
     sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
-    import environment
+    from host import environment
 
     environment.enter(__file__)
 
@@ -35,23 +35,21 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import unquote
 
-import archive
-import command
-import deadline
-import logs
 import rbdcli
-import subcommands
-from busy import LayerBusy
-from claim import OwnerTaken
-from driver import DriverError
-from filesystems import LayerLost
-from gate import Gate
-from layers import LayerError
+from archive import transfer
+from cluster.claim import OwnerTaken
+from graph.driver import DriverError
+from graph.preconditions import NotReady
+from host import command, deadline, logs
+from host.gate import Gate
+from host.notify import Notifier
+from images.layers import LayerError
+from images.options import OptionError, Options, parse
+from maintenance import commands
+from mapped.busy import LayerBusy
+from mapped.file_systems import LayerLost
 from mounts import MountError
-from notify import Notifier
-from options import OptionError, Options, parse
-from plugin import BadRequest, Plugin, UnknownMethod
-from readiness import NotReady
+from protocol.plugin import BadRequest, Plugin, UnknownMethod
 
 VERSION = "2.0.0"
 SOCKET = "/run/docker/plugins/ceph.sock"
@@ -73,7 +71,7 @@ M_ARENA_MAX = -8  # malloc.h
 ASLEEP = socket.timeout
 # Failures that are told to Docker in one line; anything else is a defect and is logged with its trace.
 EXPECTED = (
-    archive.ArchiveError,
+    transfer.ArchiveError,
     command.CommandError,
     deadline.Overdue,
     DriverError,
@@ -397,7 +395,7 @@ def serve(path: str, state_file: str, defaults: Options) -> None:
         with Server(path, plugin) as server:
             _stop_on_signal(server, caught)
             threading.Thread(target=_check_at_start, args=(plugin,), name="check", daemon=True).start()
-            log.info("listening on %s; plain files of archives are laid down by %s", path, archive.extractor())
+            log.info("listening on %s; plain files of archives are laid down by %s", path, transfer.extractor())
             notifier.tell("READY=1", f"STATUS=listening on {path}")
             server.serve_forever(poll_interval=0.1)
             notifier.tell("STOPPING=1", "STATUS=finishing what runs")
@@ -465,7 +463,7 @@ def main() -> int:
     """Read the command line and serve; 1 if that is impossible. A command for an operator comes first, if at all."""
     _settle()
     if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
-        return subcommands.main(sys.argv[1:], SOCKET)
+        return commands.main(sys.argv[1:], SOCKET)
     description, epilog = __doc__.partition("\n")[0], "Beside serving: docker_graph_driver.py check|gc|takeover --help"
     parser = argparse.ArgumentParser(prog="docker_graph_driver.py", description=description, epilog=epilog)
     parser.add_argument("--version", action="version", version=f"docker-graph-driver {VERSION}")

@@ -19,9 +19,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-import command
-import deadline
-import xfslog
+from host import command, deadline, xfs_log
 
 log = logging.getLogger("mounts")
 
@@ -205,11 +203,11 @@ def grow_ext4(device: str, *, timeout: float) -> None:
 
 
 def give_back_log(device: str, granule: int, *, timeout: float) -> None:
-    """Discard what mounting an XFS that is mounted no more cleared of its log (xfslog.py).
+    """Discard what mounting an XFS that is mounted no more cleared of its log (xfs_log.py).
 
     Raises OSError, ValueError if it is no XFS, deadline.Overdue.
     """
-    deadline.call(lambda: xfslog.give_back(device, granule), device, timeout)
+    deadline.call(lambda: xfs_log.give_back(device, granule), device, timeout)
 
 
 def table(pid: str = "self") -> list[Mount]:

@@ -8,7 +8,7 @@ read as `pool/image@snap` or as an option.
 What librbd takes from its configuration where a command does not say it is said by every command that makes or removes
 an image: a ceph.conf, the monitors (`ceph config set client ...`) and the pool (`rbd config pool set`) have words of
 their own. An option of the command's wins over all of them; a configuration option on its command line (`--rbd-...`)
-over all but the pool's, for which see readiness.py. (Seen on 16.2.15.)
+over all but the pool's, for which see preconditions.py. (Seen on 16.2.15.)
 
 One `rbd` command costs 20 to 40 ms; a snapshot costs up to a second, since the monitors gather
 proposals for `paxos_propose_interval`.
@@ -25,8 +25,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import command
-import deadline
+from host import command, deadline
 
 # Format 2 needs no protected snapshots, and a parent may go to the trash before its children
 # (man rbd, `--rbd-default-clone-format`); a fresh cluster would otherwise make format 1.
@@ -373,7 +372,7 @@ class Pool:
         ]
 
     def rados(self, *words: str) -> str:
-        """Run a `rados` command on an object of the pool and namespace (`objects.py`); return what it prints."""
+        """Run a `rados` command on an object of the pool and namespace (`rados_objects.py`); return what it prints."""
         return self._run(self.rados_argv(*words))
 
     def rados_of_pool(self, *words: str) -> str:

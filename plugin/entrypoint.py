@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping
 from types import FrameType
 
-PROGRAM = os.path.join(os.path.dirname(os.path.abspath(__file__)), "docker_graph_driver.py")
+PROGRAM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "docker_graph_driver.py")
 SOCKET = "/run/docker/plugins/ceph.sock"
 # Below the propagated mount, which outlives the process, `docker plugin disable` and an upgrade: Docker does not repeat
 # Init after them. No home can have this name: it would be that of a storage driver `.init`.

@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-import images
 from engine import Engine
 from floor import Floor, in_parallel, write_file
 from results import FLOOR, OURS, PEER, Results, Window
 from stack import Stack
 from usage import page_cache
+
+import images
 
 MB = 1_000_000
 MIB = 1 << 20

@@ -118,7 +118,7 @@ plugin_pid() {
 @test "build: programs, libraries and Python, and nothing else" {
     local root name
     root=$(directory_of "$GRAPH")/rootfs
-    [[ -x $root/usr/bin/rbd && -e $root/opt/docker-graph-driver/driver.py ]]
+    [[ -x $root/usr/bin/rbd && -e $root/opt/docker-graph-driver/graph/driver.py ]]
     for name in sh bash perl dpkg apt-get gcc radosgw-admin '*.deb' '*.keyring' '*.1.gz' changelog\* locale; do
         run -0 find "$root" -name "$name" ! -path '*/python3*/*' ! -path '*/usr/local/bin/*'
         echo "$name: $output"
@@ -335,7 +335,7 @@ hang_beside() {
 @test "as the documents say: built from an image, or from a directory; set, enabled and used" {
     export TYPED_IN=$SITE/project
     mkdir "$TYPED_IN"
-    cp --recursive "$repo"/{*.py,Dockerfile,.dockerignore,build_plugin.sh,plugin,ceph-key} "$TYPED_IN"
+    tar --create --directory "$repo" --exclude ./.venv --exclude ./.git --exclude ./build . | tar --extract --directory "$TYPED_IN"
     ln --symbolic "$BASE" "$TYPED_IN/base"
     make_key docker
     # A copy of the base for each step of the build would take its time.

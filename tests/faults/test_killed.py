@@ -57,7 +57,7 @@ def commands(plugin: PluginProcess) -> list[str]:
 
 
 def _is_presence(child: str) -> bool:
-    """Tell whether a process shows that the host lives (presence.py), which it does as long as the plugin."""
+    """Tell whether a process shows that the host lives (liveness.py), which it does as long as the plugin."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{child}/cmdline", "rb") as said:
         words = said.read().split(b"\0")
         return os.path.basename(words[0]) == b"rados" and any(b"_host." in word for word in words)

@@ -25,8 +25,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from unit.archives import CHARDEV, apply, file, folder, hardlink, header, pax, picture, record
 
-import archive
-from archive import Kind
+from archive import transfer
+from archive.transfer import Kind
 
 ADDED, MODIFIED, DELETED = Kind.ADDED, Kind.MODIFIED, Kind.DELETED
 NS = 10**9
@@ -86,15 +86,15 @@ class Layer:
 
     def changes(self, *, own: bool = True) -> list[tuple[str, Kind]]:
         """What changed, found by what the layer brought or by its view."""
-        return [(os.fsdecode(path), kind) for path, kind in archive.changes(*self._trees(own), own=own)]
+        return [(os.fsdecode(path), kind) for path, kind in transfer.changes(*self._trees(own), own=own)]
 
     def size(self, *, own: bool = True) -> int:
         """The size, found in either way."""
-        return archive.size(*self._trees(own), own=own)
+        return transfer.size(*self._trees(own), own=own)
 
     def diff(self, *, own: bool = True) -> bytes:
         """The archive, made in either way."""
-        return b"".join(archive.diff(*self._trees(own), own=own))
+        return b"".join(transfer.diff(*self._trees(own), own=own))
 
     def members(self) -> dict[str, tarfile.TarInfo]:
         """What is in the archive."""
@@ -249,9 +249,9 @@ def test_a_whiteout_of_nothing(layers: Layers) -> None:
     middle.finish()
     for name in ("d/gone", "new/gone", "gone"):
         os.mknod(middle.upper / name, WHITEOUT, os.makedev(0, 0))
-    found = archive.changes(str(middle.upper), str(lowest.upper), own=True)
+    found = transfer.changes(str(middle.upper), str(lowest.upper), own=True)
     assert found == [(b"/d", MODIFIED), (b"/d/g", ADDED), (b"/new", ADDED), (b"/new/f", ADDED)]
-    everything = archive.changes(str(middle.upper), None, own=True)
+    everything = transfer.changes(str(middle.upper), None, own=True)
     assert [path for path, _ in everything] == [b"/d", b"/d/g", b"/new", b"/new/f"]
 
 
@@ -648,8 +648,8 @@ def test_an_archive_makes_the_same_layer_elsewhere(disk: Path, todo: list[list[M
         first = stack[-1]
         found = [path for path, kind in first.changes() if kind != DELETED]
         second = layers.beside(first)
-        archive.apply(str(second.view), io.BytesIO(first.diff()))
-        assert archive.changes(str(second.view), str(first.view)) == []
+        transfer.apply(str(second.view), io.BytesIO(first.diff()))
+        assert transfer.changes(str(second.view), str(first.view)) == []
         assert looks(second.view, found) == looks(first.view, found)
         assert_same_both_ways(second)
 

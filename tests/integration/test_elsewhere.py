@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-import command
-import elsewhere
 import mounts
+from host import command
+from mapped import elsewhere
 
 TIMEOUT = 60.0
 PROJECT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from lab import Cluster, StartPlugin
 from lab_fixtures import NewId, plugins, refusal, restricted, whole_life
 from plugin_client import Client, PluginProcess, make_tar, wait_until
 
-from options import parse_size
+from images.options import parse_size
 
 # What librbd takes from its configuration when it makes, copies, removes or maps an image.
 HOSTILE = {

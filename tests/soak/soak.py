@@ -25,8 +25,8 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn
 
-from host import DockerError, Host
 from lab import lib_argv
+from machine import DockerError, Host
 from plugin_client import REPO, wait_until
 from worker import Lost, Worker
 

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import model
-from host import DockerError, Host
+from machine import DockerError, Host
 
 MOST_CONTAINERS, MOST_IMAGES, MOST_FILES = 5, 6, 5
 # dockerd repeats a call whose answer was lost for 15 s (moby, pkg/plugins/client.go): what was begun before a fault may

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-import archive
+from archive import transfer
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: chroot, chown and device nodes")
 
@@ -99,7 +99,7 @@ def tar(*members: bytes) -> bytes:
 
 def apply(root: Path | str, *members: bytes, **options: Any) -> int:
     """Apply an archive of these members, ended by its two blocks of zeros."""
-    return archive.apply(str(root), io.BytesIO(tar(*members)), **options)
+    return transfer.apply(str(root), io.BytesIO(tar(*members)), **options)
 
 
 def picture(root: Path | str, *, times: bool = True) -> dict[bytes, tuple[Any, ...]]:
@@ -149,7 +149,7 @@ def extractor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     name: str = request.param
     if name == "bsdtar" and shutil.which(name) is None:
         pytest.skip("needs bsdtar (libarchive-tools)")
-    monkeypatch.setattr(archive, "PATIENCE", EXTRACTORS[name])
+    monkeypatch.setattr(transfer, "PATIENCE", EXTRACTORS[name])
     return name
 
 

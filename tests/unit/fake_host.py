@@ -21,12 +21,10 @@ from typing import Any
 import pytest
 from unit.fakes import FakePool
 
-import busy
-import command
-import elsewhere
-import holders
 import mounts
-import note
+from host import command
+from images import layer_state
+from mapped import busy, elsewhere, holders
 
 
 def refused(words: str = "wrong fs type, bad option, bad superblock") -> command.CommandError:
@@ -88,7 +86,7 @@ class FakeHost:
             for module in (mounts, holders, elsewhere):
                 if not name.startswith("_") and callable(getattr(module, name, None)):
                     monkeypatch.setattr(module, name, getattr(made, name))
-        monkeypatch.setattr(note, "flush", made.flush)
+        monkeypatch.setattr(layer_state, "flush", made.flush)
         remove = made._remove = os.rmdir
 
         def rmdir(path: str, **options: int) -> None:
@@ -303,7 +301,7 @@ class FakeHost:
             raise OSError(errno.EBUSY, "Device or resource busy")
 
     def flush(self, directory: str) -> None:
-        """Part of note.py: what was written to the file system that is mounted there is in the cluster."""
+        """Part of layer_state.py: what was written to the file system that is mounted there is in the cluster."""
         with self._maybe_failing("flush"):
             assert not self.mounted[directory].read_only
             self.flushed.append(directory)

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
-import command
 import rbdcli
-from baseimage import FORMAT, FORMAT_KEY, FS_KEY
-from layers import BASE_SNAPSHOT
-from owner import Owner
-from record import KEY, Record
+from cluster.owner import Owner
+from host import command
+from images.base_image import FORMAT, FORMAT_KEY, FS_KEY
+from images.layers import BASE_SNAPSHOT
+from images.record import KEY, Record
 
 SIZE = 1 << 30
 BASE_IMAGE = "docker_image_base_image"

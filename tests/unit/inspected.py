@@ -12,11 +12,10 @@ from pathlib import Path
 from docker_tree import DockerTree
 from unit.fakes import FakePool, recorded
 
-import garbage
-import inspection
-import options
-from dockerdb import DockerDatabase
-from layers import Layers
+from images import options
+from images.layers import Layers
+from maintenance import collector, inspection
+from maintenance.docker_database import DockerDatabase
 
 HOUR = 3600.0
 PREFIX = options.DEFAULTS.imageprefix
@@ -73,9 +72,9 @@ class Host:
         """Kind and id of what gc would remove."""
         return {(finding.kind, finding.id) for finding in self.look().findings() if finding.dead}
 
-    def collect(self, look: inspection.Inspection, found: list[inspection.Finding]) -> dict[str, garbage.Outcome]:
+    def collect(self, look: inspection.Inspection, found: list[inspection.Finding]) -> dict[str, collector.Outcome]:
         """Let gc remove what was found; what became of it, by id."""
-        outcomes = garbage.collect(found, look, self.layers, self.database)
+        outcomes = collector.collect(found, look, self.layers, self.database)
         return {outcome.finding.id: outcome for outcome in outcomes}
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from unit.fake_host import FakeHost
 from unit.fakes import FakePool
 
-import options
-from filesystems import FileSystems
-from layers import OBJECT_SIZE, Layers
-from locks import Locks
-from removals import Removals
-from views import Place, Views
+from graph.removals import Removals
+from host.locks import Locks
+from images import options
+from images.layers import OBJECT_SIZE, Layers
+from mapped.file_systems import FileSystems
+from mapped.views import Place, Views
 
 
 class Life:

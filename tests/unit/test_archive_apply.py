@@ -35,9 +35,8 @@ from unit.archives import (
     tar,
 )
 
-import archive
-import limits
-from tarformat import Entry
+from archive import limits, transfer
+from archive.tar_format import Entry
 
 pytestmark = [needs_root, pytest.mark.usefixtures("extractor")]
 __all__ = ["extractor", "layer"]
@@ -62,25 +61,25 @@ class Chunky(io.BytesIO):
 def test_reads_the_stream_to_its_very_end(layer: Path) -> None:
     """PROTOCOL 5: the body must be read to its end, or Go closes the pipe and the digest is wrong (moby: flush)."""
     stream = Chunky(tar(file(b"a", b"x")) + bytes(3 << 20) + b"garbage after the archive, beyond what a pipe holds")
-    assert archive.apply(str(layer), stream) == 1
+    assert transfer.apply(str(layer), stream) == 1
     assert stream.read(1) == b""
 
 
 @pytest.mark.parametrize("data", [b"", bytes(512), bytes(1024), bytes(10240)])
 def test_empty_archives(layer: Path, data: bytes) -> None:
     """Go archive/tar readHeader: nothing, one and two zero blocks are an end. PROTOCOL 5: size 0."""
-    assert archive.apply(str(layer), io.BytesIO(data)) == 0
+    assert transfer.apply(str(layer), io.BytesIO(data)) == 0
     assert names(layer) == set()
 
 
 def test_an_archive_may_lack_its_end(layer: Path) -> None:
     """Go archive/tar Next: io.EOF where a header would begin ends the archive."""
-    assert archive.apply(str(layer), io.BytesIO(file(b"a", b"x"))) == 1
+    assert transfer.apply(str(layer), io.BytesIO(file(b"a", b"x"))) == 1
 
 
 def test_padding_of_the_last_file_may_lack(layer: Path) -> None:
     """Go archive/tar skipUnread: "it is okay to hit io.EOF in the padding"."""
-    assert archive.apply(str(layer), io.BytesIO(header(b"a", size=3) + b"abc")) == 3
+    assert transfer.apply(str(layer), io.BytesIO(header(b"a", size=3) + b"abc")) == 3
     assert (layer / "a").read_bytes() == b"abc"
 
 
@@ -115,8 +114,8 @@ def test_padding_of_the_last_file_may_lack(layer: Path) -> None:
 )
 def test_malformed_or_truncated_names_the_entry(layer: Path, data: bytes, needle: str) -> None:
     """Issue 3: an error of one line that names the entry (where its header is broken: the one before)."""
-    with pytest.raises(archive.ArchiveError) as caught:
-        archive.apply(str(layer), io.BytesIO(data))
+    with pytest.raises(transfer.ArchiveError) as caught:
+        transfer.apply(str(layer), io.BytesIO(data))
     assert needle in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "Traceback" not in str(caught.value)
@@ -124,7 +123,7 @@ def test_malformed_or_truncated_names_the_entry(layer: Path, data: bytes, needle
 
 
 def test_newline_in_a_name_does_not_break_the_line(layer: Path) -> None:
-    with pytest.raises(archive.ArchiveError) as caught:
+    with pytest.raises(transfer.ArchiveError) as caught:
         apply(layer, hardlink(b"a\nb\x1b\xff", b"nowhere"))
     assert str(caught.value) == "'a\\nb\\x1b\\xff': No such file or directory"
 
@@ -135,15 +134,15 @@ def test_a_failing_stream_is_passed_on_and_nothing_stays(layer: Path) -> None:
             raise ConnectionResetError("client went away")
 
     with pytest.raises(ConnectionResetError):
-        archive.apply(str(layer), Broken())
+        transfer.apply(str(layer), Broken())
     assert children() == []
 
 
 def test_an_error_leaves_no_process_and_does_not_drain(layer: Path) -> None:
     """Interface: the caller drains."""
     stream = io.BytesIO(tar(hardlink(b"x", b"nowhere")) + bytes(64 << 20))
-    with pytest.raises(archive.ArchiveError):
-        archive.apply(str(layer), stream)
+    with pytest.raises(transfer.ArchiveError):
+        transfer.apply(str(layer), stream)
     assert children() == []
     assert stream.read(1) != b""
 
@@ -399,7 +398,7 @@ def test_many_foreign_xattrs_make_no_long_line(layer: Path, caplog: pytest.LogCa
 
 def test_implied_directories(layer: Path) -> None:
     """moby createImpliedDirectories: mode 0755, owned by the root of the maps."""
-    ids = archive.IdMaps((archive.IdRange(0, 1000, 10),), (archive.IdRange(0, 2000, 10),))
+    ids = transfer.IdMaps((transfer.IdRange(0, 1000, 10),), (transfer.IdRange(0, 2000, 10),))
     apply(layer, file(b"a/b/c", uid=1, gid=2), ids=ids)
     for path in (layer / "a", layer / "a/b"):
         status = path.stat()
@@ -409,10 +408,10 @@ def test_implied_directories(layer: Path) -> None:
 
 def test_ids_outside_the_maps_are_an_error(layer: Path) -> None:
     """PROTOCOL 8; moby remapIDs."""
-    ids = archive.IdMaps((archive.IdRange(0, 1000, 10),), (archive.IdRange(0, 2000, 10),))
-    with pytest.raises(archive.ArchiveError, match="'f': user id 10 is not mapped"):
+    ids = transfer.IdMaps((transfer.IdRange(0, 1000, 10),), (transfer.IdRange(0, 2000, 10),))
+    with pytest.raises(transfer.ArchiveError, match="'f': user id 10 is not mapped"):
         apply(layer, file(b"f", uid=10), ids=ids)
-    with pytest.raises(archive.ArchiveError, match="'f': group id 10 is not mapped"):
+    with pytest.raises(transfer.ArchiveError, match="'f': group id 10 is not mapped"):
         apply(layer, file(b"f", gid=10), ids=ids)
 
 
@@ -444,7 +443,7 @@ UNFIT = {
 def test_a_limit_is_told_in_words(layer: Path, what: str) -> None:
     """What no file system of Linux takes: one short line that names the limit and the entry."""
     member, words = UNFIT[what]
-    with pytest.raises(archive.ArchiveError) as caught:
+    with pytest.raises(transfer.ArchiveError) as caught:
         apply(layer, file(b"before"), member)
     assert words in str(caught.value)
     assert len(str(caught.value)) < 500
@@ -519,7 +518,7 @@ def test_hard_links_to_what_aufs_kept(layer: Path) -> None:
 
 def test_a_hard_link_to_nothing_of_aufs_is_an_error(layer: Path) -> None:
     """moby UnpackLayer: "Invalid aufs hardlink"."""
-    with pytest.raises(archive.ArchiveError, match="an aufs file that is not in the archive"):
+    with pytest.raises(transfer.ArchiveError, match="an aufs file that is not in the archive"):
         apply(layer, hardlink(b"a", b".wh..wh.plnk/1.2"))
 
 
@@ -539,7 +538,7 @@ def test_a_whiteout_below_a_symlink_that_leads_nowhere(layer: Path) -> None:
     """moby UnpackLayer: RemoveAll of what is not there is fine; a file there is an error."""
     apply(layer, symlink(b"s", b"nowhere"), file(b"s/.wh.x"))
     assert names(layer) == {"s"}
-    with pytest.raises(archive.ArchiveError, match="'s/x': No such file or directory"):
+    with pytest.raises(transfer.ArchiveError, match="'s/x': No such file or directory"):
         apply(layer, file(b"s/x"))
 
 
@@ -547,7 +546,7 @@ def test_a_whiteout_below_a_symlink_that_leads_nowhere(layer: Path) -> None:
 def test_a_whiteout_of_nothing_is_an_error(layer: Path, name: bytes) -> None:
     """containerd (archive/tar.go) calls it an invalid whiteout name; moby removes the directory or the one above."""
     (layer / "d/e").mkdir(parents=True)
-    with pytest.raises(archive.ArchiveError, match="a whiteout of nothing"):
+    with pytest.raises(transfer.ArchiveError, match="a whiteout of nothing"):
         apply(layer, file(name))
     assert names(layer) == {"d", "d/e"}
 
@@ -674,7 +673,7 @@ def test_sparse_files_as_gnu_tar_writes_them(tmp_path: Path, layer: Path, form: 
             out.write(b"%d" % position * 500)
         out.truncate(100 << 20)
     made = subprocess.run(["tar", *form.split(), "-S", "-C", source, "-c", "sparse"], capture_output=True, check=True)
-    assert archive.apply(str(layer), io.BytesIO(made.stdout)) == 100 << 20
+    assert transfer.apply(str(layer), io.BytesIO(made.stdout)) == 100 << 20
     assert subprocess.run(["cmp", source / "sparse", layer / "sparse"], check=False).returncode == 0
     assert (layer / "sparse").stat().st_blocks * 512 < 8 << 20
 
@@ -695,8 +694,8 @@ def test_a_file_of_more_than_8_gib(layer: Path) -> None:
 def test_an_8_gib_header_size_is_understood(layer: Path) -> None:
     """base-256 size: the archive ends early, but only after the size was believed."""
     stream = io.BytesIO(header(b"big", size=b"\x80" + (9 << 30).to_bytes(11, "big")) + b"abc")
-    with pytest.raises(archive.ArchiveError, match="'big': the archive ends within"):
-        archive.apply(str(layer), stream)
+    with pytest.raises(transfer.ArchiveError, match="'big': the archive ends within"):
+        transfer.apply(str(layer), stream)
 
 
 @pytest.mark.parametrize("form", ["v7", "oldgnu", "gnu", "ustar", "posix"])
@@ -707,7 +706,7 @@ def test_what_gnu_tar_writes(tmp_path: Path, layer: Path, form: str) -> None:
     os.link(source / "d/f", source / "d/hard")
     (source / "s").symlink_to("/d/f")
     made = subprocess.run(["tar", f"--format={form}", "-C", source, "-c", "."], capture_output=True, check=True)
-    archive.apply(str(layer), io.BytesIO(made.stdout))
+    transfer.apply(str(layer), io.BytesIO(made.stdout))
     assert (layer / "d/f").read_bytes() == (source / "d/f").read_bytes()
     assert (layer / "d/hard").samefile(layer / "d/f")
     assert os.readlink(layer / "s") == "/d/f"
@@ -725,6 +724,6 @@ def test_unpacking_needs_little_memory(layer: Path) -> None:
             peaks.extend(peak_memory(pid) for pid in children())
             return next(self.pieces, b"")
 
-    assert archive.apply(str(layer), Long()) == size
+    assert transfer.apply(str(layer), Long()) == size
     assert (layer / "f").stat().st_size == size
     assert max(peaks) < 32 << 20

@@ -16,10 +16,9 @@ from pathlib import Path
 import pytest
 from unit.archives import children, needs_root, peak_memory, picture
 
-import archive
-import changes as comparison
-import pack
-from archive import Change, Kind
+from archive import changes as comparison
+from archive import pack, transfer
+from archive.transfer import Change, Kind
 
 pytestmark = needs_root
 
@@ -41,10 +40,10 @@ class Trees:
         return self.new
 
     def changes(self) -> list[tuple[str, Kind]]:
-        return [(os.fsdecode(path), kind) for path, kind in archive.changes(str(self.new), str(self.old))]
+        return [(os.fsdecode(path), kind) for path, kind in transfer.changes(str(self.new), str(self.old))]
 
     def tar(self) -> tarfile.TarFile:
-        data = b"".join(archive.diff(str(self.new), str(self.old)))
+        data = b"".join(transfer.diff(str(self.new), str(self.old)))
         return tarfile.open(fileobj=io.BytesIO(data), errors="surrogateescape")
 
     def diff(self) -> dict[str, tarfile.TarInfo]:
@@ -71,8 +70,8 @@ def test_equal_trees(trees: Trees) -> None:
     write(trees.old / "d/f")
     trees.clone()
     assert trees.changes() == []
-    assert b"".join(archive.diff(str(trees.new), str(trees.old))) == bytes(1024)
-    assert archive.size(str(trees.new), str(trees.old)) == 0
+    assert b"".join(transfer.diff(str(trees.new), str(trees.old))) == bytes(1024)
+    assert transfer.size(str(trees.new), str(trees.old)) == 0
 
 
 @pytest.mark.parametrize("what", ["content", "mode", "uid", "gid", "mtime", "capability", "type"])
@@ -200,10 +199,10 @@ def test_without_a_parent_everything_is_added(trees: Trees) -> None:
     """PROTOCOL 5: parent "" is everything, all of kind 1; in the order of whole paths, where "-" is before "/"."""
     for name in ("a/x", "a-b/y", "a.c", "b"):
         write(trees.old / name)
-    found = archive.changes(str(trees.old), None)
+    found = transfer.changes(str(trees.old), None)
     paths = [b"/a", b"/a-b", b"/a-b/y", b"/a.c", b"/a/x", b"/b"]
     assert found == [Change(path, ADDED) for path in paths]
-    with tarfile.open(fileobj=io.BytesIO(b"".join(archive.diff(str(trees.old), None)))) as made:
+    with tarfile.open(fileobj=io.BytesIO(b"".join(transfer.diff(str(trees.old), None)))) as made:
         assert [member.name for member in made] == [path.decode()[1:] for path in paths]
 
 
@@ -236,7 +235,7 @@ def whiteout(path: Path) -> None:
 
 
 def brought(trees: Trees) -> list[tuple[str, Kind]]:
-    found = archive.changes(str(trees.new), str(trees.old), own=True)
+    found = transfer.changes(str(trees.new), str(trees.old), own=True)
     return [(os.fsdecode(path), kind) for path, kind in found]
 
 
@@ -267,8 +266,8 @@ def test_a_whiteout_says_what_is_gone(trees: Trees, upper: Path) -> None:
         ("/new/e", ADDED),
         ("/x", DELETED),
     ]
-    assert archive.changes(str(upper), None, own=True) == [(path, ADDED) for path in (b"/d", b"/new", b"/new/e")]
-    data = b"".join(archive.diff(str(upper), None, own=True))
+    assert transfer.changes(str(upper), None, own=True) == [(path, ADDED) for path in (b"/d", b"/new", b"/new/e")]
+    data = b"".join(transfer.diff(str(upper), None, own=True))
     with tarfile.open(fileobj=io.BytesIO(data)) as made:
         assert made.getnames() == ["d", "new", "new/e"]
 
@@ -281,7 +280,7 @@ def test_only_one_mark_makes_a_directory_opaque(trees: Trees, upper: Path, mark:
     gone = [("/d/e/g", DELETED), ("/d/e/new", ADDED), ("/d/f", DELETED)]
     expected = gone if opaque else [("/d/e/new", ADDED)]
     assert brought(trees) == [("/d", MODIFIED), ("/d/e", MODIFIED), *expected]
-    data = b"".join(archive.diff(str(upper), str(trees.old), own=True))
+    data = b"".join(transfer.diff(str(upper), str(trees.old), own=True))
     assert b"overlay" not in data
 
 
@@ -322,7 +321,7 @@ def test_size(trees: Trees) -> None:
     write(new / "d/a", b"123")
     os.link(new / "d/a", new / "d/b")
     (new / "s").symlink_to("four")
-    assert archive.size(str(new), str(trees.old)) == 3 + 4
+    assert transfer.size(str(new), str(trees.old)) == 3 + 4
 
 
 # -- the archive -------------------------------------------------------------------------------------------
@@ -335,8 +334,8 @@ def test_the_archive_is_the_same_every_time(trees: Trees) -> None:
     (new / "gone").unlink()
     for name in "zyxwv":
         write(new / name / name)
-    first = b"".join(archive.diff(str(new), str(trees.old)))
-    assert first == b"".join(archive.diff(str(new), str(trees.old)))
+    first = b"".join(transfer.diff(str(new), str(trees.old)))
+    assert first == b"".join(transfer.diff(str(new), str(trees.old)))
     assert trees.diff()[".wh.gone"].mtime == 0
 
 
@@ -400,7 +399,7 @@ def test_capabilities(trees: Trees, value: bytes, archived: bytes) -> None:
     path = write(trees.clone() / "f")
     os.setxattr(path, "security.capability", value)
     os.setxattr(path, "user.x", b"1")
-    data = b"".join(archive.diff(str(trees.new), str(trees.old)))
+    data = b"".join(transfer.diff(str(trees.new), str(trees.old)))
     assert b"SCHILY.xattr.security.capability=" + archived + b"\n" in data
     assert b"user.x" not in data
 
@@ -408,14 +407,14 @@ def test_capabilities(trees: Trees, value: bytes, archived: bytes) -> None:
 def test_id_maps(trees: Trees) -> None:
     """moby addTarFile: IdentityMapping.ToContainer; PROTOCOL 8: an id outside is an error."""
     path = write(trees.clone() / "f")
-    ids = archive.IdMaps((archive.IdRange(0, 1000, 10),), (archive.IdRange(0, 2000, 10),))
+    ids = transfer.IdMaps((transfer.IdRange(0, 1000, 10),), (transfer.IdRange(0, 2000, 10),))
     os.chown(path, 1003, 2004)
-    with tarfile.open(fileobj=io.BytesIO(b"".join(archive.diff(str(trees.new), str(trees.old), ids)))) as made:
+    with tarfile.open(fileobj=io.BytesIO(b"".join(transfer.diff(str(trees.new), str(trees.old), ids)))) as made:
         member = made.getmember("f")
     assert (member.uid, member.gid) == (3, 4)
     os.chown(path, 999, 2004)
-    with pytest.raises(archive.ArchiveError, match="'/f': user id 999 of the host is not mapped"):
-        list(archive.diff(str(trees.new), str(trees.old), ids))
+    with pytest.raises(transfer.ArchiveError, match="'/f': user id 999 of the host is not mapped"):
+        list(transfer.diff(str(trees.new), str(trees.old), ids))
 
 
 @pytest.mark.parametrize(
@@ -441,12 +440,12 @@ def test_names_survive_both_ways_and_gnu_tar_reads_them(trees: Trees, tmp_path: 
         out.write(b"data")
     os.symlink(name[-120:], path[:-1] + b"~")
     os.link(path, path[:-1] + b"^")
-    data = b"".join(archive.diff(str(trees.new), str(trees.old)))
+    data = b"".join(transfer.diff(str(trees.new), str(trees.old)))
     for program in (["tar", "-x"], ["apply"]):
         target = tmp_path / program[0]
         target.mkdir()
         if program == ["apply"]:
-            archive.apply(str(target), io.BytesIO(data))
+            transfer.apply(str(target), io.BytesIO(data))
         else:
             subprocess.run([*program, "-C", target], input=data, check=True, env={"LC_ALL": "C", "PATH": "/bin"})
         assert without_sub_seconds(target) == without_sub_seconds(trees.new)
@@ -469,7 +468,7 @@ def test_big_files_need_a_pax_size(trees: Trees) -> None:
     """Issue 3: files over 8 GiB (a sparse one; the archive is only looked at)."""
     with open(trees.clone() / "f", "wb") as out:
         out.truncate((8 << 30) + 1)
-    with contextlib.closing(archive.diff(str(trees.new), str(trees.old))) as pieces:
+    with contextlib.closing(transfer.diff(str(trees.new), str(trees.old))) as pieces:
         first = next(pieces)
     assert tarfile.TarInfo.frombuf(first[:512], "utf-8", "strict").type == tarfile.XHDTYPE
     assert b" size=8589934593\n" in first[:1024]
@@ -484,8 +483,8 @@ def test_neither_tree_is_written_to(trees: Trees) -> None:
     write(trees.old / "d/f")
     write(trees.clone() / "d/g")
     before = picture(trees.old), picture(trees.new)
-    archive.changes(str(trees.new), str(trees.old))
-    list(archive.diff(str(trees.new), str(trees.old)))
+    transfer.changes(str(trees.new), str(trees.old))
+    list(transfer.diff(str(trees.new), str(trees.old)))
     assert (picture(trees.old), picture(trees.new)) == before
 
 
@@ -536,7 +535,7 @@ def test_a_tree_that_changes_all_the_time(tmp_path: Path) -> None:
     thread.start()
     try:
         for _ in range(12):
-            data = b"".join(archive.diff(str(root), None))
+            data = b"".join(transfer.diff(str(root), None))
             assert b"SECRET" not in data
             with tarfile.open(fileobj=io.BytesIO(data)) as made:
                 for member in made:
@@ -552,7 +551,7 @@ def test_a_file_that_shrinks_is_filled_up(trees: Trees) -> None:
     new = trees.clone()
     write(new / "a", b"x" * (12 << 20))
     write(new / "b", b"end")
-    pieces = archive.diff(str(new), None)
+    pieces = transfer.diff(str(new), None)
     data = next(pieces)
     os.truncate(new / "a", 5 << 20)
     data += b"".join(pieces)
@@ -566,7 +565,7 @@ def test_a_file_that_shrinks_is_filled_up(trees: Trees) -> None:
 def test_closing_the_generator_ends_everything(trees: Trees, read: int) -> None:
     """Interface: no process is left."""
     write(trees.clone() / "big", b"x" * (20 << 20))
-    pieces = archive.diff(str(trees.new), None)
+    pieces = transfer.diff(str(trees.new), None)
     for _ in range(read):
         next(pieces)
     pieces.close()
@@ -575,10 +574,10 @@ def test_closing_the_generator_ends_everything(trees: Trees, read: int) -> None:
 
 def test_a_missing_root_is_an_error_at_the_first_piece(tmp_path: Path) -> None:
     """PROTOCOL 4: an error can only be told before the first byte."""
-    with pytest.raises(archive.ArchiveError, match="No such file or directory"):
-        next(archive.diff(str(tmp_path / "nowhere"), None))
-    with pytest.raises(archive.ArchiveError, match="No such file or directory"):
-        archive.changes(str(tmp_path), str(tmp_path / "nowhere"))
+    with pytest.raises(transfer.ArchiveError, match="No such file or directory"):
+        next(transfer.diff(str(tmp_path / "nowhere"), None))
+    with pytest.raises(transfer.ArchiveError, match="No such file or directory"):
+        transfer.changes(str(tmp_path), str(tmp_path / "nowhere"))
     assert children() == []
 
 
@@ -587,7 +586,7 @@ def test_packing_needs_little_memory(trees: Trees) -> None:
     with open(trees.clone() / "f", "wb") as out:
         out.truncate(300 << 20)
     peaks = []
-    for number, _ in enumerate(archive.diff(str(trees.new), None)):
+    for number, _ in enumerate(transfer.diff(str(trees.new), None)):
         if number % 50 == 0:
             peaks += [peak_memory(pid) for pid in children()]
     assert max(peaks) < 32 << 20

@@ -1,4 +1,4 @@
-"""Plain files that ApplyDiff hands over to a bsdtar: nothing but the speed may tell. Rules: untar.py, handover.py."""
+"""Plain files that ApplyDiff hands over to a bsdtar: nothing but the speed may tell (untar.py, bsdtar_feed.py)."""
 
 from __future__ import annotations
 
@@ -30,9 +30,8 @@ from unit.archives import (
 )
 from unit.test_archive_properties import EXAMPLES, contents
 
-import archive
-import bsdtar
-import environment
+from archive import bsdtar, transfer
+from host import environment
 
 pytestmark = needs_root
 __all__ = ["layer"]
@@ -43,7 +42,7 @@ ACL = bytes.fromhex("0200000001000600ffffffff020007006300000004000400ffffffff100
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bsdtar for the very first file."""
-    monkeypatch.setattr(archive, "PATIENCE", 0)
+    monkeypatch.setattr(transfer, "PATIENCE", 0)
 
 
 @pytest.fixture
@@ -84,10 +83,10 @@ def outcome(root: Path, data: bytes, patience: int) -> tuple[object, ...]:
     (root / "t").symlink_to("low")
     for name in ("low/a", "t"):
         os.utime(root / name, (9, 9), follow_symlinks=False)
-    archive.PATIENCE = patience
+    transfer.PATIENCE = patience
     try:
-        result = archive.apply(str(root), io.BytesIO(data))
-    except archive.ArchiveError as error:
+        result = transfer.apply(str(root), io.BytesIO(data))
+    except transfer.ArchiveError as error:
         return (str(error),)  # and a part of the archive, which part is not said
     return result, contents(root), by_inode(root)
 
@@ -141,7 +140,7 @@ def test_an_entry_waits_for_what_it_meets(
 
 
 def test_a_file_is_no_parent(layer: Path) -> None:
-    with pytest.raises(archive.ArchiveError, match="'d/f299/x': Not a directory"):
+    with pytest.raises(transfer.ArchiveError, match="'d/f299/x': Not a directory"):
         apply(layer, *MANY, file(b"d/f299/x"))
 
 
@@ -205,7 +204,7 @@ def test_nothing_is_loaded_from_the_layer(layer: Path) -> None:
     ]
     for top in ("/usr/lib/x86_64-linux-gnu/gconv", "/usr/lib/aarch64-linux-gnu/gconv", "/usr/lib/locale", "/lib64"):
         baits += (path for path in Path(top).rglob("*") if path.is_file())
-    libraries = subprocess.run(["ldd", archive.extractor()], capture_output=True, text=True, check=True).stdout
+    libraries = subprocess.run(["ldd", transfer.extractor()], capture_output=True, text=True, check=True).stdout
     baits += (Path(word) for word in libraries.split() if word.startswith("/"))
     for lib in ("/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64", "/usr/lib"):
         baits += (Path(lib, f"libnss_{name}.so.2") for name in ("files", "compat", "systemd", "dns"))
@@ -228,7 +227,7 @@ def test_nothing_is_loaded_from_the_layer(layer: Path) -> None:
 def test_a_full_file_system_says_so(layer: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", layer], check=True)
     try:
-        with pytest.raises(archive.ArchiveError, match=r"^bsdtar: /d/f[0-9]+: .*No space left on device$"):
+        with pytest.raises(transfer.ArchiveError, match=r"^bsdtar: /d/f[0-9]+: .*No space left on device$"):
             apply(layer, *MANY, *(file(b"e/f%d" % number, b"x" * 60_000) for number in range(100)))
         assert children() == []
     finally:
@@ -249,7 +248,7 @@ def test_a_full_file_system_says_so(layer: Path) -> None:
 )
 def test_a_failing_bsdtar_is_an_error(program: Path, layer: Path, script: str, message: str) -> None:
     program.write_text(f"#!/bin/sh\n{script}\n")
-    with pytest.raises(archive.ArchiveError) as caught:
+    with pytest.raises(transfer.ArchiveError) as caught:
         apply(layer, *MANY * 2)
     assert str(caught.value) == message
     assert children() == []
@@ -257,13 +256,13 @@ def test_a_failing_bsdtar_is_an_error(program: Path, layer: Path, script: str, m
 
 def test_a_bsdtar_that_does_not_start(program: Path, layer: Path) -> None:
     program.write_bytes(b"\x7fELF nonsense")
-    with pytest.raises(archive.ArchiveError, match=f"cannot start {program}: "):
+    with pytest.raises(transfer.ArchiveError, match=f"cannot start {program}: "):
         apply(layer, *MANY)
 
 
 def test_an_error_of_ours_ends_bsdtar(program: Path, layer: Path) -> None:
     program.write_text("#!/bin/sh\nexec sleep 100\n")
-    with pytest.raises(archive.ArchiveError, match="'x': "):
+    with pytest.raises(transfer.ArchiveError, match="'x': "):
         apply(layer, file(b"a"), hardlink(b"x", b"nowhere"))
     assert children() == []
 
@@ -299,17 +298,17 @@ def test_a_bsdtar_that_is_just_being_started_is_ended_too(
 
 
 def test_few_files_are_not_worth_a_bsdtar(program: Path, layer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "PATIENCE", 300)
+    monkeypatch.setattr(transfer, "PATIENCE", 300)
     program.write_text("#!/bin/sh\nexit 1\n")
     assert apply(layer, *MANY) == 900_000
-    with pytest.raises(archive.ArchiveError):
+    with pytest.raises(transfer.ArchiveError):
         apply(layer, *MANY, file(b"one-more"))
 
 
 def test_without_bsdtar(layer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert archive.extractor().startswith("/")
+    assert transfer.extractor().startswith("/")
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr(environment, "PLACES", ())
-    assert archive.extractor() == "Python alone: bsdtar is not installed"
+    assert transfer.extractor() == "Python alone: bsdtar is not installed"
     assert apply(layer, *MANY) == 900_000
     assert (layer / "d/f299").stat().st_size == 3000

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from unit.archives import needs_root, picture
 
-import archive
-from archive import Kind
+from archive import transfer
+from archive.transfer import Kind
 
 pytestmark = needs_root
 
@@ -116,11 +116,11 @@ RULES = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=lis
 @given(TREES, TREES)
 def test_a_diff_brings_one_tree_to_the_other(old: dict[bytes, Node], new: dict[bytes, Node]) -> None:
     with two_trees(old, new) as (before, after):
-        data = b"".join(archive.diff(str(after), str(before)))
+        data = b"".join(transfer.diff(str(after), str(before)))
         copy = before.with_name("copy")
         copy.mkdir()
         build(os.fsencode(copy), old)
-        size = archive.apply(str(copy), io.BytesIO(data))
+        size = transfer.apply(str(copy), io.BytesIO(data))
         assert contents(copy) == contents(after)
         assert size <= sum(look[4][0] for look in contents(after).values() if stat.S_ISREG(int(look[0], 8)))
 
@@ -129,16 +129,16 @@ def test_a_diff_brings_one_tree_to_the_other(old: dict[bytes, Node], new: dict[b
 @given(TREES)
 def test_a_diff_without_a_parent_makes_the_tree(tree: dict[bytes, Node]) -> None:
     with two_trees({}, tree) as (empty, after):
-        archive.apply(str(empty), io.BytesIO(b"".join(archive.diff(str(after), None))))
+        transfer.apply(str(empty), io.BytesIO(b"".join(transfer.diff(str(after), None))))
         assert contents(empty) == contents(after)
-        assert archive.size(str(empty), None) == archive.size(str(after), None)
+        assert transfer.size(str(empty), None) == transfer.size(str(after), None)
 
 
 @RULES
 @given(TREES, TREES)
 def test_changes_are_complete_and_minimal(old: dict[bytes, Node], new: dict[bytes, Node]) -> None:
     with two_trees(old, new) as (before, after):
-        found = archive.changes(str(after), str(before))
+        found = transfer.changes(str(after), str(before))
         assert [change.path for change in found] == sorted({change.path for change in found})
         assert set(found) == expected(contents(before), contents(after))
 
@@ -147,8 +147,8 @@ def test_changes_are_complete_and_minimal(old: dict[bytes, Node], new: dict[byte
 @given(TREES, TREES)
 def test_a_diff_is_the_same_every_time(old: dict[bytes, Node], new: dict[bytes, Node]) -> None:
     with two_trees(old, new) as (before, after):
-        first = b"".join(archive.diff(str(after), str(before)))
-        assert first == b"".join(archive.diff(str(after), str(before)))
+        first = b"".join(transfer.diff(str(after), str(before)))
+        assert first == b"".join(transfer.diff(str(after), str(before)))
 
 
 @RULES
@@ -156,10 +156,10 @@ def test_a_diff_is_the_same_every_time(old: dict[bytes, Node], new: dict[bytes, 
 def test_garbage_is_an_error_or_an_archive(noise: bytes, position: int, byte: int, tree: dict[bytes, Node]) -> None:
     """Nothing else than ArchiveError comes out, and its line is no report of a bug."""
     with two_trees({}, tree) as (target, source):
-        data = bytearray(b"".join(archive.diff(str(source), None)))
+        data = bytearray(b"".join(transfer.diff(str(source), None)))
         data[position % len(data)] = byte
         for stream in (bytes(data), noise, bytes(data[: len(data) // 2]) + noise):
             try:
-                archive.apply(str(target), io.BytesIO(stream))
-            except archive.ArchiveError as error:
+                transfer.apply(str(target), io.BytesIO(stream))
+            except transfer.ArchiveError as error:
                 assert ".py:" not in str(error)

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import pytest
 from unit.fakes import FakePool, timed_out
 
-import claim
-from claim import CLAIM, CLAIMING, Claim, OwnerTaken
-from command import CommandTimeout
-from owner import Owner, boot_id
+from cluster import claim
+from cluster.claim import CLAIM, CLAIMING, Claim, OwnerTaken
+from cluster.owner import Owner, boot_id
+from host.command import CommandTimeout
 
 OURS = Owner("vm", "1" * 32, "/home")
 NAMESAKE = Owner("vm", "2" * 32, "/home")

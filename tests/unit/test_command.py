@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from plugin_client import process_state, wait_until
 
-import command
+from host import command
 
 
 def fails(*script: str, timeout: float = 20, accept: tuple[int, ...] = (0,)) -> command.CommandError:

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-import deadline
+from host import deadline
 
 
 def test_several_are_done_at_the_same_time() -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-import command
-import diagnosis
+from cluster import diagnosis
+from host import command
 from rbdcli import Pool, RbdError
 
 

@@ -19,20 +19,18 @@ from plugin_client import wait_until
 from unit.fake_host import FakeHost, refused
 from unit.fakes import BASE_IMAGE, FakePool, failed, timed_out
 
-import archive
-import behind
-import deadline
-import driver as driver_module
 import mounts
-import note
-import options
 import rbdcli
-import reaper
-from busy import LayerBusy
-from command import CommandError
-from driver import Driver, DriverError
-from filesystems import FileSystems, LayerLost
-from layers import LayerError
+from archive import transfer
+from graph import driver as driver_module
+from graph import reaper
+from graph.driver import Driver, DriverError
+from host import background, deadline
+from host.command import CommandError
+from images import layer_state, options
+from images.layers import LayerError
+from mapped.busy import LayerBusy
+from mapped.file_systems import FileSystems, LayerLost
 
 Lives = Callable[[], Driver]
 
@@ -49,8 +47,8 @@ def lives(pool: FakePool, host: FakeHost, tmp_path: Path, monkeypatch: pytest.Mo
     """Makes what a new process has, which has learned what the one before it left."""
     monkeypatch.setattr(driver_module, "pool_of", lambda _: pool.as_pool())
     monkeypatch.setattr(reaper, "REMOVE_SECONDS", 0.0)
-    monkeypatch.setattr(behind, "FIRST_RETRY_SECONDS", 0.1)
-    owner = archive.IdMaps((archive.IdRange(0, os.geteuid(), 1),), (archive.IdRange(0, os.getegid(), 1),))
+    monkeypatch.setattr(background, "FIRST_RETRY_SECONDS", 0.1)
+    owner = transfer.IdMaps((transfer.IdRange(0, os.geteuid(), 1),), (transfer.IdRange(0, os.getegid(), 1),))
     made: list[Driver] = []
 
     def begin() -> Driver:
@@ -294,9 +292,9 @@ def test_what_reads_a_layer_and_cannot_die_keeps_nobody_from_removing_it(
 # -- finished, or broken ---------------------------------------------------------------------------
 
 
-def says(pool: FakePool, layer: str) -> note.Note:
+def says(pool: FakePool, layer: str) -> layer_state.Note:
     """What the note of a layer says."""
-    said = note.read(str(pool.files(f"docker_image_{layer}")), 60)
+    said = layer_state.read(str(pool.files(f"docker_image_{layer}")), 60)
     assert said
     return said
 
@@ -324,9 +322,9 @@ def test_layers_that_nobody_ever_mounted_have_children(driver: Driver, pool: Fak
         driver.finish(60)
         assert (host.mounted, pool.devices) == ({}, {})
     assert [says(pool, layer) for layer in "abc"] == [
-        note.Note("a", (), finished=True),
-        note.Note("b", ("a",), finished=True),
-        note.Note("c", ("b", "a"), finished=True),
+        layer_state.Note("a", (), finished=True),
+        layer_state.Note("b", ("a",), finished=True),
+        layer_state.Note("c", ("b", "a"), finished=True),
     ]
     assert (pool.files("docker_image_c") / "rootfs").stat().st_mode & 0o777 == 0o711
 
@@ -361,7 +359,7 @@ def test_a_parent_that_cannot_be_finished_has_no_child(
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"views.{step}" if step == "_dress" else f"note.{step}", fails)
+        patch.setattr(f"mapped.views.{step}" if step == "_dress" else f"images.layer_state.{step}", fails)
         with pytest.raises(OSError, match="Input/output error"):
             create(driver, "b", "a")
     assert "docker_image_b" not in pool.images
@@ -375,7 +373,7 @@ class Applied(NamedTuple):
 
     root: str
     mounted: mounts.Mount
-    note: note.Note
+    note: layer_state.Note
 
 
 @pytest.fixture
@@ -385,14 +383,14 @@ def applied(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> list[Applied]:
 
     def apply(root: str, stream: io.BytesIO, *_: object) -> int:
         content = stream.read()
-        said = note.read(os.path.join(os.path.dirname(root), "layer"), 60)
+        said = layer_state.read(os.path.join(os.path.dirname(root), "layer"), 60)
         assert said
         seen.append(Applied(root, host.mounted[root], said))
         if content == b"fail":
-            raise archive.ArchiveError("cut off")
+            raise transfer.ArchiveError("cut off")
         return len(content)
 
-    monkeypatch.setattr(archive, "apply", apply)
+    monkeypatch.setattr(transfer, "apply", apply)
     return seen
 
 
@@ -406,7 +404,7 @@ def test_an_archive_is_laid_down_in_a_view_of_our_own(
     assert not call.mounted.read_only
     # Cut off from here on it is broken, and not half a layer that nobody knows of.
     assert call.note.applying
-    assert says(pool, "b") == note.Note("b", ("a",), finished=True)
+    assert says(pool, "b") == layer_state.Note("b", ("a",), finished=True)
     assert host.views() == {}
     # The next layer of a load stands on it.
     assert "docker_image_b" in pool.devices
@@ -440,7 +438,7 @@ def test_a_layer_whose_archive_failed_is_broken_for_good(
     """Only Remove is left, also in the next life."""
     for layer in ("a", "c-init"):
         create(driver, layer)
-        with pytest.raises(archive.ArchiveError, match="cut off"):
+        with pytest.raises(transfer.ArchiveError, match="cut off"):
             driver.apply_diff(layer, io.BytesIO(b"fail"))
     again = lives()
     for life in (driver, again):
@@ -485,7 +483,7 @@ def test_a_container_is_made_of_an_init_layer_that_is_in_the_cluster(
     root = driver.get("c", "")
     view = host.views()[root]
     assert view.lower[0] == "../mnt/c/layer/init"
-    assert says(pool, "c") == note.Note("c", ("a",), init="c-init")
+    assert says(pool, "c") == layer_state.Note("c", ("a",), init="c-init")
     # It may be used again, and be the init layer of another.
     use(driver, "c-init")
     create(driver, "d", "c-init")
@@ -496,7 +494,7 @@ def test_an_init_layer_that_was_never_mounted(driver: Driver, pool: FakePool, ho
     root = driver.get("c", "")
     view = host.views()[root]
     assert len(view.lower) == 1
-    assert says(pool, "c") == note.Note("c", ("a",))
+    assert says(pool, "c") == layer_state.Note("c", ("a",))
 
 
 # -- compared ------------------------------------------------------------------------------------
@@ -507,7 +505,7 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None, boo
     """The trees that were compared, and whether the first is only what the layer brought."""
     seen: list[tuple[str, str | None, bool]] = []
 
-    def changes(root: str, parent: str | None, seconds: float, *, own: bool) -> list[archive.Change]:
+    def changes(root: str, parent: str | None, seconds: float, *, own: bool) -> list[transfer.Change]:
         seen.append((root, parent, own))
         return []
 
@@ -519,7 +517,7 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None, boo
         changes(root, parent, seconds, own=own)
 
     for name, function in {"changes": changes, "size": size, "diff": diff}.items():
-        monkeypatch.setattr(archive, name, function)
+        monkeypatch.setattr(transfer, name, function)
     return seen
 
 
@@ -599,10 +597,10 @@ def test_a_comparison_that_fails_says_why_and_leaves_nothing_mounted(
 
     def fails(*_: object, **__: object) -> None:
         host.fails["unmount"] = [refused("target is busy")] * 2
-        raise archive.ArchiveError("it broke off")
+        raise transfer.ArchiveError("it broke off")
 
-    monkeypatch.setattr(archive, "changes", fails)
-    with pytest.raises(archive.ArchiveError, match="it broke off"):
+    monkeypatch.setattr(transfer, "changes", fails)
+    with pytest.raises(transfer.ArchiveError, match="it broke off"):
         driver.changes("b", "a")
     driver.finish(60)
     assert host.mounted == {}
@@ -776,7 +774,7 @@ def test_what_another_host_made_on_a_layer_keeps_it(
     driver: Driver, pool: FakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a takeover leaves it, and whatever Docker here knows."""
-    monkeypatch.setattr("family.LISTED_SECONDS", 0.0)
+    monkeypatch.setattr("images.family.LISTED_SECONDS", 0.0)
     create(driver, "a")
     pool.add_layer("theirs", "a", owner="another /home")
     driver.remove("a")
@@ -863,7 +861,7 @@ def test_a_layer_does_not_wait_for_a_removed_one_that_stands_on_it(
     driver: Driver, pool: FakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whose image may take hours to go, and is listed until then."""
-    monkeypatch.setattr("family.LISTED_SECONDS", 0.0)
+    monkeypatch.setattr("images.family.LISTED_SECONDS", 0.0)
     chain(driver, "a", "b")
     go = slow_removal(pool, "b")
     driver.remove("b")

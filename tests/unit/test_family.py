@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import pytest
 from unit.fakes import failed
 
-import family
 import rbdcli
-from family import Family, parents_of
+from images import family
+from images.family import Family, parents_of
 
 
 class Pool:

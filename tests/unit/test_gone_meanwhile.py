@@ -15,18 +15,16 @@ from docker_tree import DockerTree
 from unit.fake_host import FakeHost
 from unit.fakes import FakePool, failed, missing
 
-import dockerdb
-import garbage
-import inspection
-import objects
-import options
 import rbdcli
-from filesystems import FileSystems
-from layers import Layers
-from locks import Locks
-from removals import Removals
-from takeover import Takeover
-from views import Views
+from cluster import rados_objects
+from graph.removals import Removals
+from host.locks import Locks
+from images import options
+from images.layers import Layers
+from maintenance import collector, docker_database, inspection
+from maintenance.takeover import Takeover
+from mapped.file_systems import FileSystems
+from mapped.views import Views
 
 LOCK = rbdcli.Lock("auto 1", "client.5", "127.0.0.1:0/9")
 
@@ -68,9 +66,9 @@ class Dead:
         return True
 
 
-def collect(finding: inspection.Finding, pool: FakePool) -> garbage.Outcome:
-    outcomes = garbage.collect(
-        [finding], cast(inspection.Inspection, Dead()), layers_of(pool), dockerdb.DockerDatabase("/none", "ceph")
+def collect(finding: inspection.Finding, pool: FakePool) -> collector.Outcome:
+    outcomes = collector.collect(
+        [finding], cast(inspection.Inspection, Dead()), layers_of(pool), docker_database.DockerDatabase("/none", "ceph")
     )
     return outcomes[0]
 
@@ -99,7 +97,7 @@ def test_a_record_of_dockers_that_goes_meanwhile(tmp_path: Path) -> None:
     """A dockerd that starts removes it, too, and so does another gc."""
     docker = DockerTree(str(tmp_path), "ceph")
     record = docker.container(64 * "a", 64 * "b")
-    database = dockerdb.DockerDatabase(str(tmp_path), "ceph")
+    database = docker_database.DockerDatabase(str(tmp_path), "ceph")
     database.forget(record)
     assert not os.path.exists(record)
     with pytest.raises(FileNotFoundError):
@@ -116,10 +114,10 @@ def lock_info(*holders: str) -> str:
 
 def take_again(pool: rbdcli.Pool, name: str, lock: str) -> bool:
     """Of an earlier life of the same holder."""
-    return objects.lock(pool, name, lock, "me", 5)
+    return rados_objects.lock(pool, name, lock, "me", 5)
 
 
-@pytest.mark.parametrize("call", [objects.unlock, take_again])
+@pytest.mark.parametrize("call", [rados_objects.unlock, take_again])
 @pytest.mark.parametrize("gone", [True, False])
 def test_a_lock_that_ends_before_it_is_broken(call: Callable[..., object], gone: bool) -> None:
     """It has a duration of its own."""

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from unit.archives import needs_root
 
-import holders
 import mounts
+from mapped import holders
 from mounts import Mount
 
 # mmap keeps a duplicate of the file open: that is closed, too.

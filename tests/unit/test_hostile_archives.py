@@ -38,7 +38,7 @@ from unit.archives import (
     tar,
 )
 
-import archive
+from archive import transfer
 
 pytestmark = needs_root
 __all__ = ["extractor"]
@@ -66,7 +66,7 @@ def evil_python() -> list[bytes]:
         if top.startswith("/"):
             for module in ("traceback", "linecache", "encodings/__init__", "encodings/idna", "locale", "pwd", "stat"):
                 found.append(file(os.fsencode(f"{top}/{module}.py"), code))
-    here = os.path.dirname(archive.__file__)
+    here = os.path.dirname(transfer.__file__)
     return [*found, *(file(os.fsencode(f"{here}/{name}.py"), code) for name in ("untar", "tarreader", "confined"))]
 
 
@@ -289,7 +289,7 @@ def suffer(top: Path, name: str) -> Aftermath:
     stream = io.BytesIO(tar(*HOSTILE[name](os.fsencode(guarded))))
     error = None
     try:
-        archive.apply(str(root), stream)
+        transfer.apply(str(root), stream)
     except Exception as caught:
         error = caught
     after = outside(guarded)
@@ -304,7 +304,7 @@ def aftermaths(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     chosen = {item.name for item in request.session.items}
     wanted = [name for name in HOSTILE if f"test_nothing_outside_is_touched[{request.param}-{name}]" in chosen]
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(8) as pool:
-        patch.setattr(archive, "PATIENCE", EXTRACTORS[request.param])
+        patch.setattr(transfer, "PATIENCE", EXTRACTORS[request.param])
         tops = {name: tmp_path_factory.mktemp("hostile") for name in wanted}
         found = dict(zip(tops, pool.map(suffer, tops.values(), tops)))
     assert children() == []
@@ -315,7 +315,7 @@ def aftermaths(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 def test_nothing_outside_is_touched(aftermaths: dict[str, Aftermath], name: str) -> None:
     root, before, after, error, served = aftermaths[name]
     if error is not None:
-        assert isinstance(error, archive.ArchiveError)
+        assert isinstance(error, transfer.ArchiveError)
         assert str(error).isprintable()  # one line, and nothing that a terminal obeys
         assert ".py:" not in str(error)  # refused, not crashed
     assert after == before
@@ -383,8 +383,8 @@ def test_comparing_and_packing_follow_no_symlink(guarded: Path, name: str) -> No
     (root / "shared").unlink()
     (root / "down").symlink_to(guarded / name)
     before = outside(guarded)
-    data = b"".join(archive.diff(str(root), None))
+    data = b"".join(transfer.diff(str(root), None))
     assert SECRET not in data
-    archive.changes(str(root), str(guarded / "dir"))
-    assert archive.size(str(root), None) == sum(len(os.readlink(path)) for path in root.iterdir() if path.is_symlink())
+    transfer.changes(str(root), str(guarded / "dir"))
+    assert transfer.size(str(root), None) == sum(len(os.readlink(path)) for path in root.iterdir() if path.is_symlink())
     assert outside(guarded) == before

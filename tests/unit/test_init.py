@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-import plugin as plugin_module
-from driver import DriverError
-from plugin import Plugin
-from readiness import NotReady
+from graph.driver import DriverError
+from graph.preconditions import NotReady
+from protocol import plugin as plugin_module
+from protocol.plugin import Plugin
 
 
 class FakeDriver:

@@ -11,15 +11,14 @@ import pytest
 from unit.fakes import failed, recorded
 from unit.inspected import HOUR, PREFIX, Host, new_id
 
-import deadline
-import dockerdb
-import inspection
 import mounts
 import rbdcli
-from baseimage import FORMAT_KEY
-from layers import LayerError
-from record import KEY
-from takeover import Takeover
+from host import deadline
+from images.base_image import FORMAT_KEY
+from images.layers import LayerError
+from images.record import KEY
+from maintenance import docker_database, inspection
+from maintenance.takeover import Takeover
 
 OTHER = f"{PREFIX}_more"
 
@@ -296,7 +295,7 @@ def test_a_device_that_does_not_answer_is_in_use(host: Host, monkeypatch: pytest
     assert (finding.kind, finding.dead) == (inspection.STALE_MAPPING, False)
 
 
-@pytest.mark.parametrize("error", [dockerdb.DatabaseMissing("not mounted"), deadline.Overdue("no answer")])
+@pytest.mark.parametrize("error", [docker_database.DatabaseMissing("not mounted"), deadline.Overdue("no answer")])
 def test_what_cannot_be_looked_at_any_more_keeps_nothing_from_being_told(
     host: Host, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:

@@ -8,12 +8,12 @@ from collections.abc import Callable
 import pytest
 from unit.fakes import BASE_IMAGE, SIZE, FakePool, failed, missing, recorded, timed_out
 
-import options
 import rbdcli
-from command import CommandError, CommandGivenUp
-from layers import TAKEN_KEY, LayerError, Layers
-from owner import Owner
-from record import KEY, Record
+from cluster.owner import Owner
+from host.command import CommandError, CommandGivenUp
+from images import options
+from images.layers import TAKEN_KEY, LayerError, Layers
+from images.record import KEY, Record
 
 OWNER = Owner.here("/home")
 SMALL = options.parse(["ceph.basesize=512M"])

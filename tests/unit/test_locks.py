@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from locks import Locks
+from host.locks import Locks
 
 
 def test_one_name_has_one_holder() -> None:

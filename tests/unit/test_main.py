@@ -20,7 +20,7 @@ import pytest
 from plugin_client import PYTHON, REPO, UNANSWERED, PluginProcess, Refused, wait_until
 
 import docker_graph_driver
-from gate import Gate, GateTimeout
+from host.gate import Gate, GateTimeout
 
 PROGRAM = [PYTHON, os.path.join(REPO, "docker_graph_driver.py")]
 # How a program of a test's own begins.

@@ -1,22 +1,34 @@
-"""The table of modules in HACKING.md: it has all of them, and their imports go down only."""
+"""The picture of the house in HACKING.md: it has every room and module, and imports go down only."""
 
 from __future__ import annotations
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 from plugin_client import REPO
 
-MODULES = {path.stem: path for path in Path(REPO).glob("*.py")}
+ROOT = Path(REPO)
+PACKAGES = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for pattern in ("*.py", "*/*.py")
+    for path in ROOT.glob(pattern)
+    if path.stem != "__init__" and (path.parent == ROOT or path.parent.name in PACKAGES)
+}
 
 
-def rows() -> list[list[str]]:
-    """The modules of each row, from the top."""
-    text = Path(REPO, "HACKING.md").read_text(encoding="utf-8")
-    first = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
-    found = [re.findall(r"`(\w+)\.py`", cell) for cell in first]
-    return [[name for name in row if name in MODULES] for row in found if row and row[0] in MODULES]
+def floors() -> dict[str, int]:
+    """Each package and each module of the top level, with the number of the floor that it is on, from the top."""
+    text = (ROOT / "HACKING.md").read_text(encoding="utf-8")
+    picture = text.split("```text\n")[1].split("```")[0]
+    named = [re.findall(r"(\w+)(?:/|\.py)", line.split("  ")[0]) for line in picture.splitlines() if line[:1].strip()]
+    return {name: at for at, names in enumerate(named) for name in names}
+
+
+def room(module: str) -> str:
+    return module.partition(".")[0]
 
 
 def imported(module: str) -> set[str]:
@@ -27,15 +39,48 @@ def imported(module: str) -> set[str]:
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             found.add(str(node.module))
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
     return found & MODULES.keys()
 
 
-def test_every_module_has_its_row() -> None:
-    named = [name for row in rows() for name in row]
-    assert sorted(named) == sorted(MODULES)
+def test_every_room_is_in_the_picture() -> None:
+    assert sorted(floors()) == sorted(PACKAGES | {module for module in MODULES if "." not in module})
 
 
-def test_imports_go_down_only() -> None:
-    row_of = {name: at for at, row in enumerate(rows()) for name in row}
-    up = [f"{name} imports {other}" for name in MODULES for other in imported(name) if row_of[other] < row_of[name]]
+def test_every_module_is_in_the_paragraph_of_its_room() -> None:
+    text = (ROOT / "HACKING.md").read_text(encoding="utf-8")
+    assert [module for module in MODULES if "." in module and f"`{module.split('.')[1]}`" not in text] == []
+
+
+def test_no_import_goes_up() -> None:
+    floor = floors()
+    pairs = [(module, other) for module in MODULES for other in imported(module)]
+    up = [f"{one} imports {other}" for one, other in pairs if floor[room(other)] < floor[room(one)]]
     assert up == []
+    beside = [f"{one} imports {other}" for one, other in pairs if floor[room(other)] == floor[room(one)]]
+    assert [line for line in beside if room(line.split()[0]) != room(line.split()[2])] == []
+
+
+def test_no_import_comes_back() -> None:
+    """Within a room too: what is imported never imports, over others or itself, what imports it."""
+    below = {module: imported(module) for module in MODULES}
+    while removable := [module for module, others in below.items() if not others]:
+        for module in removable:
+            del below[module]
+        for others in below.values():
+            others.difference_update(removable)
+    assert below == {}
+
+
+def test_nothing_below_the_protocol_knows_it() -> None:
+    """A second front end is to stand on the same rooms."""
+    floor = floors()
+    words = re.compile(r"VolumeDriver|GraphDriver\.|application/vnd|http\.server|BaseHTTPRequestHandler")
+    below = [module for module in MODULES if floor[room(module)] > floor["protocol"]]
+    assert [module for module in below if words.search(MODULES[module].read_text(encoding="utf-8"))] == []
+    assert floor["protocol"] < floor["graph"]
+
+
+def test_no_room_has_a_name_of_the_standard_library() -> None:
+    known: frozenset[str] = getattr(sys, "stdlib_module_names", frozenset())  # Python 3.10 and newer
+    assert [name for name in {room(module) for module in MODULES} if name in known] == []

@@ -9,10 +9,10 @@ import pytest
 from unit.fakes import FakePool
 
 import mounts
-from filesystems import FileSystems
-from layers import Layers
+from images.layers import Layers
+from images.options import DEFAULTS
+from mapped.file_systems import FileSystems
 from mounts import Mount
-from options import DEFAULTS
 
 TABLE = b"""\
 22 28 0:20 / /proc rw,nosuid,nodev,noexec,relatime shared:12 - proc proc rw

@@ -9,16 +9,16 @@ import pytest
 from docker_tree import DockerTree
 from unit.fakes import FakePool, recorded
 
-import owner
 import rbdcli
-from claim import MACHINE_ATTRIBUTE
-from dockerdb import DockerDatabase
-from inspection import MIN_AGE_SECONDS, Finding, Inspection
-from layers import TAKEN_KEY, LayerError, Layers
-from options import DEFAULTS
-from owner import Owner
-from record import Record
-from takeover import Refused, Takeover
+from cluster import owner
+from cluster.claim import MACHINE_ATTRIBUTE
+from cluster.owner import Owner
+from images.layers import TAKEN_KEY, LayerError, Layers
+from images.options import DEFAULTS
+from images.record import Record
+from maintenance.docker_database import DockerDatabase
+from maintenance.inspection import MIN_AGE_SECONDS, Finding, Inspection
+from maintenance.takeover import Refused, Takeover
 
 M, N = "1" * 32, "2" * 32
 PREFIX = DEFAULTS.imageprefix

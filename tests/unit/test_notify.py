@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from plugin_client import PluginProcess, Refused, wait_until
 
-import notify
+from host import notify
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from options import DEFAULTS, OptionError, parse
+from images.options import DEFAULTS, OptionError, parse
 
 PROGRAM = Path(__file__).parents[2] / "docker_graph_driver.py"
 

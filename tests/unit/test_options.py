@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-import options
-from options import OptionError, Options, format_size, parse, parse_layer_size, parse_size
+from images import options
+from images.options import OptionError, Options, format_size, parse, parse_layer_size, parse_size
 
 KI, MI, GI, TI = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 

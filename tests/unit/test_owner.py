@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import owner
-from owner import Owner
+from cluster import owner
+from cluster.owner import Owner
 
 M, N = "1" * 32, "2" * 32
 

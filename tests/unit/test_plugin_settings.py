@@ -14,7 +14,7 @@ from types import ModuleType
 
 import pytest
 
-import options
+from images import options
 
 PLUGIN = Path(__file__).parents[2] / "plugin"
 

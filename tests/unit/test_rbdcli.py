@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 
-import command
-import environment
 import rbdcli
+from host import command, environment
 from rbdcli import Data, Info, Lock, Mapping, Parent, Pool, Trashed
 
 CLIENT = ["--conf", "/etc/c.conf", "--id", "me", "--client-mount-timeout", "5"]

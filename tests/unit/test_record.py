@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from owner import Owner
-from record import KEY, Record
+from cluster.owner import Owner
+from images.record import KEY, Record
 
 # What a host, a home and a layer may be named.
 WORDS = st.text(st.characters(min_codepoint=0x21, exclude_categories=["Cs"]), min_size=1)

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
-import archive
-import room
-from command import CommandError
-from room import Room
+from archive import transfer
+from graph import room
+from graph.room import Room
+from host.command import CommandError
 
 MIB = 1 << 20
-FULL = archive.ArchiveError("'f': No space left on device")
+FULL = transfer.ArchiveError("'f': No space left on device")
 
 
 class Layer:
@@ -91,7 +91,7 @@ def test_a_layer_that_cannot_grow_is_tried_once_and_says_why(monkeypatch: pytest
         "'f': No space left on device; its file system, 512M, is full and did not grow: rbd resize: Read-only file "
         "system; set a larger ceph.basesize"
     )
-    other = archive.ArchiveError("'f': a whiteout of nothing")
+    other = transfer.ArchiveError("'f': a whiteout of nothing")
     assert room.explained(other) is other
 
 

@@ -19,8 +19,8 @@ from plugin_client import BrokenOff, Client, Connection, Refused, head_of, in_pi
 
 import docker_graph_driver
 from docker_graph_driver import Server
-from driver import DriverError
-from plugin import Plugin
+from graph.driver import DriverError
+from protocol.plugin import Plugin
 
 
 class FakeDriver:

@@ -12,16 +12,16 @@ from unit.fake_host import FakeHost, refused
 from unit.fakes import FakePool, failed, timed_out
 from unit.layered import Life, nothing_left
 
-import deadline
 import mounts
-import note
 import rbdcli
-import views as views_module
-from busy import LayerBusy
-from command import CommandError, CommandTimeout
-from filesystems import LayerLost
-from note import Note
-from views import Place
+from host import deadline
+from host.command import CommandError, CommandTimeout
+from images import layer_state
+from images.layer_state import Note
+from mapped import views as views_module
+from mapped.busy import LayerBusy
+from mapped.file_systems import LayerLost
+from mapped.views import Place
 
 DOCKER, DRIVER, BELOW = Place.DOCKER, Place.DRIVER, Place.BELOW
 
@@ -49,7 +49,7 @@ def host(pool: FakePool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fak
 
 def finish(pool: FakePool, layer: str, *parents: str) -> None:
     """Nobody writes to a layer any more, and its note says so."""
-    note.write(str(pool.files(f"docker_image_{layer}")), Note(layer, parents, finished=True), 60)
+    layer_state.write(str(pool.files(f"docker_image_{layer}")), Note(layer, parents, finished=True), 60)
 
 
 def again(life: Life) -> Life:
@@ -172,7 +172,7 @@ def box(life: Life) -> tuple[dict[str, list[str]], Note | None]:
     """What the layer of the container holds."""
     files = life.pool.files("docker_image_box")
     found = {path.name: sorted(child.name for child in path.iterdir()) for path in files.iterdir() if path.is_dir()}
-    return found, note.read(str(files), 60)
+    return found, layer_state.read(str(files), 60)
 
 
 BOX = ({"rootfs": [], "init": ["etc"], "work": [], "none": []}, Note("box", ("b", "a"), init="box-init"))
@@ -203,7 +203,7 @@ def test_a_container_whose_first_mount_was_cut_off(life: Life, host: FakeHost, c
     if crashed in ("before the note", "with half a note"):
         (files / "rootfs").mkdir()
     if crashed == "with half a note":
-        (files / f"{note.NAME}.new").write_text("{", encoding="ascii")
+        (files / f"{layer_state.NAME}.new").write_text("{", encoding="ascii")
     assert lower(host, life.get("box")) == ["../mnt/box/layer/init", *links(life, "b", "a")]
     assert box(life) == BOX
 
@@ -284,9 +284,9 @@ def test_what_a_layer_has_come_to_have_stays(life: Life, pool: FakePool) -> None
 
 def test_a_note_that_the_power_took_is_written_anew(life: Life, pool: FakePool) -> None:
     files = pool.files("docker_image_c")
-    (files / note.NAME).write_bytes(b"")
+    (files / layer_state.NAME).write_bytes(b"")
     life.get("c")
-    assert note.read(str(files), 60) == Note("c", ("b", "a"))
+    assert layer_state.read(str(files), 60) == Note("c", ("b", "a"))
 
 
 # -- counts --------------------------------------------------------------------------------------
@@ -442,7 +442,7 @@ def fail(life: Life, host: FakeHost, monkeypatch: pytest.MonkeyPatch, step: str,
             raise failure
 
         module, name = step.split(".")
-        monkeypatch.setattr({"note": note, "views": views_module}[module], name, raises)
+        monkeypatch.setattr({"note": layer_state, "views": views_module}[module], name, raises)
 
 
 STEPS = ["map c", "map b", "map a", "mount c", "mount b", "note.write", "note.read", "views._dress", "overlay"]
@@ -772,7 +772,7 @@ def test_a_finished_layer_is_known_as_one(life: Life, host: FakeHost) -> None:
     """So there is nothing to be written out when it is put."""
     life.get("c")
     with life.locks.hold("c"):
-        note.finish(life.systems.point("c"), Note("c", ("b", "a")), 60)
+        layer_state.finish(life.systems.point("c"), Note("c", ("b", "a")), 60)
     new = again(life)
     new.learn()
     new.put("c")
@@ -861,9 +861,9 @@ def test_one_that_is_removed_is_not_taken(life: Life, host: FakeHost) -> None:
 def test_a_view_without_a_note_of_its_layer_is_there_all_the_same(life: Life, host: FakeHost, lost: str) -> None:
     """It can be put, and removed; what is below it is not known to be needed, and not let go while it is used."""
     life.get("c")
-    path = Path(life.systems.point("c"), note.NAME)
+    path = Path(life.systems.point("c"), layer_state.NAME)
     if lost == "another's":
-        note.write(str(path.parent), Note("x", ()), 60)
+        layer_state.write(str(path.parent), Note("x", ()), 60)
     elif lost == "empty":
         path.write_bytes(b"")
     else:
@@ -891,7 +891,7 @@ def test_one_that_hangs_keeps_no_other_from_being_learned(
     if kept == "device":
         life.put("other")
     monkeypatch.setattr(views_module, "LEARN_SECONDS", 0.1)
-    in_use, read = host.in_use, note.read
+    in_use, read = host.in_use, layer_state.read
 
     def hangs(asked: str) -> bool:
         if asked == device:
@@ -904,7 +904,7 @@ def test_one_that_hangs_keeps_no_other_from_being_learned(
         return read(directory, seconds)
 
     monkeypatch.setattr(mounts, "in_use", hangs)
-    monkeypatch.setattr(note, "read", hangs_too)
+    monkeypatch.setattr(layer_state, "read", hangs_too)
     new = again(life)
     new.learn()
     assert new.views.is_mounted("c", DOCKER)

@@ -1,0 +1,74 @@
+"""The rows of `docker info`: what the driver is set to, and what the cluster tells of itself."""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import rbdcli
+from cluster import rados_objects
+from host import command, deadline
+from images.options import Options, format_size
+
+# `docker info` and dockerd's start wait for it: then each row that the cluster did not tell says so.
+STATUS_SECONDS = 5.0
+
+
+def rows(
+    pool: rbdcli.Pool, options: Options, layers: Callable[[], int], mapped: Callable[[], int]
+) -> list[tuple[str, str]]:
+    """Return the rows. What the cluster does not tell is said in its row, not raised.
+
+    `layers` asks the cluster how many there are, `mapped` tells how many this host has mapped.
+    """
+    # The one that fills. Init has seen that it is the base image's (base_image.py), and so all layers'.
+    objects_in = options.objectpool or pool.name
+    with ThreadPoolExecutor(max_workers=6) as threads, deadline.within(STATUS_SECONDS):
+
+        def ask(question: Callable[[], str]) -> Future[str]:
+            return threads.submit(contextvars.copy_context().run, _told, question)
+
+        used = ask(lambda: f"{format_size(rados_objects.used(pool, objects_in))}B")
+        available = ask(lambda: f"{format_size(_available(pool, objects_in))}B")
+        health = ask(lambda: str(pool.ceph("health")["status"]))
+        version = ask(lambda: _release(str(pool.ceph("version")["version"])))
+        client = ask(pool.client_version)
+        count = ask(lambda: str(layers()))
+    return [
+        ("Pool", pool.name),
+        ("Object Pool", objects_in),
+        ("Namespace", pool.namespace or "(default)"),
+        ("Image Prefix", options.imageprefix),
+        ("Device Type", options.devicetype),
+        ("Base Size", format_size(options.basesize)),
+        ("Backing Filesystem", options.fs),
+        ("Pool Used", used.result()),
+        ("Pool Available", available.result()),
+        ("Ceph Health", health.result()),
+        ("Ceph Client", client.result()),
+        ("Ceph Cluster", version.result()),
+        ("Layers", count.result()),
+        ("Mapped Devices", str(mapped())),
+    ]
+
+
+def _available(pool: rbdcli.Pool, name: str) -> int:
+    stats = {item["name"]: item["stats"] for item in pool.ceph("df")["pools"]}[name]
+    return int(stats["max_avail"])
+
+
+def _told(ask: Callable[[], str]) -> str:
+    """An answer of the cluster, or why there is none."""
+    try:
+        return ask()
+    except command.CommandMissing as error:
+        return f"unknown ({error.argv[0]} is not installed)"
+    except (command.CommandError, LookupError, ValueError) as error:
+        return f"unknown ({error})"
+
+
+def _release(version: str) -> str:
+    """Shorten `ceph version 16.2.15 (hash) pacific (stable)` to `16.2.15 pacific`."""
+    words = version.split()
+    return f"{words[2]} {words[4]}" if len(words) > 4 else version

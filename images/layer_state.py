@@ -1,0 +1,145 @@
+"""What a layer's own file system says of the layer: whose it is, what is below it, and how far its archive has come.
+
+    layer.json   the layer, its parents, and whether it is finished
+    applying     an archive was begun and has not come to its end (a file that is there says that without content)
+    rootfs/      what the layer brought: overlayfs' upper directory
+    work/        overlayfs' own
+    none/        always empty: the bottom of every stack of directories (views.py)
+    init/        only in a container's layer: what its init layer brought
+
+No container sees them. The copy of an init layer holds that one's note, so a note names its layer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from host import deadline
+
+NAME, MARK = "layer.json", "applying"
+ROOT, WORK, NONE, INIT = "rootfs", "work", "none", "init"
+
+
+class Note(NamedTuple):
+    """What a note says. `parents`: the layers below, nearest first. `init`: the init layer that it is a copy of, or "".
+
+    `finished`: nobody writes to the layer any more. `applying`: an archive was begun and not finished.
+    """
+
+    layer: str
+    parents: tuple[str, ...]
+    init: str = ""
+    finished: bool = False
+    applying: bool = False
+
+
+def read(directory: str, seconds: float) -> Note | None:
+    """Return what the note in a layer's mounted file system says; None if there is none, or the power took it.
+
+    Of an archive that was begun its mark tells even then, of a layer without a name. Raises deadline.Overdue if the
+    file system does not answer within `seconds`, OSError, and ValueError for a note that is none of ours.
+    """
+    return deadline.call(lambda: _read(directory), directory, seconds)
+
+
+def write(directory: str, note: Note, seconds: float) -> None:
+    """Write a note. It is whole or not there, but may be empty after a power cut, as if it had never been.
+
+    That of a container is there for good: only it tells the init layer, of whose note it takes the place. Raises
+    deadline.Overdue, OSError.
+    """
+    deadline.call(lambda: _replace(directory, note, durable=bool(note.init)), directory, seconds)
+
+
+def begin(directory: str, seconds: float) -> None:
+    """Mark that an archive is being laid down. Mark and note are there for good afterwards. Raises deadline.Overdue."""
+
+    def work() -> None:
+        with contextlib.suppress(FileNotFoundError), open(os.path.join(directory, NAME), "rb") as written:
+            os.fsync(written.fileno())
+        os.close(os.open(os.path.join(directory, MARK), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        with _opened(directory) as opened:
+            os.fsync(opened)
+
+    deadline.call(work, directory, seconds)
+
+
+def finish(directory: str, note: Note, seconds: float) -> None:
+    """Write that a layer is finished. The note is whole, and there for good when this returns.
+
+    So is all that was written to the file system before: a layer must not be called finished whose files were still in
+    memory, as they are as long as it is mounted. Raises deadline.Overdue if that takes more than `seconds`.
+    """
+
+    def work() -> None:
+        with _opened(directory) as opened:
+            _replace(directory, note._replace(finished=True, applying=False), opened)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(MARK, dir_fd=opened)
+            os.fsync(opened)
+
+    deadline.call(work, directory, seconds)
+
+
+def flush(directory: str) -> None:
+    """Write out all of a layer's file system that is still in memory, however long that takes. Raises OSError."""
+    with _opened(directory) as opened:
+        _flush(opened)
+
+
+def _read(directory: str) -> Note | None:
+    path, said = os.path.join(directory, NAME), b""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as source:
+        said = source.read()
+    applying = os.path.lexists(os.path.join(directory, MARK))
+    if not said:
+        return Note("", (), applying=True) if applying else None
+    try:
+        fields = json.loads(said)
+        return Note(
+            str(fields["layer"]),
+            tuple(map(str, fields["parents"])),
+            str(fields.get("init", "")),
+            finished=bool(fields.get("finished")),
+            applying=applying,
+        )
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise ValueError(f"{path} says {said[:80]!r}, which no driver of this version wrote") from error
+
+
+def _replace(directory: str, note: Note, flushed: int | None = None, *, durable: bool = False) -> None:
+    """Replace the note, which is never empty then if it is `durable`.
+
+    `flushed`: the open directory, if all else in its file system is to be written out before.
+    """
+    path = os.path.join(directory, NAME)
+    said = {"layer": note.layer, "parents": note.parents, "init": note.init, "finished": note.finished}
+    with open(path + ".new", "w", encoding="utf-8") as target:
+        json.dump(said, target)
+        if durable:
+            target.flush()
+            os.fsync(target.fileno())
+    if flushed is not None:
+        _flush(flushed)
+    os.replace(path + ".new", path)
+
+
+@contextlib.contextmanager
+def _opened(directory: str) -> Iterator[int]:
+    opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield opened
+    finally:
+        os.close(opened)
+
+
+def _flush(opened: int) -> None:
+    """Write out the file system of an open directory: syncfs(2), for which Python has no name. Raises OSError."""
+    if ctypes.CDLL(None, use_errno=True).syncfs(opened):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

@@ -1,0 +1,442 @@
+"""The images of a pool as layers: made and removed, whose a layer is, and what is below it.
+
+Each is a clone of the base image's one snapshot, so that an image holds only what its layer brought. The layer of a
+container is a copy of its init layer (`ID-init`), of which Docker makes one for each container: so a container holds
+one device of its own, and not two.
+
+Ceph holds everything that must be remembered. What is kept here in memory is a cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import rbdcli
+from cluster import rados_objects
+from cluster.owner import Owner
+from host import command
+from images.family import Family
+from images.options import Options, format_size
+from images.record import KEY, Record
+
+log = logging.getLogger("layers")
+
+BASE = "base_image"
+BASE_SNAPSHOT = "empty"
+# An image that was taken over from another host: its own name, so that copies, which inherit it, are none.
+TAKEN_KEY = "docker_graph_driver.taken_over"
+# How an image came to the trash that somebody has removed: by `rbd rm`, not to its end, or since it had clones. What an
+# operator moved there is none (Ceph, librbd/Types.h).
+REMOVED_SOURCES = ("REMOVING", "USER_PARENT")
+# The name of a base image, or of one that is being made; it tells the prefix.
+_BASE_NAME = re.compile(rf"(.+)_{BASE}(?:\.[0-9a-f]{{12}})?")
+# What is written is stored in such pieces, and so is what is left of one; see HACKING.md.
+OBJECT_SIZE = 256 << 10
+INIT_SUFFIX = "-init"
+# How many objects go between two looks whether to give up.
+EMPTY_AT_ONCE = 100
+
+
+class LayerError(Exception):
+    """A layer cannot be had, made or removed: one line that says why."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What is known of a layer's image: its size in bytes, and the pool of its content, "" if that is its own."""
+
+    size: int
+    data_pool: str = ""
+
+
+def _nobody() -> bool:
+    return False
+
+
+class Layers:
+    """The layers of one pool, namespace and image prefix; the caller holds the locks of the layers named in a call."""
+
+    def __init__(self, pool: rbdcli.Pool, options: Options, home: str) -> None:
+        self.pool = pool
+        self._options = options
+        self._owner = Owner.here(home)
+        self._features = rbdcli.features(options.devicetype)
+        # Caches of what Ceph knows: images, and what is below a layer.
+        self._known: dict[str, Layer] = {}
+        self._parents: dict[str, tuple[str, ...]] = {}
+        self._family = Family(self._names, self.parents_if_there)
+        # When it was asked, on the monotonic clock, that a layer belongs to this host.
+        self._ours: dict[str, float] = {}
+
+    def image(self, layer: str) -> str:
+        """Return the image name of a layer."""
+        return f"{self._options.imageprefix}_{layer}"
+
+    def describe(self, layer: str) -> Layer:
+        """Say what is known of a layer's image, asking Ceph once. Raises LayerError if there is none."""
+        if layer not in self._known:
+            try:
+                info = self.pool.info(self.image(layer))
+            except rbdcli.ImageMissing:
+                gone = f"layer {layer} does not exist: no image {self.image(layer)}"
+                raise LayerError(gone if layer != BASE else self._base_missing()) from None
+            self._known[layer] = Layer(info.size, info.data_pool)
+        return self._known[layer]
+
+    def exists(self, layer: str) -> bool:
+        """Ask Ceph whether a layer has an image."""
+        try:
+            self.pool.info(self.image(layer))
+        except rbdcli.ImageMissing:
+            return False
+        return True
+
+    def images(self) -> list[str]:
+        """Name the images of the pool that have this prefix, the base image among them."""
+        names = self.pool.list()
+        ours = _OfPrefix(self._options.imageprefix, names)
+        return [name for name in names if name in ours]
+
+    def count(self) -> int:
+        """Count the images of this prefix, the base image not among them."""
+        return len(self._names())
+
+    def _names(self) -> list[str]:
+        return self.among(self.images())
+
+    def among(self, images: Iterable[str]) -> list[str]:
+        """Name the layers of images of this prefix; base images, whole or half made, have none."""
+        return [self.layer(name) for name in images if not name.startswith(self.image(BASE))]
+
+    # -- what is below a layer, and on it -----------------------------------------------------
+
+    def parents(self, layer: str) -> tuple[str, ...]:
+        """Return what is below a layer, nearest first, asking Ceph once. Raises LayerError, rbdcli.ImageMissing."""
+        if layer not in self._parents:
+            # In a way that a full pool answers, too: `docker inspect` asks for it.
+            record = self._record_in_full_pool(layer)
+            if record is None:
+                raise LayerError(
+                    f"layer {layer} was never made to its end: {self.image(layer)} has no {KEY}; remove it"
+                )
+            self._parents[layer] = record.parents
+        return self._parents[layer]
+
+    def record(self, layer: str) -> Record | None:
+        """Return what stands in the metadata of a layer's image. Raises LayerError, rbdcli.ImageMissing."""
+        return self._read(layer, self.pool.metadata(self.image(layer)).get(KEY, ""))
+
+    def _read(self, layer: str, said: str) -> Record | None:
+        try:
+            return Record.parse(said)
+        except ValueError as error:
+            raise LayerError(
+                f"layer {layer}: {error}; what is below it is not known, so nothing is removed; if nobody needs it: "
+                f"rbd rm {self.image(layer)}"
+            ) from None
+
+    def needing(self, layer: str) -> list[str]:
+        """Name the layers of the pool that stand on one. Raises rbdcli.RbdError, command.CommandError."""
+        return self._family.needing(layer)
+
+    def known_children(self, layer: str) -> list[str]:
+        """Name the layers that were made on one, as far as that is known without asking Ceph."""
+        return self._family.known_children(layer)
+
+    def parents_if_there(self, layer: str) -> tuple[str, ...] | None:
+        """Return what is below a layer; None if it is gone, or was never made to its end. Raises LayerError.
+
+        Answered in a full pool, too: what fills it must be able to go.
+        """
+        try:
+            record = self._record_in_full_pool(layer)
+        except rbdcli.ImageMissing:
+            return None
+        return record.parents if record else None
+
+    # -- whose a layer is --------------------------------------------------------------------
+
+    def owner(self) -> Owner:
+        """Return this host and home, as it stands in the metadata of its layers."""
+        return self._owner
+
+    def scratch(self, owner: Owner | None = None) -> str:
+        """Return the name of a base image that an owner is making, by default this host and home."""
+        return f"{self.image(BASE)}.{(owner or self._owner).digest[:12]}"
+
+    def holder(self, layer: str) -> str:
+        """Say who has a layer that cannot be mapped here, for an error message, and since when as far as Ceph tells."""
+        image = self.image(layer)
+        record = self.record(layer)
+        owner = record.owner if record else Owner("unknown", "", "")
+        addresses = ", ".join(self.pool.watchers(image)) or "no address"
+        locks = ", ".join(f"{lock.locker} at {lock.address}" for lock in self.pool.locks(image)) or "nobody"
+        written = self.pool.written(image) or "an unknown time"
+        whose = f"{owner.seen_from(self._owner)} {owner.home}".strip()
+        return f"its owner is {whose}; it is open at {addresses}, locked by {locks}, last written at {written}"
+
+    def check_owner(self, layer: str, *, lease: float) -> None:
+        """Raise LayerError if a layer belongs to another host, and rbdcli.ImageMissing if there is none.
+
+        An answer that is younger than `lease` seconds will do.
+        """
+        asked = self._ours.get(layer)
+        if asked is not None and time.monotonic() - asked < lease:
+            return
+        began = time.monotonic()
+        record = self.record(layer)
+        self._refuse_stranger(layer, record)
+        self._ours[layer] = began
+        if record:
+            # What is below it will be asked for next.
+            self._parents[layer] = record.parents
+
+    def check_owner_of_removed(self, layer: str) -> None:
+        """Do the same in a way that a full pool answers, too; it takes one command more."""
+        self._refuse_stranger(layer, self._record_in_full_pool(layer))
+
+    def _record_in_full_pool(self, layer: str) -> Record | None:
+        image_id = self.pool.data(self.image(layer)).image_id
+        return self._read(layer, rados_objects.metadata(self.pool, image_id, KEY) or "")
+
+    def _refuse_stranger(self, layer: str, record: Record | None) -> None:
+        if record is None or self._is_of_this_host(record.owner):
+            return
+        owner = record.owner
+        host = owner.seen_from(self._owner)
+        raise LayerError(
+            f"layer {layer} belongs to host {host} ({owner.home}); if that host is dead, or "
+            f"is this one by a former name: docker_graph_driver.py takeover --host {host}"
+        )
+
+    def _is_of_this_host(self, owner: Owner) -> bool:
+        """Tell whether an owner is this host, which may have had another name."""
+        if not owner.is_same_host(self._owner):
+            return False
+        if owner.host == self._owner.host:
+            return True
+        # Our home under another name: our former one, unless it is a clone that lives.
+        name = owner.object(self._options.imageprefix)
+        return owner.home == self._owner.home and not rados_objects.watching(self.pool, name)
+
+    def is_abandoned(self, layer: str) -> bool:
+        """Tell whether what this host has mapped of a layer may be taken by us: it is ours, or its home is gone.
+
+        Answered in a full pool, too.
+        """
+        record = self._record_in_full_pool(layer)
+        if record is None:
+            return False
+        owner = record.owner
+        if owner.is_same(self._owner):
+            return True
+        return owner.is_same_host(self._owner) and not os.path.lexists(os.path.join(owner.home, "mnt", layer))
+
+    # -- create and remove -------------------------------------------------------------------
+
+    def create(self, layer: str, parent: str | None, size: int | None) -> bool:
+        """Make the image of a new layer on `parent` (None: on nothing) with at least `size` bytes.
+
+        The parent is finished, or an init layer, of which the image of its container is a copy. Tell whether the file
+        system in it is smaller than the image. On failure no image is left behind. Raises LayerError.
+        """
+        copied = parent if parent and parent.endswith(INIT_SUFFIX) else None
+        origin = self.describe(copied or BASE)
+        parents = () if parent is None else self.parents(parent) if copied else (parent, *self.parents(parent))
+        if parent:
+            # Its owner is the new layer's, too.
+            self.check_owner(parent, lease=float("inf"))
+        wanted = size or (origin.size if copied else max(origin.size, self._options.basesize))
+        if wanted < origin.size:
+            raise LayerError(
+                f"layer {layer}: size {format_size(wanted)} is smaller than {format_size(origin.size)}, which its file "
+                f"system has at least; ask for at least that"
+            )
+        with contextlib.ExitStack() as undo:
+            self._make(layer, copied, origin, undo)
+            if not copied:
+                self.pool.set_metadata(self.image(layer), KEY, str(Record(self._owner, parents)))
+            if wanted > origin.size:
+                self.pool.resize(self.image(layer), wanted)
+            undo.pop_all()
+        self._known[layer] = replace(origin, size=wanted)
+        self._parents[layer] = parents
+        self._family.add(layer, parents)
+        self._ours[layer] = time.monotonic()
+        return wanted > origin.size
+
+    def grow(self, layer: str, size: int) -> None:
+        """Let the image of a layer have `size` bytes; it is not mapped exclusively. Raises rbdcli.ImageLocked."""
+        self.pool.resize(self.image(layer), size)
+        self._known[layer] = replace(self.describe(layer), size=size)
+
+    def remove(self, layer: str, give_up: Callable[[], bool] = _nobody) -> None:
+        """Delete a layer's image, as `delete` does."""
+        try:
+            self.delete(self.image(layer), give_up)
+        except rbdcli.ImageMissing:
+            self._forget(layer)
+            raise
+        self._forget(layer)
+        # It may have been listed until then.
+        self._family.drop(layer)
+
+    def undo(self, layer: str) -> None:
+        """Delete the image of a layer that was just made, within the request's time; what cannot be is logged."""
+        self._forget(layer)
+        self._discard(self.image(layer))
+
+    def delete(self, image: str, give_up: Callable[[], bool] = _nobody) -> None:
+        """Delete an image that nobody has mapped, and its snapshots; one with clones goes with the last of them.
+
+        Works in a full pool; takes as long as there is progress, or until `give_up`. Raises rbdcli.ImageBusy if
+        somebody has it mapped, rbdcli.ImageMissing, rbdcli.ImageHasChildren for a snapshot that cannot be deleted.
+        """
+        try:
+            self.pool.remove_slowly(image, give_up)
+        except rbdcli.ImageHasChildren:
+            if not self.pool.remove_snapshots(image):
+                raise
+            self.delete(image, give_up)
+
+    def empty(self, layer: str, give_up: Callable[[], bool] = _nobody) -> None:
+        """Delete the content of a removed layer's image, mapped or not, until `give_up`; the image stays.
+
+        Works in a full pool, too. `rbd diff` names the base image's objects as well: to delete those in this image does
+        nothing. One that has snapshots (an operator's) keeps its content, which clones of them may need.
+        """
+        image = self.image(layer)
+        if self.pool.snapshots(image):
+            return
+        data = self.pool.data(image)
+        names = [f"{data.prefix}.{offset // data.object_size:016x}" for offset in self.pool.extents(image)]
+        for at in range(0, len(names), EMPTY_AT_ONCE):
+            if give_up():
+                return
+            rados_objects.delete(self.pool.beside(data.pool), names[at : at + EMPTY_AT_ONCE])
+
+    def trashed(self) -> list[rbdcli.Trashed]:
+        """Return the images in the pool's trash that have our prefix, whoever moved them there."""
+        found = [item for item in self.pool.trashed() if item.name.startswith(self.image(""))]
+        ours = _OfPrefix(self._options.imageprefix, self.pool.list() if found else ())
+        return [item for item in found if item.name in ours]
+
+    def removed(self) -> list[rbdcli.Trashed]:
+        """Return those of them that were removed: every driver of this prefix may delete them for all."""
+        return [item for item in self.trashed() if item.source in REMOVED_SOURCES]
+
+    def layer(self, image: str) -> str:
+        """Return the layer of an image of this prefix."""
+        return image[len(self.image("")) :]
+
+    def delete_trashed(self, image_id: str, give_up: Callable[[], bool] = _nobody) -> bool:
+        """Delete an image in the trash and its snapshots; tell whether it is gone now: one with clones waits for them.
+
+        Raises rbdcli.RbdError if somebody is at work with it, or it was put there until a date.
+        """
+        try:
+            self.pool.remove_trashed(image_id, give_up)
+        except rbdcli.ImageHasChildren:
+            return self.pool.remove_snapshots_of_trashed(image_id) > 0 and self.delete_trashed(image_id, give_up)
+        except rbdcli.ImageMissing:
+            pass
+        return True
+
+    def reap(self) -> None:
+        """Delete what can be deleted of the trash now."""
+        # A parent can go only after its children: begin anew as long as something went.
+        while sum(self._reap(item.image_id) for item in self.removed()):
+            pass
+
+    def _reap(self, image_id: str) -> bool:
+        try:
+            return self.delete_trashed(image_id)
+        except command.CommandError as error:
+            log.info("%s stays in the trash for now: %s", image_id, error)
+            return False
+
+    def _make(self, layer: str, copied: str | None, origin: Layer, undo: contextlib.ExitStack) -> None:
+        image = self.image(layer)
+        try:
+            with self._undone(image, undo):
+                if copied:
+                    self.pool.deep_copy(self.image(copied), image, OBJECT_SIZE, origin.data_pool)
+                else:
+                    self._clone_base(image, origin.data_pool)
+        except rbdcli.ImageExists:
+            raise LayerError(f"layer {layer} exists already: image {image}") from None
+        except rbdcli.ImageMissing as error:
+            self._forget(copied or BASE)
+            why = f"its parent {copied} does not exist" if copied else self._base_missing()
+            raise LayerError(f"layer {layer}: {why} ({error.reason})") from None
+
+    def _clone_base(self, image: str, data_pool: str) -> None:
+        snapshot = rbdcli.Parent(self.image(BASE), BASE_SNAPSHOT)
+        try:
+            self.pool.clone(snapshot, image, self._features, OBJECT_SIZE, data_pool)
+        except rbdcli.ImageMissing:
+            self.mend_base()
+            self.pool.clone(snapshot, image, self._features, OBJECT_SIZE, data_pool)
+
+    def mend_base(self) -> None:
+        """Take the base image's snapshot that somebody has deleted (`rbd snap purge`): nobody ever wrote to that image.
+
+        Another host may do the same.
+        """
+        base = self.image(BASE)
+        with contextlib.suppress(rbdcli.ImageExists):
+            self.pool.snapshot(base, BASE_SNAPSHOT)
+        log.warning("%s has lost its snapshot %s; it was taken anew", base, BASE_SNAPSHOT)
+
+    def _base_missing(self) -> str:
+        return f"image {self.image(BASE)} does not exist any more; restart dockerd, then it is made anew"
+
+    @contextlib.contextmanager
+    def _undone(self, image: str, undo: contextlib.ExitStack) -> Iterator[None]:
+        """Make `image` within the `with` block, to be deleted by `undo` as far as it was made.
+
+        What timed out may have been made all the same; nobody was told of it, so nobody will miss it.
+        One that existed before is not ours to delete.
+        """
+        try:
+            yield
+        except (rbdcli.ImageExists, rbdcli.ImageMissing):
+            raise
+        except command.CommandError:
+            undo.callback(self._discard, image)
+            raise
+        undo.callback(self._discard, image)
+
+    def _forget(self, layer: str) -> None:
+        self._known.pop(layer, None)
+        self._parents.pop(layer, None)
+        self._family.drop(layer)
+        self._ours.pop(layer, None)
+
+    def _discard(self, image: str) -> None:
+        """Delete an image that was being made, as far as it was made."""
+        try:
+            self.pool.remove(image)
+        except rbdcli.ImageMissing:
+            return
+        except command.CommandError as error:
+            # The reason why it was being undone is worth more to the caller than this one.
+            log.error("image %s is left behind: %s", image, error)
+
+
+class _OfPrefix:
+    """The names that are of a prefix. Where one prefix begins another, the longest that has a base image decides."""
+
+    def __init__(self, prefix: str, existing: Iterable[str]) -> None:
+        self._ours = f"{prefix}_"
+        prefixes = (f"{found[1]}_" for name in existing if (found := _BASE_NAME.fullmatch(name)))
+        self._longer = tuple(other for other in prefixes if other.startswith(self._ours) and other != self._ours)
+
+    def __contains__(self, name: str) -> bool:
+        return name.startswith(self._ours) and not name.startswith(self._longer)

@@ -1,0 +1,420 @@
+"""Looks for what belongs to nobody: in the pool, among mappings, mounts and directories, against what Docker knows.
+
+Only things of this host and this home are looked for: the owner stands in the metadata of each image. Nothing
+is changed here, and nothing is opened that a running driver or Docker could stumble over.
+
+What is `dead` is proven to be so, for `collector.py` to remove: an image that
+
+- is of this host by its name of now, and of this home, or of nobody, since its Create was killed; and has an id as
+  Docker makes them,
+- is named neither by Docker's layer store nor in BuildKit's databases, read before the pool and after it, which are
+  whole (`docker_database.py`),
+- was made more than an hour ago: Docker writes a layer down within moments after it was made or filled,
+- is mapped by nobody (no watcher, no mapping, no mount, no directory), so that nothing fills it now,
+- has no image standing on it that is not dead, and was not taken over from another host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+import mounts
+import rbdcli
+from cluster import claim
+from cluster.owner import Owner
+from host import deadline
+from images.base_image import FORMAT, FORMAT_KEY
+from images.family import parents_of
+from images.layers import BASE, REMOVED_SOURCES, TAKEN_KEY, Layers
+from images.record import KEY, Record
+from maintenance.docker_database import DockerDatabase, Known
+from mapped.file_systems import REMOVED
+
+MIN_AGE_SECONDS = 3600.0
+# Younger than that is the driver's work in progress: it empties the trash and unmaps in the background.
+BEHIND_SECONDS = 600.0
+# A driver's own steps follow each other faster.
+SETTLE_SECONDS = 1.0
+# Layers of Docker's layer store, its init layers, and BuildKit's (moby: pkg/stringid; buildkit: identity).
+_DOCKER_ID = re.compile(r"[0-9a-f]{64}(-init)?|[0-9a-z]{25}")
+_AT_ONCE = 8
+
+ORPHAN, HALF_MADE, TRASH = "orphan-image", "half-made", "trash"
+STALE_MAPPING, STALE_MOUNT, STALE_DIRECTORY = "stale-mapping", "stale-mount", "stale-directory"
+MISSING, STALE_RECORD = "missing-image", "stale-record"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that belongs to nobody.
+
+    `place` is what to act upon: image, trash id, device or path. `age` in seconds and `size` in bytes, None
+    where nobody knows. `dead`: proven so. `idle`: this is how things look that are in order. `below`: the layers that
+    an image stands on.
+    """
+
+    kind: str
+    id: str
+    why: str
+    place: str
+    age: float | None = None
+    size: int | None = None
+    dead: bool = False
+    idle: bool = False
+    below: tuple[str, ...] = ()
+
+
+@dataclass
+class _Here:
+    """What there is on this host, read once: devices by image; mount points, and when it changed, by directory."""
+
+    devices: Mapping[str, str]
+    mounted: Mapping[str, Sequence[str]]
+    directories: Mapping[str, float]
+
+
+@dataclass
+class _Seen:
+    """What there is, read once. `gone`: the layers of containers that are gone."""
+
+    images: Collection[str]
+    here: _Here
+    known: Known
+    namesakes: Sequence[str]
+    gone: set[str] = field(default_factory=set)
+
+
+class Inspection:
+    """One look at one driver's pool, host and home."""
+
+    def __init__(
+        self, layers: Layers, prefix: str, home: str, docker: DockerDatabase, *, min_age: float = MIN_AGE_SECONDS
+    ) -> None:
+        self._layers = layers
+        self._pool = layers.pool
+        self._prefix = prefix
+        self._home = home
+        self._root = os.path.join(home, "mnt")
+        self._owner = layers.owner()
+        self._docker = docker
+        self._min_age = min_age
+
+    def findings(self) -> list[Finding]:
+        """Look, and return what was found, images in an order in which they can be removed.
+
+        Raises rbdcli.RbdError and the like, dockerdb.DatabaseMissing, OSError: nothing can be said then.
+        """
+        seen = self._look()
+        found = [*self._orphans(seen), *self._scratch(seen), *self._missing(seen)]
+        found += [*self._records(seen.known), *self._mappings(seen), *self._directories(seen.here), *self._trash()]
+        return found
+
+    def still_dead(self, finding: Finding) -> bool:
+        """Look once more at one finding, just before it is removed.
+
+        Raises FileNotFoundError if it went by itself, and what `findings` does.
+        """
+        look: dict[str, Callable[[], bool]] = {
+            ORPHAN: lambda: self._is_unknown(finding),
+            HALF_MADE: lambda: not self._in_use(finding.place),
+            STALE_RECORD: lambda: _holds(self._records(self._docker.known()), finding),
+            # Whether it is still this image's is asked last, when it is unmapped.
+            STALE_MAPPING: lambda: not (os.path.lexists(self._directory(finding.id)) or _is_used(finding.place)),
+            STALE_DIRECTORY: lambda: self._is_stale_still(finding),
+            TRASH: lambda: _holds(self._trash(), finding),
+        }
+        if not finding.dead or look[finding.kind]():
+            return finding.dead
+        if self._has_gone(finding):
+            raise FileNotFoundError(finding.place)
+        return False
+
+    def _has_gone(self, finding: Finding) -> bool:
+        if finding.kind == TRASH:
+            return finding.place not in [item.image_id for item in self._layers.trashed()]
+        if finding.kind in (ORPHAN, HALF_MADE):
+            return not self._layers.exists(self._layers.layer(finding.place))
+        return finding.kind == STALE_RECORD and not os.path.lexists(finding.place)
+
+    def _is_unknown(self, finding: Finding) -> bool:
+        layer = finding.id
+        unknown = layer not in self._docker.known().named and not self._docker.mentioned([layer])
+        return unknown and not self._in_use(finding.place) and not os.path.lexists(self._directory(layer))
+
+    def _is_stale_still(self, finding: Finding) -> bool:
+        changed = self._changed(finding.id)
+        if changed is None:
+            return True
+        return _holds(self._directories(self._look_here({finding.id: changed})), finding)
+
+    # -- what is there -----------------------------------------------------------------------
+
+    def _look(self) -> _Seen:
+        # Docker's word before and after: a layer that is being made, or being removed, is in one of them.
+        before = self._docker.known()
+        directories = self._read_directories()
+        images = set(self._layers.images())
+        here = self._look_here(directories)
+        here.devices = {image: device for image, device in here.devices.items() if image in images}
+        known = self._docker.known()
+        known.named = {**before.named, **known.named}
+        gone = {layer for layers in known.gone.values() for layer in layers}
+        machines = claim.machines(self._pool, self._prefix, self._owner)
+        namesakes = [item.machine for item in machines if item != self._owner]
+        return _Seen(images, here, known, namesakes, gone)
+
+    def _look_here(self, directories: Mapping[str, float]) -> _Here:
+        devices = {item.image: item.device for item in self._pool.mappings()}
+        points: dict[str, list[str]] = {}
+        for item in mounts.table():
+            if item.point.startswith(self._root + "/"):
+                points.setdefault(item.point[len(self._root) + 1 :].partition("/")[0], []).append(item.point)
+        return _Here(devices, points, directories)
+
+    def _read_directories(self) -> dict[str, float]:
+        """Return the directories of layers, each with when something was made or removed in it."""
+        found: dict[str, float] = {}
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(self._root):
+                changed = self._changed(name)
+                if changed is not None:
+                    found[name] = changed
+        return found
+
+    def _changed(self, layer: str) -> float | None:
+        """Say when something was made or removed in a layer's directory; None if there is none."""
+        try:
+            return os.stat(self._directory(layer)).st_mtime
+        except FileNotFoundError:
+            return None
+
+    def _directory(self, layer: str) -> str:
+        return os.path.join(self._root, layer)
+
+    def _is_removed(self, layer: str) -> bool:
+        """Tell whether the driver is about to remove a layer (removals.py)."""
+        return os.path.isdir(os.path.join(self._directory(layer), REMOVED))
+
+    def _in_use(self, image: str) -> bool:
+        """Tell whether anybody has an image open; one that is gone is in use by whoever removed it."""
+        try:
+            return bool(self._pool.watchers(image)) or image in [item.image for item in self._pool.mappings()]
+        except rbdcli.ImageMissing:
+            return True
+
+    # -- images ------------------------------------------------------------------------------
+
+    def _orphans(self, seen: _Seen) -> list[Finding]:
+        base = self._layers.image(BASE)
+        strangers = [
+            name
+            for name in seen.images
+            if not name.startswith(base) and self._layers.layer(name) not in seen.known.named
+        ]
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            found = [finding for finding in threads.map(lambda name: self._orphan(name, seen), strangers) if finding]
+        mentioned = self._docker.mentioned([finding.id for finding in found])
+        for at, finding in enumerate(found):
+            if finding.id in mentioned:
+                found[at] = replace(finding, why="BuildKit knows it, or did until lately", dead=False, idle=True)
+        return self._without_needed(found, seen.images)
+
+    def _without_needed(self, found: Sequence[Finding], images: Collection[str]) -> list[Finding]:
+        """Take from the dead what others stand on; those come first that stand on others."""
+        if not any(finding.dead for finding in found):
+            return list(found)
+        layers = self._layers.among(images)
+        parents = dict(parents_of(layers, self._layers.parents_if_there))
+        dead = {finding.id for finding in found if finding.dead}
+        living = [layer for layer in parents if layer not in dead and not self._is_removed(layer)]
+        needed = {parent for layer in living for parent in parents[layer]}
+        why = "a layer that is not dead stands on it"
+        kept = [replace(item, why=why, dead=False) if item.dead and item.id in needed else item for item in found]
+        kept = [replace(item, below=tuple(parents.get(item.id, ()))) for item in kept]
+        return sorted(kept, key=lambda item: -len(item.below))
+
+    def _orphan(self, image: str, seen: _Seen) -> Finding | None:
+        """Describe an image that Docker does not name; None if it is another's, or gone by now."""
+        layer = self._layers.layer(image)
+        if self._is_removed(layer):
+            return None
+        try:
+            said = self._pool.metadata(image)
+            # Without an owner, but a clone of a base image of ours: a Create that was killed before it named one. Soon
+            # it is as dead as anything, whosever it was.
+            unowned = said.get(FORMAT_KEY) == FORMAT and KEY not in said
+            owner = self._owner_in(said)
+            if not owner.is_same(self._owner) and not unowned:
+                return None
+            age = time.time() - self._pool.created(image)
+            size = self._pool.used(image)
+            watchers = self._pool.watchers(image)
+        except rbdcli.ImageMissing:
+            return None
+        reasons = {
+            "it was taken over from another host; Docker here does not know it": said.get(TAKEN_KEY) == image,
+            self._doubt(owner, seen): bool(self._doubt(owner, seen)) and not unowned,
+            "its name is not an id of Docker's": not _DOCKER_ID.fullmatch(layer),
+            "it is mounted here, until dockerd starts anew": layer in seen.here.mounted,
+            f"it is open at {', '.join(watchers)}": bool(watchers),
+            f"it is mapped as {seen.here.devices.get(image)}": image in seen.here.devices,
+            f"{self._directory(layer)} exists": layer in seen.here.directories,
+            "Docker may be about to write it down": age < self._min_age,
+        }
+        why = next((reason for reason, holds in reasons.items() if holds), "")
+        dead = not why
+        if not why and unowned:
+            why = "it has no owner: its Create was killed"
+        why = why or ("its container is gone" if layer in seen.gone else "Docker knows no such layer")
+        return Finding(ORPHAN, layer, why, image, age, size, dead=dead, idle=age < self._min_age)
+
+    def _owner_in(self, said: Mapping[str, str]) -> Owner:
+        """Return the owner that an image's metadata names; what we cannot read is nobody's that we know."""
+        try:
+            record = Record.parse(said.get(KEY, ""))
+        except ValueError:
+            record = None
+        return record.owner if record else Owner("", "", "")
+
+    def _doubt(self, owner: Owner, seen: _Seen) -> str:
+        """Say why a layer of ours may be another machine's, "" if it cannot."""
+        if owner.host != self._owner.host:
+            return (
+                f"it was made by host {owner.host}, of which this one may be a clone; if it was that itself: takeover"
+            )
+        if owner.machine and owner != self._owner:
+            return f"it was made on the machine {owner.machine}, and this one tells no machine-id"
+        if not owner.machine and seen.namesakes:
+            return f"an older version made it, and there are more machines of this name: {', '.join(seen.namesakes)}"
+        return ""
+
+    def _scratch(self, seen: _Seen) -> Iterator[Finding]:
+        """Base images that never got their name."""
+        ours = self._layers.scratch()
+        for image in sorted(seen.images):
+            if not image.startswith(self._layers.image(BASE) + "."):
+                continue
+            with contextlib.suppress(rbdcli.ImageMissing):
+                age = time.time() - self._pool.created(image)
+                if age < self._min_age:
+                    continue
+                size = self._pool.used(image)
+                if image != ours:
+                    why = "a base image that another host or home left half made; its own driver removes it"
+                    yield Finding(HALF_MADE, self._layers.layer(image), why, image, age, size)
+                    continue
+                busy = self._in_use(image) or os.path.lexists(os.path.join(self._home, BASE))
+                why = "a base image that was never made to its end"
+                yield Finding(HALF_MADE, self._layers.layer(image), why, image, age, size, dead=not busy)
+
+    def _missing(self, seen: _Seen) -> Iterator[Finding]:
+        """Layers that Docker names and the pool does not have."""
+        gone = [layer for layer in seen.known.named if self._layers.image(layer) not in seen.images]
+        # Made while we looked, or being removed: Docker forgets a layer moments after the driver has removed it.
+        gone = [layer for layer in gone if not self._layers.exists(layer)]
+        if gone:
+            time.sleep(SETTLE_SECONDS)
+        now = self._docker.known().named if gone else {}
+        for layer in gone:
+            if layer in now:
+                why = f"Docker names it ({now[layer]}), but the pool has no such image"
+                yield Finding(MISSING, layer, why, self._layers.image(layer))
+
+    def _trash(self) -> Iterator[Finding]:
+        for item in self._layers.trashed():
+            age = time.time() - item.deleted_at
+            layer = self._layers.layer(item.name)
+            if item.source not in REMOVED_SOURCES:
+                why = "moved to the trash by somebody else, or by a driver of before; nobody but an operator removes it"
+                yield Finding(TRASH, layer, why, item.image_id, age, idle=True)
+            elif age >= min(self._min_age, BEHIND_SECONDS):
+                why = "in the trash still: it has clones, or somebody has it open"
+                yield Finding(TRASH, layer, why, item.image_id, age, dead=True)
+
+    # -- Docker ------------------------------------------------------------------------------
+
+    def _records(self, known: Known) -> Iterator[Finding]:
+        """What Docker's layer store still has of containers that are gone."""
+        for place, layers in known.gone.items():
+            with contextlib.suppress(FileNotFoundError):
+                age = time.time() - os.stat(place).st_mtime
+                why = f"a container that is gone, of which Docker's layer store keeps {', '.join(layers) or 'nothing'}"
+                young = age < self._min_age
+                yield Finding(STALE_RECORD, os.path.basename(place), why, place, age, dead=not young, idle=young)
+
+    # -- this host ---------------------------------------------------------------------------
+
+    def _mappings(self, seen: _Seen) -> Iterator[Finding]:
+        """Devices that no driver will unmap: it finds its own by the directory."""
+        devices = self._without_directory(seen.here.devices)
+        if devices:
+            # A driver that has just unmapped one removes its directory next; or maps it anew, with a directory first.
+            time.sleep(SETTLE_SECONDS)
+            mapped = {item.image: item.device for item in self._pool.mappings() if item.image in seen.images}
+            now = self._without_directory(mapped)
+            devices = {image: device for image, device in devices.items() if now.get(image) == device}
+        for image, device in devices.items():
+            try:
+                if not self._owner_in(self._pool.metadata(image)).is_same(self._owner):
+                    continue
+            except rbdcli.ImageMissing:
+                continue
+            used = _is_used(device)
+            why = f"mapped as {device} without a directory in {self._root}" + (", and in use" if used else "")
+            yield Finding(STALE_MAPPING, self._layers.layer(image), why, device, dead=not used)
+
+    def _without_directory(self, devices: Mapping[str, str]) -> dict[str, str]:
+        layers = {image: self._layers.layer(image) for image in devices}
+        return {
+            image: devices[image]
+            for image, layer in layers.items()
+            if not layer.startswith(BASE) and not os.path.lexists(self._directory(layer))
+        }
+
+    def _directories(self, here: _Here) -> Iterator[Finding]:
+        """Directories of layers without what they stand for, and mounts without an image."""
+        for layer, changed in here.directories.items():
+            age = time.time() - changed
+            if age < min(self._min_age, BEHIND_SECONDS):
+                continue
+            found = self._stale(layer, age, here)
+            # Whatever the driver does to a layer makes or removes something in its directory: else it was not at work.
+            if found and self._changed(layer) == changed:
+                yield found
+
+    def _stale(self, layer: str, age: float, here: _Here) -> Finding | None:
+        image, place = self._layers.image(layer), self._directory(layer)
+        if self._is_removed(layer):
+            why = "Docker removed it, but the driver has not been able to let its image go; its log says why"
+            return Finding(STALE_DIRECTORY, layer, why, place, age)
+        if layer in here.mounted:
+            if self._layers.exists(layer):
+                return None
+            why = f"mounted at {here.mounted[layer][0]}, but the pool has no such image"
+            return Finding(STALE_MOUNT, layer, why, here.mounted[layer][0], age)
+        if image not in here.devices:
+            why = "a directory for a layer that is neither mapped nor mounted"
+            return Finding(STALE_DIRECTORY, layer, why, place, age, dead=age >= self._min_age)
+        if _is_used(here.devices[image]):
+            return None
+        why = f"mapped as {here.devices[image]} for nobody; the driver's next start unmaps it"
+        return Finding(STALE_MAPPING, layer, why, here.devices[image], age)
+
+
+def _is_used(device: str) -> bool:
+    """Tell whether somebody has a device; one that does not answer, since the cluster takes nothing, is in use."""
+    try:
+        return mounts.in_use(device)
+    except deadline.Overdue:
+        return True
+
+
+def _holds(found: Iterable[Finding], finding: Finding) -> bool:
+    """Tell whether something was found once more."""
+    return (finding.kind, finding.place, True) in [(item.kind, item.place, item.dead) for item in found]

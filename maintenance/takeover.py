@@ -1,0 +1,200 @@
+"""Takes over the layers of a host that died, when an operator asks for it, and never from one that lives.
+
+A host answers while its driver watches its object (`liveness.py`), or while anybody has one of its images
+open. The cluster drops a watch 30 s after its client died, so that a host that answers no more was silent for
+as long. Then, in this order:
+
+1. each client that still holds a lock on one of its images is put on the cluster's blocklist: should the host
+   come back, what it had not written yet is refused,
+2. the locks are broken,
+3. each image gets this host and home as its owner. Its driver asks for the owner before it maps, so a host that
+   comes back leaves the layers alone.
+
+What was done is never undone, and the owner comes last: after a failure or a crash in the middle the same call
+goes on where it ended.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TypeVar
+
+import rbdcli
+from cluster import claim, rados_objects
+from cluster.owner import Owner, parse_host
+from images.layers import BASE, TAKEN_KEY, LayerError, Layers
+from images.record import KEY, Record
+
+# As long as Rook and csi-addons fence; an address with its nonce is never used by another client.
+BLOCKLIST_SECONDS = 157_784_760
+_AT_ONCE = 8
+Answer = TypeVar("Answer")
+
+
+class Refused(Exception):
+    """Nothing was taken: one line that says why."""
+
+
+class Takeover:
+    """The taking over of one host's layers: all of them, or those of one home.
+
+    `host` is its name, or "NAME/MACHINE" with its machine-id. Two machines may have one name, ours too: the name alone
+    is all of them but ours.
+    """
+
+    def __init__(self, layers: Layers, prefix: str, host: str, home: str, say: Callable[[str], None]) -> None:
+        self._layers = layers
+        self._pool = layers.pool
+        self._prefix = prefix
+        self._host = host
+        self._name, self._machine = parse_host(host)
+        self._home = home
+        self._say = say
+
+    def run(self) -> int:
+        """Take over and return the number of images. Raises Refused, rbdcli.RbdError, command.CommandError."""
+        ours = self._layers.owner()
+        records = self._records()
+        owners = {image: record.owner for image, record in records.items()}
+        theirs = {image: owner for image, owner in owners.items() if self._is_theirs(owner)}
+        named = Owner(self._name, self._machine, self._home)
+        if self._is_here(named) and (self._machine or not theirs):
+            raise Refused(f"{self._host} is this very host")
+        homes = set(theirs.values()) or self._homes(named)
+        if not theirs:
+            hosts = sorted({owner.seen_from(ours) for owner in owners.values()})
+            self._say(f"no layer of {self._host} is in this pool; there are layers of: {', '.join(hosts) or 'nobody'}")
+        locks = self._locks_of_the_dead(theirs, homes)
+        self._fence({lock.address for held in locks.values() for lock in held})
+        for image in theirs:
+            self._take(image, records[image], locks.get(image, ()))
+        self._remove_scratch(homes)
+        for owner in homes:
+            claim.forget(self._pool, self._prefix, owner)
+        return len(theirs)
+
+    def _records(self) -> dict[str, Record]:
+        base = self._layers.image(BASE)
+        names = [name for name in self._layers.images() if not name.startswith(base)]
+        said = _each(self._record, names)
+        return {image: record for image, record in said.items() if record}
+
+    def _record(self, image: str) -> Record | None:
+        """Return an image's record; one that cannot be read is left alone, whosever it is."""
+        try:
+            return self._layers.record(self._layers.layer(image))
+        except LayerError as error:
+            self._say(f"left alone: {error}")
+            return None
+
+    def _homes(self, named: Owner) -> set[Owner]:
+        """Return the owners that a host without layers may have had, if its home is named."""
+        if not self._home:
+            return set()
+        known = [] if self._machine else claim.machines(self._pool, self._prefix, named)
+        return {named, *(owner for owner in known if not self._is_here(owner))}
+
+    def _is_theirs(self, owner: Owner) -> bool:
+        if self._home and owner.home != self._home:
+            return False
+        return owner.host == self._name and self._machine in ("", owner.machine) and not self._is_here(owner)
+
+    def _is_here(self, owner: Owner) -> bool:
+        """Tell whether an owner is this host by its name of now; a former name may be a clone's."""
+        ours = self._layers.owner()
+        return owner.host == ours.host and owner.is_same_host(ours)
+
+    def _locks_of_the_dead(
+        self, theirs: Mapping[str, Owner], homes: Iterable[Owner]
+    ) -> dict[str, Sequence[rbdcli.Lock]]:
+        """Return the locks that were there before and after nobody was seen to live. Raises Refused.
+
+        Who maps an image meanwhile lives, and so does who unmaps it: this very host may do both, and has one address
+        for all that it has mapped.
+        """
+        before = _each(self._pool.locks, theirs)
+        self._refuse_if_alive(theirs, homes)
+        after = _each(self._pool.locks, theirs)
+        for image, locks in after.items():
+            if new := set(locks).difference(before.get(image, ())):
+                opened = ", ".join(sorted(lock.address for lock in new))
+                raise Refused(f"{self._host} lives: {image} has just been opened at {opened}; end it first")
+        return after
+
+    def _refuse_if_alive(self, theirs: Mapping[str, Owner], homes: Iterable[Owner]) -> None:
+        hint = "end it first; a host that died is known to be dead after 30 s"
+        for owner in homes:
+            for name in self._objects(owner):
+                if addresses := rados_objects.watching(self._pool, name):
+                    raise Refused(f"{self._host} lives: its driver answers from {', '.join(addresses)}; {hint}")
+        for image, addresses in _each(self._pool.watchers, theirs).items():
+            if addresses:
+                if theirs[image].is_same_host(self._layers.owner()):
+                    hint = "that is a former name of this host: stop the containers that use it first"
+                raise Refused(f"{self._host} lives: {image} is open at {', '.join(addresses)}; {hint}")
+
+    def _objects(self, owner: Owner) -> set[str]:
+        """Name the objects that the driver of an owner may watch, which may tell its machine-id by now, or not yet."""
+        known = [owner] if owner.machine else claim.machines(self._pool, self._prefix, owner)
+        ours = self._layers.owner()
+        return {item.object(self._prefix) for item in (owner, owner.by_name, *known)} - {ours.object(self._prefix)}
+
+    def _fence(self, addresses: Iterable[str]) -> None:
+        for address in sorted(addresses):
+            try:
+                self._pool.blocklist(address, BLOCKLIST_SECONDS)
+            except rbdcli.RbdError as error:
+                if error.status not in (errno.EACCES, errno.EPERM):
+                    raise
+                client = self._pool.client
+                raise Refused(
+                    f"client.{client} may not blocklist {address}, without which its locks cannot be broken safely; "
+                    f"let it: ceph auth caps client.{client} mon 'profile rbd' ..., or give --default ceph.client=admin"
+                ) from None
+            self._say(f"fenced {address}")
+
+    def _take(self, image: str, record: Record, locks: Iterable[rbdcli.Lock]) -> None:
+        """Make an image ours; one that is gone meanwhile is nobody's."""
+        try:
+            for lock in locks:
+                self._break(image, lock)
+            self._pool.set_metadata(image, TAKEN_KEY, image)
+            self._pool.set_metadata(image, KEY, str(replace(record, owner=self._layers.owner())))
+            self._say(f"took {image}")
+        except rbdcli.ImageMissing:
+            self._say(f"{image} is gone")
+
+    def _break(self, image: str, lock: rbdcli.Lock) -> None:
+        """Break a lock, unless it has gone by itself. Raises rbdcli.ImageMissing if the image has."""
+        try:
+            self._pool.break_lock(image, lock)
+        except rbdcli.ImageMissing:
+            if lock in self._pool.locks(image):
+                raise
+            return
+        self._say(f"broke the lock of {lock.locker} ({lock.address}) on {image}")
+
+    def _remove_scratch(self, homes: Iterable[Owner]) -> None:
+        """Remove base images that the host never made to their end."""
+        for owner in homes:
+            try:
+                self._layers.delete(self._layers.scratch(owner))
+            except rbdcli.ImageMissing:
+                continue
+            self._say(f"removed {self._layers.scratch(owner)}")
+
+
+def _each(ask: Callable[[str], Answer], images: Iterable[str]) -> dict[str, Answer]:
+    """Ask something of many images at once; one that is gone meanwhile has no answer."""
+
+    def answer(image: str) -> list[tuple[str, Answer]]:
+        try:
+            return [(image, ask(image))]
+        except rbdcli.ImageMissing:
+            return []
+
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        return dict(pair for pairs in threads.map(answer, images) for pair in pairs)

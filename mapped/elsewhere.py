@@ -1,0 +1,302 @@
+"""A layer's view that only another mount namespace still holds is shown again in ours.
+
+A running container keeps the overlay that is its root in a mount namespace of its own, whatever becomes of ours
+(`docker plugin disable --force`, a restart of dockerd with live-restore). A second overlay on the same upper directory
+would be undefined behaviour (Documentation/filesystems/overlayfs.rst), so the container's own mount is taken. It takes
+Linux 5.2.
+
+Only a process of one thread may change the mount namespace (setns(2)):
+
+    python3 elsewhere.py PID SOURCE DEVICE POINT
+
+shows the overlay SOURCE, "major:minor" DEVICE, of the mount namespace of process PID at the directory POINT. Exit
+status 3 if it is not there (any more), 1 and one line if it cannot be taken. While it is in a namespace that may be
+hostile, it reads its own mount table and opens the mount point, and nothing else: neither a program nor a library.
+
+What was unmounted lazily (umount -l, MNT_DETACH) is in no mount table, and not found, even if it is in use.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import errno
+import fcntl
+import os
+import platform
+import sys
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import mounts
+from host import command, environment
+from mapped import holders
+
+GONE = 3  # exit status
+# A process in a namespace may end while another one of it lives: so often it is looked again.
+TRIES = 5
+# ioctl_ns(2): _IO(0xb7, N), which has another form on some machines (asm/ioctl.h).
+_IO = (0x2000B700 if platform.machine().startswith(("ppc", "mips", "sparc")) else 0xB700).__or__
+_GET_USER_NAMESPACE, _GET_PARENT, _GET_OWNER = map(_IO, (1, 2, 4))
+_OPEN_TREE, _MOVE_MOUNT = 428, 429  # asm-generic/unistd.h
+_OPEN_TREE_CLONE = 1  # linux/mount.h, as the next two
+_FROM_EMPTY_PATH, _TO_EMPTY_PATH = 0x04, 0x40
+_AT_FDCWD, _AT_SYMLINK_NOFOLLOW, _AT_NO_AUTOMOUNT = -100, 0x100, 0x800  # linux/fcntl.h
+_MS_REMOUNT, _MS_BIND, _MNT_DETACH = 0x20, 0x1000, 2  # mount(2), umount(2)
+_CLONE_NEWNS = 0x20000
+
+
+class Held(NamedTuple):
+    """An overlay in another mount namespace: a process there, the mount point as it sees it, "major:minor"."""
+
+    pid: str
+    point: str
+    device_number: str
+
+
+class _Gone(Exception):
+    """What was found is not there any more."""
+
+
+# -- what others hold ------------------------------------------------------------------------
+
+
+def find(source: str) -> list[Held]:
+    """Return who has the overlay mounted whose source is named so: one process of each mount namespace but ours.
+
+    Bind mounts of its subdirectories do not count, nor what somebody without our rights mounted under that name. A
+    process whose namespace we may not look at (it takes CAP_SYS_PTRACE) counts, even if that is ours.
+    """
+    return _find(lambda item: _is_overlay(item, source))
+
+
+def viewed_by(source: str) -> list[str]:
+    """Say who has the overlay mounted whose source is named so, in our own mount namespace, too.
+
+    As `find` counts, but for bind mounts of its subdirectories: it lives as long as they do.
+    """
+
+    def is_part(item: mounts.Mount) -> bool:
+        return (item.type, item.source) == ("overlay", source)
+
+    ours = [f"it is mounted at {item.point}" for item in mounts.table() if is_part(item)]
+    return [*map(_say, _find(is_part)), *ours]
+
+
+def _find(wanted: Callable[[mounts.Mount], bool]) -> list[Held]:
+    held = holders.seen(wanted)
+    return [Held(pid, item.point, item.device_number) for pid, item in held if _is_elsewhere(pid)]
+
+
+def take(source: str, point: str, *, timeout: float) -> bool:
+    """Show an overlay that another mount namespace has at the directory `point`, where nothing is mounted.
+
+    Tell whether that is done: no (other) namespace may have it. It stays when the other namespace ends, and is
+    writable unless the overlay itself is not. `timeout` is that of a command. Raises command.CommandError, which names
+    who has it, if it cannot be taken, or two overlays have that name; nothing is mounted then, but after a
+    command.CommandTimeout it may be.
+    """
+    for _ in range(TRIES):
+        held = find(source)
+        if not held:
+            return False
+        if len({item.device_number for item in held}) > 1:
+            said = "; ".join(_say(item) for item in held)
+            raise _error(source, f"more than one overlay has that name: {said}")
+        if _take_one_of(held, source, point, timeout):
+            return True
+    raise _error(source, f"{_say(held[0])}, but it was not there when it was to be shown at {point}")
+
+
+def _take_one_of(held: list[Held], source: str, point: str, timeout: float) -> bool:
+    """Take the first that can be taken; tell whether one was still there. Raises CommandError."""
+    failed: command.CommandError | None = None
+    for item in held:
+        argv = environment.python(__file__, item.pid, source, item.device_number, point)
+        try:
+            status = command.run(argv, timeout=timeout, accept=(0, GONE)).status
+        except command.CommandTimeout as error:
+            raise type(error)(("take", source), None, f"{_say(item)}: {error.reason}") from None
+        except command.CommandError as error:
+            reason = f"{_say(item)}, but it cannot be shown at {point}: {error.reason}"
+            failed = failed or command.CommandError(("take", source), error.status, reason)
+            continue
+        if status == 0:
+            _check(item, source, point, timeout)
+            return True
+    if failed:
+        raise failed
+    return False
+
+
+def _check(item: Held, source: str, point: str, timeout: float) -> None:
+    """Unmount again what is not all of that overlay. Raises CommandError.
+
+    Only a directory of it can be (_open_tree): whoever may mount in the other namespace moved the mount meanwhile.
+    """
+    shown = mounts.at(point)
+    if shown is None or not _is_overlay(shown, source) or shown.device_number != item.device_number:
+        if shown is not None:
+            mounts.unmount(point, timeout=timeout)
+        raise _error(source, f"{_say(item)}, but something else was found there")
+
+
+def _is_overlay(item: mounts.Mount, source: str) -> bool:
+    return (item.type, item.source, item.root) == ("overlay", source, "/")
+
+
+def _is_elsewhere(pid: str) -> bool:
+    try:
+        if os.readlink(f"/proc/{pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt"):
+            return False
+        with open(f"/proc/{pid}/ns/mnt", "rb", buffering=0) as namespace:
+            return _is_trusted(namespace.fileno())
+    except OSError:
+        # It ended, or may not be looked at: whoever takes it finds out.
+        return True
+
+
+def _is_trusted(namespace: int) -> bool:
+    """Tell whether who has our rights made a mount namespace: for himself, or with a user namespace of a container.
+
+    Every user may make a mount namespace with a user namespace, and there an overlay that has any name. Raises OSError.
+    """
+    users = fcntl.ioctl(namespace, _GET_USER_NAMESPACE)
+    try:
+        ours = os.stat("/proc/self/ns/user")
+        if os.path.samestat(os.fstat(users), ours):
+            return True
+        owner = array.array("I", [0])
+        fcntl.ioctl(users, _GET_OWNER, owner)
+        parent = fcntl.ioctl(users, _GET_PARENT)
+        try:
+            return os.path.samestat(os.fstat(parent), ours) and owner[0] == os.geteuid()
+        finally:
+            os.close(parent)
+    finally:
+        os.close(users)
+
+
+def _say(item: Held) -> str:
+    return f"{holders.process_name(item.pid)} has it mounted at {item.point}"
+
+
+def _error(source: str, reason: str) -> command.CommandError:
+    return command.CommandError(("take", source), None, reason)
+
+
+# -- the process that goes there -------------------------------------------------------------
+
+
+class _Kernel:
+    """System calls that Python 3.9 has no names for. All raise OSError with what was called as its file name."""
+
+    def __init__(self) -> None:
+        self._c = ctypes.CDLL(None, use_errno=True)
+        self._c.syscall.restype = ctypes.c_long
+
+    def enter(self, namespace: int) -> None:
+        """Let this process have another mount namespace."""
+        self._check("setns", self._c.setns(namespace, _CLONE_NEWNS))
+
+    def clone_mount(self, path: bytes) -> int:
+        """Return a mount that is nowhere yet, of what `path` leads to. It ends with the file descriptor."""
+        flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT
+        return self._call("open_tree", _OPEN_TREE, _AT_FDCWD, path, flags)
+
+    def attach(self, tree: int, directory: int) -> None:
+        """Mount what `clone_mount` returned at an open directory."""
+        self._call("move_mount", _MOVE_MOUNT, tree, b"", directory, b"", _FROM_EMPTY_PATH | _TO_EMPTY_PATH)
+
+    def clear_flags(self, tree: int) -> None:
+        """Let a mount have no flags of its own (ro, nosuid): `docker run --read-only` gives them to the container's."""
+        os.fchdir(tree)
+        self._check("mount", self._c.mount(None, b".", None, _MS_REMOUNT | _MS_BIND, None))
+
+    def detach(self, tree: int) -> None:
+        """Unmount what `attach` mounted."""
+        os.fchdir(tree)
+        self._check("umount2", self._c.umount2(b".", _MNT_DETACH))
+
+    def _call(self, name: str, number: int, *arguments: int | bytes) -> int:
+        words = [ctypes.c_long(word) if isinstance(word, int) else ctypes.c_char_p(word) for word in arguments]
+        return self._check(name, self._c.syscall(ctypes.c_long(number), *words))
+
+    def _check(self, name: str, result: int) -> int:
+        if result < 0:
+            raise OSError(ctypes.get_errno(), "", name)
+        return result
+
+
+def _show(pid: str, source: str, number: str, point: str) -> None:
+    """Show an overlay of another process's mount namespace here. Raises OSError, _Gone."""
+    kernel = _Kernel()
+    target = os.open(point, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    # There /proc may be anything.
+    process = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    ours = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        theirs = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, ProcessLookupError):
+        raise _Gone from None
+    if not _is_trusted(theirs):
+        # It is of another process by now.
+        raise _Gone
+    environment.load_nothing_more()
+    kernel.enter(theirs)
+    try:
+        tree = _open_tree(kernel, process, source, number)
+    finally:
+        kernel.enter(ours)
+    kernel.attach(tree, target)
+    try:
+        kernel.clear_flags(tree)
+    except OSError:
+        kernel.detach(tree)
+        raise
+
+
+def _open_tree(kernel: _Kernel, process: int, source: str, number: str) -> int:
+    """Return a mount of an overlay of this mount namespace, without what is mounted in it. Raises OSError, _Gone."""
+
+    def points() -> list[str]:
+        listed = mounts.table_of(process)
+        return [item.point for item in listed if _is_overlay(item, source) and item.device_number == number]
+
+    failed = OSError(errno.EBUSY, "", "another mount lies over it")
+    for point in points():
+        try:
+            tree = kernel.clone_mount(os.fsencode(point))
+        except OSError as error:
+            failed = error
+            continue
+        # The path may lead elsewhere by now.
+        found = os.fstat(tree).st_dev
+        if f"{os.major(found)}:{os.minor(found)}" == number:
+            return tree
+        os.close(tree)
+    if points():
+        raise failed
+    raise _Gone
+
+
+def main() -> int:
+    """Read the command line."""
+    try:
+        _show(*sys.argv[1:])
+    except _Gone:
+        return GONE
+    except OSError as error:
+        old = "; it takes Linux 5.2" if error.errno == errno.ENOSYS else ""
+        return environment.fail(f"{error.filename}: {os.strerror(error.errno or 0)}{old}")
+    except Exception as error:  # a bug: Python's own report would open files by their names, maybe of the container
+        return environment.fail(f"{type(error).__name__}: {error}")
+    return 0
+
+
+if __name__ == "__main__":
+    os._exit(main())  # no clean-up that could look for a file

@@ -1,0 +1,68 @@
+"""Maps that an earlier life of this process was killed over.
+
+Nobody waits for them, and nobody holds them to a deadline. One that came to its end after this life has looked at what
+is mapped would leave a device of which nobody knows.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from collections.abc import Collection, Iterator
+
+import rbdcli
+from host import command
+from mapped import busy
+
+log = logging.getLogger("former")
+
+
+def end_maps(pool: rbdcli.Pool, images: Collection[str]) -> set[str]:
+    """Kill the commands that map one of these images; name the images of those that do not die of it."""
+    found = dict(_maps(pool, images))
+    for process, image in found.items():
+        log.warning("killed: process %d, which maps %s for an earlier life of this one", process, image)
+        _kill(process)
+    for _ in busy.until_free(command.REAP_SECONDS) if found else ():
+        found = dict(_maps(pool, images))
+        if not found:
+            break
+    return set(found.values())
+
+
+def maps(pool: rbdcli.Pool, images: Collection[str]) -> set[str]:
+    """Name those of these images that are being mapped, but not by commands of our own."""
+    return {image for _, image in _maps(pool, images)}
+
+
+def _maps(pool: rbdcli.Pool, images: Collection[str]) -> Iterator[tuple[int, str]]:
+    ours = os.readlink("/proc/self/ns/pid")
+    for name in filter(str.isdigit, os.listdir("/proc")) if images else ():
+        try:
+            # A container's process may hang on a device of ours, and then its command line cannot be read.
+            if os.readlink(f"/proc/{name}/ns/pid") != ours:
+                continue
+            with open(f"/proc/{name}/cmdline", encoding="utf-8", errors="surrogateescape") as source:
+                image = pool.mapped_by(source.read().split("\0"))
+            if image in images and _parent(name) != os.getpid():
+                yield int(name), image
+        except OSError:
+            # It has ended since.
+            continue
+
+
+def _parent(name: str) -> int:
+    """Return a process's parent (proc(5), /proc/PID/stat, field 4)."""
+    with open(f"/proc/{name}/stat", "rb") as source:
+        return int(source.read().rpartition(b")")[2].split()[1])
+
+
+def _kill(process: int) -> None:
+    """Kill a command with all that it has started: it has a process group of its own (command.start)."""
+    try:
+        if os.getpgid(process) == process:
+            os.killpg(process, signal.SIGKILL)
+    except ProcessLookupError:
+        # It has ended by itself.
+        log.info("process %d is gone", process)

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from host import command, deadline, xfs_log
+from host.failure import Failure
 
 log = logging.getLogger("mounts")
 
@@ -42,7 +43,7 @@ _OCTAL = re.compile(rb"\\([0-7]{3})")
 _CONTEXT = re.compile(rb'(?:^|,)context="?([^"]+)"?')
 
 
-class MountError(Exception):
+class MountError(Failure):
     """Mounting, unmounting or growing is impossible; one line that says why."""
 
 

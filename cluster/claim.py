@@ -27,6 +27,7 @@ import rbdcli
 from cluster import rados_objects
 from cluster.owner import Owner, boot_id
 from host import deadline
+from host.failure import Failure
 
 log = logging.getLogger("claim")
 
@@ -46,7 +47,7 @@ CLAIMING_SECONDS = 60.0
 _ours = threading.Lock()
 
 
-class OwnerTaken(Exception):
+class OwnerTaken(Failure):
     """Another machine lives under our name: one line that says where, and what to do."""
 
 

@@ -13,6 +13,7 @@ import mounts
 import rbdcli
 from cluster import rados_objects
 from host import command
+from host.failure import Failure
 from images.options import Options
 
 _PACKAGES = {
@@ -29,7 +30,7 @@ _PACKAGES = {
 _NEEDED = {"rbd_default_clone_format": ("2",), "rbd_move_to_trash_on_remove": ("false", "0")}
 
 
-class NotReady(Exception):
+class NotReady(Failure):
     """Something is not there: one line that says what, and how to get it."""
 
 

@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple, TypeVar
 
 from host import deadline, environment
+from host.failure import Failure
 
 log = logging.getLogger("command")
 
@@ -51,7 +52,7 @@ class Result(NamedTuple):
 Failed = TypeVar("Failed", bound="CommandError")
 
 
-class CommandError(Exception):
+class CommandError(Failure):
     """A command did not do its work; `str()` is one line that a Docker user can read.
 
     `status` is the exit status (negative: the signal that ended it), or None if it could not

@@ -14,13 +14,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+from host.failure import Failure
+
 GRACE_SECONDS = 3.0
 
 _Result = TypeVar("_Result")
 _end: contextvars.ContextVar[float] = contextvars.ContextVar("end", default=float("inf"))
 
 
-class Overdue(Exception):
+class Overdue(Failure):
     """Something took longer than the request may: one line that says what was waited for."""
 
 

@@ -21,6 +21,7 @@ import rbdcli
 from cluster import rados_objects
 from cluster.owner import Owner
 from host import command
+from host.failure import Failure
 from images.family import Family
 from images.options import Options, format_size
 from images.record import KEY, Record
@@ -43,7 +44,7 @@ INIT_SUFFIX = "-init"
 EMPTY_AT_ONCE = 100
 
 
-class LayerError(Exception):
+class LayerError(Failure):
     """A layer cannot be had, made or removed: one line that says why."""
 
 

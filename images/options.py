@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from host.failure import Failure
+
 PREFIX = "ceph."
 FILE_SYSTEMS = ("xfs", "ext4")
 DEVICE_TYPES = ("krbd", "nbd")
@@ -18,7 +20,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([bkmgtp]?)(?:i?b)?", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
 
-class OptionError(Exception):
+class OptionError(Failure):
     """A storage option is unknown or has a bad value; one line that names it and what is valid."""
 
 

@@ -13,33 +13,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
-from cluster.claim import Claim, OwnerTaken
-from graph.driver import DriverError, pool_of
-from host import command, deadline, logs
+from cluster.claim import Claim
+from graph.driver import pool_of
+from host import logs
+from host.failure import EXPECTED_OF_PROGRAMS, Failure
 from images import options
-from images.layers import LayerError, Layers
+from images.layers import Layers
 from maintenance import collector, docker_database, inspection, takeover
-from mounts import MountError
-from protocol.plugin import BadRequest, read_state
+from protocol import init_state
 
 # Exit codes, for monitoring.
 NOTHING, FOUND, FAILED = 0, 1, 2
-# What is told in one line; anything else is a defect.
-EXPECTED = (
-    BadRequest,
-    DriverError,
-    LayerError,
-    MountError,
-    OSError,
-    OwnerTaken,
-    command.CommandError,
-    deadline.Overdue,
-    docker_database.DatabaseMissing,
-    options.OptionError,
-    takeover.Refused,
-    LookupError,
-    ValueError,
-)
+
+
+class NoHome(Failure):
+    """It is not known which driver is meant: one line that says what to give."""
 
 
 class Site(NamedTuple):
@@ -57,7 +45,7 @@ def main(argv: Sequence[str], socket: str) -> int:
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
         return run(arguments)
-    except EXPECTED as error:
+    except EXPECTED_OF_PROGRAMS as error:
         print(f"{arguments.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return FAILED
 
@@ -110,14 +98,14 @@ def _seconds(text: str) -> float:
 
 
 def _site(arguments: argparse.Namespace) -> Site:
-    """Find the driver that the arguments name. Raises DriverError, BadRequest, OptionError."""
+    """Find the driver that the arguments name. Raises NoHome, BadRequest, OptionError."""
     defaults = options.parse(arguments.default)
     state = arguments.state or arguments.socket + ".state"
     try:
-        home, wanted, _ = read_state(state, defaults)
+        home, wanted, _ = init_state.read(state, defaults)
     except FileNotFoundError:
         if not arguments.own_home:
-            raise DriverError(
+            raise NoHome(
                 f"{state} does not exist: no Docker ever used this driver; "
                 f"give --socket, --state, or the home and --default"
             ) from None

@@ -34,6 +34,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+from host.failure import Failure
 from maintenance import dockerd_process
 
 # What Docker calls a container, and by the sha256 of what they hold: an image, a layer. BuildKit's names are shorter.
@@ -56,7 +57,7 @@ _TOLD = 5
 _MOUNT_FIRST = "mount or restore Docker's data root"
 
 
-class DatabaseMissing(Exception):
+class DatabaseMissing(Failure):
     """What Docker knows cannot be read, or not all of it: one line that says what is missing, and what to do."""
 
 

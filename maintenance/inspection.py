@@ -34,7 +34,7 @@ from images.family import parents_of
 from images.layers import BASE, REMOVED_SOURCES, TAKEN_KEY, Layers
 from images.record import KEY, Record
 from maintenance.docker_database import DockerDatabase, Known
-from mapped.file_systems import REMOVED
+from mapped.paths import REMOVED
 
 MIN_AGE_SECONDS = 3600.0
 # Younger than that is the driver's work in progress: it empties the trash and unmaps in the background.

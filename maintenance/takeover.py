@@ -25,6 +25,7 @@ from typing import TypeVar
 import rbdcli
 from cluster import claim, rados_objects
 from cluster.owner import Owner, parse_host
+from host.failure import Failure
 from images.layers import BASE, TAKEN_KEY, LayerError, Layers
 from images.record import KEY, Record
 
@@ -34,7 +35,7 @@ _AT_ONCE = 8
 Answer = TypeVar("Answer")
 
 
-class Refused(Exception):
+class Refused(Failure):
     """Nothing was taken: one line that says why."""
 
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from host.gate import Gate, GateTimeout
+from host.locks import Gate, GateTimeout
 
 
 def test_many_are_inside_at_once() -> None:

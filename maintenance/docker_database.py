@@ -115,7 +115,9 @@ class DockerDatabase:
                 if words in now:
                     raise DatabaseMissing(words)
             missing = now
-        raise DatabaseMissing(missing[0])
+        if missing:
+            raise DatabaseMissing(missing[0])
+        return known
 
     def forget(self, record: str) -> None:
         """Remove the record of a container that is gone; it would keep its layers from going.

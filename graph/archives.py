@@ -44,8 +44,9 @@ class Archives:
         if self._states.is_finished(layer):
             raise LayerError(f"layer {layer} is finished: it had its archive, or has children; it takes no other")
         with self._access.view(layer, growing=True) as root:
-            said = self._access.begin_archive(layer)
+            # It asks Ceph: what fails before the archive is begun may be tried again.
             space = self._space(layer)
+            said = self._access.begin_archive(layer)
             try:
                 size = transfer.apply(root, stream, self._ids, self._timeout, space.make)
                 self._states.finish(layer, said)

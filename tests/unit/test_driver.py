@@ -395,6 +395,19 @@ def applied(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> list[Applied]:
     return seen
 
 
+def test_what_fails_before_an_archive_is_begun_may_be_tried_again(
+    driver: Driver, pool: FakePool, applied: list[Applied], lives: Lives
+) -> None:
+    """After a restart the size of the image is not known, and the cluster may be sick just then."""
+    create(driver, "a")
+    driver.lifetime.drain(60)
+    again = lives()
+    pool.fails["info"] = [failed(rbdcli.RbdError, 5)]
+    with pytest.raises(rbdcli.RbdError):
+        again.apply_diff("a", io.BytesIO(b"12345"))
+    assert again.apply_diff("a", io.BytesIO(b"12345")) == 5
+
+
 def test_an_archive_is_laid_down_in_a_view_of_our_own(
     driver: Driver, pool: FakePool, host: FakeHost, applied: list[Applied]
 ) -> None:

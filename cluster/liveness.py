@@ -21,7 +21,7 @@ from cluster.claim import REBOOT_SECONDS, Claim, OwnerTaken
 from cluster.owner import Owner
 from host import command, deadline
 
-log = logging.getLogger("presence")
+log = logging.getLogger("liveness")
 
 # A watch that is lost is renewed soon; what cannot be had at all, later.
 RENEW_SECONDS, RETRY_SECONDS = 1.0, 10.0
@@ -29,7 +29,7 @@ RENEW_SECONDS, RETRY_SECONDS = 1.0, 10.0
 LEAVE_SECONDS = 2.0
 
 
-class Presence:
+class Liveness:
     """One thread that keeps the watch, and renews it when it is lost. `answers` is called when the cluster took it."""
 
     def __init__(self, pool: rbdcli.Pool, prefix: str, owner: Owner, answers: Callable[[], None]) -> None:
@@ -66,7 +66,7 @@ class Presence:
     def start(self) -> None:
         """Begin, unless that was done; returns at once. Without a cluster it is tried again and again."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="presence", daemon=True)
+            self._thread = threading.Thread(target=self._work, name="liveness", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:

@@ -22,7 +22,7 @@ import rbdcli
 from archive import transfer
 from cluster import diagnosis, rados_objects
 from cluster.claim import REBOOT_SECONDS
-from cluster.liveness import Presence
+from cluster.liveness import Liveness
 from graph import preconditions, status
 from graph.read_ahead import Ahead
 from graph.reaper import Reaper
@@ -94,7 +94,7 @@ class Driver:
             idle=self._leave_mapped,
         )
         self._removals = Removals(self._systems)
-        self._presence = Presence(pool, options.imageprefix, self._layers.owner(), self._wake)
+        self._liveness = Liveness(pool, options.imageprefix, self._layers.owner(), self._wake)
         # Of a layer that is not in it, which is from before our start, its note tells.
         self._states: dict[str, str] = {}
         self._reaper = Reaper(
@@ -150,7 +150,7 @@ class Driver:
         """
         with self.explaining(), deadline.within(REBOOT_SECONDS + 2 * self._options.timeout):
             self.check()
-            self._presence.claim()
+            self._liveness.claim()
 
     def prepare(self) -> None:
         """Make the base image; needs the claim. It does not disturb a driver that runs.
@@ -179,7 +179,7 @@ class Driver:
 
     def start(self) -> None:
         """Begin what is done in the background: with what was left from before, and what was in the trash."""
-        self._presence.start()
+        self._liveness.start()
         for layer in self._left_over:
             self._unmapping.later(layer, 0)
         self._reaper.start()
@@ -202,7 +202,7 @@ class Driver:
         """Do nothing any more: another object has taken over, and could tell from the host what this one had mapped."""
         for work in self._background:
             work.end()
-        self._presence.stop()
+        self._liveness.stop()
 
     def check(self) -> None:
         """Raise readiness.NotReady unless what the options name, and the programs for it, are there."""
@@ -502,7 +502,7 @@ class Driver:
         One that is only looked at may have become another's since it was ours: whoever has it, it stays as it is.
         """
         if self._systems.device(layer) is None:
-            lease = OWNER_SECONDS if self._presence.shown else 0.0
+            lease = OWNER_SECONDS if self._liveness.shown else 0.0
             finished = self._states.get(layer) == FINISHED
             self._layers.check_owner(layer, lease=float("inf") if finished else lease)
 
@@ -544,7 +544,7 @@ class Driver:
 
         return Room(point, self._layers.describe(layer).size, grow, self._options.timeout)
 
-    def _begin(self, layer: str, directory: str) -> layer_state.Note:
+    def _begin(self, layer: str, directory: str) -> layer_state.LayerState:
         """Mark that a layer's archive is being applied, unless one was before; return its note."""
         with self._bounds(), self._locks.hold(layer):
             self._check_not_removed(layer)

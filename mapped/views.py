@@ -34,7 +34,7 @@ import rbdcli
 from host import command, deadline
 from host.locks import Locks
 from images import layer_state
-from images.layer_state import Note
+from images.layer_state import LayerState
 from mapped import busy, elsewhere
 from mapped.busy import LayerBusy
 from mapped.file_systems import POINT, FileSystems, Images, LayerLost
@@ -539,7 +539,7 @@ class Views:
                     each.cancel()
                 raise
 
-    def dressed(self, layer: str) -> Note:
+    def dressed(self, layer: str) -> LayerState:
         """Return the note of a mounted layer, written when it is mounted first: then its root gets what it inherits.
 
         What is nearest below a new layer must be mounted.
@@ -549,7 +549,7 @@ class Views:
         if said and said.layer == layer:
             return said
         parents = tuple(self._images.parents(layer))
-        made = Note(layer, parents, init=said.layer if said else "")
+        made = LayerState(layer, parents, init=said.layer if said else "")
         if said and said.init:
             raise LayerLost(f"layer {layer}: {said.layer} is no init layer, but a container's; remove {layer}")
         nearest = _inside(layer, layer_state.INIT) if made.init else self._link(parents[0]) if parents else ""
@@ -559,7 +559,7 @@ class Views:
         layer_state.write(directory, made, seconds)
         return made
 
-    def _lower(self, layer: str, said: Note, *, own: bool) -> list[str]:
+    def _lower(self, layer: str, said: LayerState, *, own: bool) -> list[str]:
         """Name the directories below a layer, nearest first; `own`: with what it brought itself."""
         links = self.systems.links
 
@@ -629,7 +629,7 @@ def _inside(layer: str, name: str) -> str:
     return os.path.join("..", "mnt", layer, POINT, name)
 
 
-def _dress(directory: str, made: Note, nearest: str, root_owner: tuple[int, int]) -> None:
+def _dress(directory: str, made: LayerState, nearest: str, root_owner: tuple[int, int]) -> None:
     """Prepare a new layer. Its root gets what that of the nearest directory has: in a view the topmost root counts.
 
     Done once more after a crash, it comes to the same. What its init layer brought is in it already, and becomes a

@@ -96,14 +96,14 @@ def flush(directory: str) -> None:
 
 
 def _read(directory: str) -> LayerState | None:
-    path, said = os.path.join(directory, NAME), b""
+    path, content = os.path.join(directory, NAME), b""
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as source:
-        said = source.read()
+        content = source.read()
     applying = os.path.lexists(os.path.join(directory, MARK))
-    if not said:
+    if not content:
         return LayerState("", (), applying=True) if applying else None
     try:
-        fields = json.loads(said)
+        fields = json.loads(content)
         return LayerState(
             str(fields["layer"]),
             tuple(map(str, fields["parents"])),
@@ -112,7 +112,7 @@ def _read(directory: str) -> LayerState | None:
             applying=applying,
         )
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise ValueError(f"{path} says {said[:80]!r}, which no driver of this version wrote") from error
+        raise ValueError(f"{path} says {content[:80]!r}, which no driver of this version wrote") from error
 
 
 def _replace(directory: str, state: LayerState, flushed: int | None = None, *, durable: bool = False) -> None:
@@ -121,9 +121,9 @@ def _replace(directory: str, state: LayerState, flushed: int | None = None, *, d
     `flushed`: the open directory, if all else in its file system is to be written out before.
     """
     path = os.path.join(directory, NAME)
-    said = {"layer": state.layer, "parents": state.parents, "init": state.init, "finished": state.finished}
+    fields = {"layer": state.layer, "parents": state.parents, "init": state.init, "finished": state.finished}
     with open(path + ".new", "w", encoding="utf-8") as target:
-        json.dump(said, target)
+        json.dump(fields, target)
         if durable:
             target.flush()
             os.fsync(target.fileno())

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 
 import rbdcli
 from archive import transfer
-from cluster.liveness import Presence
+from cluster.liveness import Liveness
 from graph import status
 from graph.archives import Archives
 from graph.bounds import Bounds
@@ -45,7 +45,7 @@ class Driver:
     def __init__(self, path: str, options: Options, ids: transfer.IdMaps) -> None:
         """`path` is the home. Nothing is touched yet."""
         home = self._home = Home(path, options, pool_of(options))
-        liveness = Presence(home.pool, options.imageprefix, home.layers.owner(), self._wake)
+        liveness = Liveness(home.pool, options.imageprefix, home.layers.owner(), self._wake)
         here = self._here = HostLayers(home, liveness, _root_owner(ids))
         self._removals, self._access = here.removals, here.access
         self._archives = Archives(here, ids)

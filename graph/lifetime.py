@@ -11,7 +11,7 @@ import time
 
 from cluster import rados_objects
 from cluster.claim import REBOOT_SECONDS
-from cluster.liveness import Presence
+from cluster.liveness import Liveness
 from graph import preconditions
 from graph.bounds import Bounds
 from graph.read_ahead import ReadAhead
@@ -36,7 +36,7 @@ class StillAtWork(Failure):
 class Lifetime:
     """The lifetime of one driver."""
 
-    def __init__(self, here: HostLayers, liveness: Presence, bounds: Bounds, reaper: Reaper, ahead: ReadAhead) -> None:
+    def __init__(self, here: HostLayers, liveness: Liveness, bounds: Bounds, reaper: Reaper, ahead: ReadAhead) -> None:
         self._here, self._home = here, here.home
         self._liveness, self._bounds, self._reaper = liveness, bounds, reaper
         self._ahead_of_need = Group(here.mapping, ahead.reading)

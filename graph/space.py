@@ -2,9 +2,9 @@
 
 Images are thin, so nobody need know beforehand how large a layer will be. An image has the size of its file system, and
 grows by little more than it takes. One that is larger would need no resize, but each copy and removal looks at all
-objects that there could be: `rbd deep cp` and `rm` of a nearly empty image take 0.13 and 0.2 s at 10 GiB, 0.75 and 0.3 at
-100 GiB, 2.3 and 1.2 at 1 TiB. A layer that may grow is not mapped exclusively: krbd then takes a new size at once, else
-it refuses `rbd resize` with 30.
+objects that there could be: `rbd deep cp` and `rm` of a nearly empty image take 0.13 and 0.2 s at 10 GiB, 0.75 and 0.3
+at 100 GiB, 2.3 and 1.2 at 1 TiB. A layer that may grow is not mapped exclusively: krbd then takes a new size at once,
+else it refuses `rbd resize` with 30.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The commands for an operator, beside serving: check, gc and takeover.
+"""The commands for an operator: check, gc and takeover.
 
 They find pool, namespace, client and home where the driver keeps them: in Init's state file.
 """
@@ -39,7 +39,7 @@ class Site(NamedTuple):
 
 
 def main(argv: Sequence[str], socket: str) -> int:
-    """Run one command; 2, with a line on stderr, if it could not do its work."""
+    """Run one command and return its exit status: FAILED, with a line on stderr, if it could not do its work."""
     arguments = _parser(socket).parse_args(argv)
     logs.start("%(levelname)s %(message)s", arguments.log_level)
     run: Callable[[argparse.Namespace], int] = arguments.run
@@ -140,7 +140,7 @@ def _gc(arguments: argparse.Namespace) -> int:
     docker = _docker(site, arguments)
     look = _look(site, docker, arguments)
     dead = [finding for finding in look.findings() if finding.dead]
-    # Docker here does not know what another machine of our name has.
+    # The Docker of this machine does not know the layers of another machine of our name.
     Claim(site.layers.pool, site.options.imageprefix, site.layers.owner()).wait_single()
     outcomes: list[collector.Outcome] = []
     if not arguments.json:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from host import command, deadline
 from images import layer_state
-from images.layer_state import Note
+from images.layer_state import LayerState
 from images.layers import LayerError
 from mapped.availability import Availability
 from mapped.busy import LayerBusy
@@ -108,7 +108,7 @@ class Access:
         with self._home.bounds():
             self.release(layer, place)
 
-    def begin_archive(self, layer: str) -> Note:
+    def begin_archive(self, layer: str) -> LayerState:
         """Mark that an archive is laid down in a layer that is mounted, unless one was before; return its state.
 
         Raises LayerError, deadline.Overdue, OSError.

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 import rbdcli
-from cluster.liveness import Presence
+from cluster.liveness import Liveness
 from images.layers import LayerError
 from mapped.devices import Devices
 from mapped.home import Home
@@ -20,7 +20,7 @@ class Availability:
     """Availability of one home's layers. `idle` is told which layers are mapped for nobody any more."""
 
     def __init__(
-        self, home: Home, liveness: Presence, devices: Devices, states: States, idle: Callable[[str], None]
+        self, home: Home, liveness: Liveness, devices: Devices, states: States, idle: Callable[[str], None]
     ) -> None:
         self._layers, self._liveness, self._idle = home.layers, liveness, idle
         self._devices, self._states = devices, states

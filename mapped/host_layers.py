@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 
-from cluster.liveness import Presence
+from cluster.liveness import Liveness
 from host import deadline
 from host.background import Background
 from host.failure import EXPECTED
@@ -41,7 +41,7 @@ MAPPED_SECONDS, MAPPED_TIMES = 3.0, 10.0
 class HostLayers:
     """`root_owner` is whom the root directory of a layer without parents belongs to."""
 
-    def __init__(self, home: Home, liveness: Presence, root_owner: tuple[int, int]) -> None:
+    def __init__(self, home: Home, liveness: Liveness, root_owner: tuple[int, int]) -> None:
         self.home = home
         self.removals = Removals(home.paths)
         self.devices = Devices(home)

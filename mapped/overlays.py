@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import mounts
 from host import deadline
 from images import layer_state
-from images.layer_state import Note
+from images.layer_state import LayerState
 from mapped.file_systems import FileSystems, LayerLost
 from mapped.home import Home
 
@@ -30,7 +30,7 @@ class Overlays:
         self._options = home.options.view_options
         self._root_owner = root_owner
 
-    def prepared(self, layer: str) -> Note:
+    def prepared(self, layer: str) -> LayerState:
         """Return the state of a mounted layer, written when it is mounted first: then its root gets what it inherits.
 
         What is nearest below a new layer must be mounted. Raises LayerLost, deadline.Overdue, OSError.
@@ -40,7 +40,7 @@ class Overlays:
         if said and said.layer == layer:
             return said
         parents = tuple(self._layers.parents(layer))
-        made = Note(layer, parents, init=said.layer if said else "")
+        made = LayerState(layer, parents, init=said.layer if said else "")
         if said and said.init:
             raise LayerLost(f"layer {layer}: {said.layer} is no init layer, but a container's; remove {layer}")
         nearest = self._nearest(layer, made)
@@ -50,13 +50,13 @@ class Overlays:
         layer_state.write(directory, made, self._timeout)
         return made
 
-    def _nearest(self, layer: str, made: Note) -> str:
+    def _nearest(self, layer: str, made: LayerState) -> str:
         """Name the directory that is nearest below what a layer brought, "" if there is none."""
         if made.init:
             return self._paths.inside(layer, layer_state.INIT)
         return self._paths.short(made.parents[0]) if made.parents else ""
 
-    def lower(self, layer: str, said: Note, *, own: bool) -> list[str]:
+    def lower(self, layer: str, said: LayerState, *, own: bool) -> list[str]:
         """Name the directories below a layer, nearest first; `own`: with what it brought itself."""
         links = self._paths.links
 
@@ -93,7 +93,7 @@ class Overlays:
         )
 
 
-def _prepare(directory: str, made: Note, nearest: str, root_owner: tuple[int, int]) -> None:
+def _prepare(directory: str, made: LayerState, nearest: str, root_owner: tuple[int, int]) -> None:
     """Prepare a new layer. Its root gets what that of the nearest directory has: in a view the topmost root counts.
 
     Done once more after a crash, it comes to the same. What its init layer brought is in it already, and becomes a

@@ -10,7 +10,7 @@ import enum
 from collections.abc import Callable
 
 from images import layer_state
-from images.layer_state import Note
+from images.layer_state import LayerState
 from images.layers import LayerError
 from mapped.file_systems import FileSystems
 from mapped.home import Home
@@ -67,7 +67,7 @@ class States:
         if state is State.FINISHED:
             self._systems.set_finished(layer)
 
-    def finish(self, layer: str, said: Note) -> None:
+    def finish(self, layer: str, said: LayerState) -> None:
         """Write out all of a mounted layer, and that it is finished. Raises deadline.Overdue, OSError."""
         layer_state.finish(self._home.paths.point(layer), said, FLUSHES * self._home.timeout)
         self.set(layer, State.FINISHED)

@@ -30,7 +30,7 @@ import mounts
 import rbdcli
 from host import command
 from images import layer_state
-from images.layer_state import Note
+from images.layer_state import LayerState
 from mapped import busy, elsewhere
 from mapped.busy import LayerBusy
 from mapped.devices import Devices
@@ -111,7 +111,7 @@ class Views:
         view = self._views.get(layer)
         return view.parents if view else ()
 
-    def prepared(self, layer: str) -> Note:
+    def prepared(self, layer: str) -> LayerState:
         """Return the state of a mounted layer, prepared if it is new. Raises what Overlays.prepared does."""
         return self._overlays.prepared(layer)
 

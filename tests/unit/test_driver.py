@@ -293,7 +293,7 @@ def test_what_reads_a_layer_and_cannot_die_keeps_nobody_from_removing_it(
 # -- finished, or broken ---------------------------------------------------------------------------
 
 
-def says(pool: FakePool, layer: str) -> layer_state.Note:
+def says(pool: FakePool, layer: str) -> layer_state.LayerState:
     """What the note of a layer says."""
     said = layer_state.read(str(pool.files(f"docker_image_{layer}")), 60)
     assert said
@@ -323,9 +323,9 @@ def test_layers_that_nobody_ever_mounted_have_children(driver: Driver, pool: Fak
         driver.lifetime.drain(60)
         assert (host.mounted, pool.devices) == ({}, {})
     assert [says(pool, layer) for layer in "abc"] == [
-        layer_state.Note("a", (), finished=True),
-        layer_state.Note("b", ("a",), finished=True),
-        layer_state.Note("c", ("b", "a"), finished=True),
+        layer_state.LayerState("a", (), finished=True),
+        layer_state.LayerState("b", ("a",), finished=True),
+        layer_state.LayerState("c", ("b", "a"), finished=True),
     ]
     assert (pool.files("docker_image_c") / "rootfs").stat().st_mode & 0o777 == 0o711
 
@@ -374,7 +374,7 @@ class Applied(NamedTuple):
 
     root: str
     mounted: mounts.Mount
-    note: layer_state.Note
+    note: layer_state.LayerState
 
 
 @pytest.fixture
@@ -418,7 +418,7 @@ def test_an_archive_is_laid_down_in_a_view_of_our_own(
     assert not call.mounted.read_only
     # Cut off from here on it is broken, and not half a layer that nobody knows of.
     assert call.note.applying
-    assert says(pool, "b") == layer_state.Note("b", ("a",), finished=True)
+    assert says(pool, "b") == layer_state.LayerState("b", ("a",), finished=True)
     assert host.views() == {}
     # The next layer of a load stands on it.
     assert "docker_image_b" in pool.devices
@@ -497,7 +497,7 @@ def test_a_container_is_made_of_an_init_layer_that_is_in_the_cluster(
     root = driver.get("c", "")
     view = host.views()[root]
     assert view.lower[0] == "../mnt/c/layer/init"
-    assert says(pool, "c") == layer_state.Note("c", ("a",), init="c-init")
+    assert says(pool, "c") == layer_state.LayerState("c", ("a",), init="c-init")
     # It may be used again, and be the init layer of another.
     use(driver, "c-init")
     create(driver, "d", "c-init")
@@ -508,7 +508,7 @@ def test_an_init_layer_that_was_never_mounted(driver: Driver, pool: FakePool, ho
     root = driver.get("c", "")
     view = host.views()[root]
     assert len(view.lower) == 1
-    assert says(pool, "c") == layer_state.Note("c", ("a",))
+    assert says(pool, "c") == layer_state.LayerState("c", ("a",))
 
 
 # -- compared ------------------------------------------------------------------------------------

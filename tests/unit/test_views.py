@@ -17,7 +17,7 @@ import rbdcli
 from host import deadline
 from host.command import CommandError, CommandTimeout
 from images import layer_state
-from images.layer_state import Note
+from images.layer_state import LayerState
 from mapped import from_before, overlays
 from mapped.busy import LayerBusy
 from mapped.file_systems import LayerLost
@@ -49,7 +49,7 @@ def host(pool: FakePool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fak
 
 def finish(pool: FakePool, layer: str, *parents: str) -> None:
     """Nobody writes to a layer any more, and its note says so."""
-    layer_state.write(str(pool.files(f"docker_image_{layer}")), Note(layer, parents, finished=True), 60)
+    layer_state.write(str(pool.files(f"docker_image_{layer}")), LayerState(layer, parents, finished=True), 60)
 
 
 def again(life: Life) -> Life:
@@ -168,14 +168,14 @@ def test_what_docker_made_a_layer_on(life: Life, pool: FakePool) -> None:
 # -- a container -----------------------------------------------------------------------------------
 
 
-def box(life: Life) -> tuple[dict[str, list[str]], Note | None]:
+def box(life: Life) -> tuple[dict[str, list[str]], LayerState | None]:
     """What the layer of the container holds."""
     files = life.pool.files("docker_image_box")
     found = {path.name: sorted(child.name for child in path.iterdir()) for path in files.iterdir() if path.is_dir()}
     return found, layer_state.read(str(files), 60)
 
 
-BOX = ({"rootfs": [], "init": ["etc"], "work": [], "none": []}, Note("box", ("b", "a"), init="box-init"))
+BOX = ({"rootfs": [], "init": ["etc"], "work": [], "none": []}, LayerState("box", ("b", "a"), init="box-init"))
 
 
 def test_a_container_has_what_its_init_layer_brought_below_it(life: Life, host: FakeHost) -> None:
@@ -286,7 +286,7 @@ def test_a_note_that_the_power_took_is_written_anew(life: Life, pool: FakePool) 
     files = pool.files("docker_image_c")
     (files / layer_state.NAME).write_bytes(b"")
     life.get("c")
-    assert layer_state.read(str(files), 60) == Note("c", ("b", "a"))
+    assert layer_state.read(str(files), 60) == LayerState("c", ("b", "a"))
 
 
 # -- counts --------------------------------------------------------------------------------------
@@ -782,7 +782,7 @@ def test_a_finished_layer_is_known_as_one(life: Life, host: FakeHost) -> None:
     """So there is nothing to be written out when it is put."""
     life.get("c")
     with life.locks.hold("c"):
-        layer_state.finish(life.paths.point("c"), Note("c", ("b", "a")), 60)
+        layer_state.finish(life.paths.point("c"), LayerState("c", ("b", "a")), 60)
     new = again(life)
     new.learn()
     new.put("c")
@@ -873,7 +873,7 @@ def test_a_view_without_a_note_of_its_layer_is_there_all_the_same(life: Life, ho
     life.get("c")
     path = Path(life.paths.point("c"), layer_state.NAME)
     if lost == "another's":
-        layer_state.write(str(path.parent), Note("x", ()), 60)
+        layer_state.write(str(path.parent), LayerState("x", ()), 60)
     elif lost == "empty":
         path.write_bytes(b"")
     else:
@@ -908,7 +908,7 @@ def test_one_that_hangs_keeps_no_other_from_being_learned(
             raise deadline.Overdue(f"{asked}: no answer")
         return in_use(asked)
 
-    def hangs_too(directory: str, seconds: float) -> Note | None:
+    def hangs_too(directory: str, seconds: float) -> LayerState | None:
         if directory == life.paths.point("other"):
             raise deadline.Overdue(f"{directory}: no answer")
         return read(directory, seconds)

@@ -35,7 +35,7 @@ from typing import IO, NamedTuple, Protocol
 from archive import bsdtar, confined
 from archive import changes as comparison
 from archive.tar_format import ArchiveError
-from host import deadline, environment
+from host import deadline, environment, processes
 
 __all__ = [
     "ArchiveError",
@@ -99,7 +99,6 @@ class IdMaps:
 _IDENTITY = IdMaps()
 # Seconds that the processes of an archive may do nothing at all, before the layer's device is taken to hang.
 STALL_SECONDS = 60.0
-REAP_SECONDS = 2.0  # a killed process is gone at once, unless it hangs in the kernel; then it goes with its device
 PATIENCE = 400  # plain files that untar.py creates itself before it asks for a bsdtar, whose start costs as much
 
 
@@ -223,31 +222,17 @@ def _ranges(ids: IdMaps) -> tuple[str, str]:
 def _start(
     *arguments: str, stdin: int | IO[bytes] | None = subprocess.DEVNULL, pass_fds: tuple[int, ...] = ()
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run confined.py; at the end of the context it is gone, whatever happened."""
+    """Run confined.py. The process is gone when the `with` block ends. Raises ArchiveError if it cannot be started."""
     argv = environment.python(confined.__file__, *arguments)
     try:
-        process = subprocess.Popen(
-            argv,
-            stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            pass_fds=pass_fds,
-            cwd="/",
-            env=environment.CONFINED,
-            start_new_session=True,  # a signal from the terminal is for the server, which decides
-        )
+        process = processes.start(argv, confined=True, stdin=stdin, pass_fds=pass_fds, directory="/")
     except OSError as error:
         raise ArchiveError(f"cannot start {argv[0]}: {error.strerror}") from error
     try:
         yield process
     finally:
-        process.kill()
+        processes.stop(process)
         _close((process.stdin, process.stdout, process.stderr))
-        try:
-            process.wait(REAP_SECONDS)
-        except subprocess.TimeoutExpired:
-            log.error("process %d (%s) does not die: it hangs in the kernel", process.pid, arguments[0])
 
 
 def _output(process: subprocess.Popen[bytes], stall: float) -> bytes:
@@ -372,4 +357,4 @@ def _close(pipes: Iterable[IO[bytes] | None]) -> None:
                 pipe.close()
 
     with contextlib.suppress(deadline.Overdue):
-        deadline.call(close, "an archive", REAP_SECONDS)
+        deadline.call(close, "an archive", processes.REAP_SECONDS)

@@ -35,7 +35,6 @@ OVERLAY_OPTIONS = ("noatime", "index=off", "metacopy=off", "redirect_dir=off", "
 DIRECTORY_MODE = 0o711
 # -K / nodiscard: a new image is empty, and to discard it object by object would take seconds.
 MKFS = {"xfs": ("mkfs.xfs", "-q", "-f", "-K"), "ext4": ("mkfs.ext4", "-q", "-F", "-E", "nodiscard")}
-GROW = {"xfs": ("xfs_growfs",), "ext4": ("e2fsck", "resize2fs")}
 # The kernel tells at once whether a device is in use, unless it has to write out what is left in memory.
 PROBE_SECONDS = 10.0
 _SIZE_PAUSE = 0.02
@@ -62,11 +61,6 @@ class Mount(NamedTuple):
     type: str = ""
     source: str = ""
     root: str = "/"
-
-
-def tools(fs: str) -> Sequence[str]:
-    """Name the programs that layers of this file system need."""
-    return ("mount", "umount", MKFS[fs][0], *GROW[fs])
 
 
 def make(fs: str, device: str, arguments: Iterable[str], *, timeout: float) -> None:

@@ -19,7 +19,7 @@ import rbdcli
 from cluster import rados_objects
 from cluster.claim import REBOOT_SECONDS, Claim, OwnerTaken
 from cluster.owner import Owner
-from host import command, deadline
+from host import command, deadline, processes
 
 log = logging.getLogger("liveness")
 
@@ -169,5 +169,4 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait(LEAVE_SECONDS)
     except subprocess.TimeoutExpired:
         # A cluster that does not answer. It will drop the watch by itself.
-        process.kill()
-        process.wait()
+        processes.stop(process)

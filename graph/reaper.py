@@ -11,8 +11,8 @@ A full pool (its quota, or the cluster's full ratio) lets nothing become more, a
 (Ceph, osd/PrimaryLogPG.cc, prepare_transaction: FULL_TRY). `rbd info`, `ls`, `diff`, `snap ls`, `snap rm` and `rm`
 work; `rm` only if the pool has the object `rbd_trash` already, which Init makes. `rbd clone`, `snap create`,
 `image-meta`, `trash mv`, the kernel's writes, and the end of a mapping, which gives the lock back, hang. So a removal
-reads the owner by `rados`, and deletes in place; an image with clones goes to the trash by `rbd rm` itself. Of a layer that
-cannot be unmapped the objects are deleted first (`rados --force-full rm`), but not if it has snapshots.
+reads the owner by `rados`, and deletes in place; an image with clones goes to the trash by `rbd rm` itself. Of a layer
+that cannot be unmapped the objects are deleted first (`rados --force-full rm`), but not if it has snapshots.
 """
 
 from __future__ import annotations

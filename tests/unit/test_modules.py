@@ -1,4 +1,7 @@
-"""The picture of the house in HACKING.md: it has every room and module, and imports go down only."""
+"""The picture of the house in HACKING.md: it has every room and module, and imports go down only.
+
+What only one module may do is looked for here too.
+"""
 
 from __future__ import annotations
 
@@ -84,3 +87,43 @@ def test_nothing_below_the_protocol_knows_it() -> None:
 def test_no_room_has_a_name_of_the_standard_library() -> None:
     known: frozenset[str] = getattr(sys, "stdlib_module_names", frozenset())  # Python 3.10 and newer
     assert [name for name in {room(module) for module in MODULES} if name in known] == []
+
+
+# The names of what starts a process or replaces it, by the module of the library that has them.
+STARTERS = {
+    "subprocess": re.compile("Popen|run|call|check_call|check_output|getoutput|getstatusoutput"),
+    "os": re.compile("system|popen|startfile|fork|forkpty|(posix_)?spawn.*|exec.+"),
+    "pty": re.compile("fork|spawn"),
+    "multiprocessing": re.compile(".*"),
+    "asyncio": re.compile("create_subprocess_.*"),
+    "concurrent.futures": re.compile("ProcessPoolExecutor"),
+}
+
+
+def starters(module: str) -> set[str]:
+    """What a module names of those; `subprocess.Popen[bytes]` is a type."""
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    types = {node.value for node in ast.walk(tree) if isinstance(node, ast.Subscript)}
+    named: list[tuple[str, str]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node not in types:
+            named.append((ast.unparse(node.value), node.attr))
+        elif isinstance(node, ast.ImportFrom):
+            named += [(str(node.module), alias.name) for alias in node.names]
+        elif isinstance(node, ast.Import):
+            # Another name, by which it would not be found below, is none that we need.
+            named += [(alias.name, "*") for alias in node.names if alias.asname and alias.name in STARTERS]
+    return {
+        f"{library}.{name}"
+        for library, name in named
+        if library in STARTERS and (name == "*" or STARTERS[library].fullmatch(name))
+    }
+
+
+def test_one_module_starts_processes() -> None:
+    """And one starts ours anew, before there is any other."""
+    found = {module: starters(module) for module in MODULES}
+    assert {module: names for module, names in found.items() if names} == {
+        "host.processes": {"subprocess.Popen"},
+        "host.environment": {"os.execv"},
+    }

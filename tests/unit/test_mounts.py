@@ -226,8 +226,3 @@ def test_a_device_that_is_gone() -> None:
     with pytest.raises(mounts.MountError, match="block device 4095:1048575 is gone"):
         mounts.device_path("4095:1048575")
     assert not mounts.in_use("/dev/surely-not-there")
-
-
-def test_the_tools_of_each_file_system() -> None:
-    assert mounts.tools("xfs") == ("mount", "umount", "mkfs.xfs", "xfs_growfs")
-    assert mounts.tools("ext4") == ("mount", "umount", "mkfs.ext4", "e2fsck", "resize2fs")

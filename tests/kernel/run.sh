@@ -213,7 +213,8 @@ in_guest() {
     local type=$1
     shift
     guest $patience env LAB_DIR="$lab/ceph" LAB_DEVICE_TYPE="$type" LAB_OPTIONS="devicetype=$type timeout=300" \
-        LAB_SLOWNESS=10 LAB_SITE="$lab/site" LAB_GRAPH="$graph" PYTHONDONTWRITEBYTECODE=1 "$@" 2>&1
+        LAB_SLOWNESS=10 LAB_SITE="$lab/site" LAB_GRAPH="$graph" NO_SKIPS="${NO_SKIPS:-}" PYTHONDONTWRITEBYTECODE=1 \
+        "$@" 2>&1
 }
 
 # pytest_in_guest TYPE ARGUMENT...

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from needs import needs, requires
 
 from archive import transfer
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: chroot, chown and device nodes")
+needs_root = needs(os.geteuid() == 0, "root: chroot, chown and device nodes")
 
 FILE, LINK, SYMLINK, CHARDEV, BLOCKDEV, DIR, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
 WHEN = 1_500_000_000
@@ -147,8 +148,7 @@ either_extractor = pytest.mark.parametrize("extractor", ["bsdtar"], indirect=Tru
 def extractor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Who lays down plain files: bsdtar each of them that it can, or untar.py all of them."""
     name: str = request.param
-    if name == "bsdtar" and shutil.which(name) is None:
-        pytest.skip("needs bsdtar (libarchive-tools)")
+    requires(name != "bsdtar" or shutil.which(name) is not None, "bsdtar (libarchive-tools)")
     monkeypatch.setattr(transfer, "PATIENCE", EXTRACTORS[name])
     return name
 

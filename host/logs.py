@@ -20,11 +20,11 @@ def printable(text: str) -> str:
 
 
 class _Formatter(logging.Formatter):
-    """A message is one line, and a trace has its own line ends only."""
+    """A message is one line. Those of a trace are set in: a failure has a caller's words in its text, and line ends."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         record.message = printable(record.message)
         return super().formatMessage(record)
 
     def formatException(self, ei: object) -> str:  # noqa: N802
-        return "\n".join(map(printable, super().formatException(ei).split("\n")))  # type: ignore[arg-type]
+        return "\n".join("  " + printable(line) for line in super().formatException(ei).split("\n"))  # type: ignore[arg-type]

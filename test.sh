@@ -109,7 +109,8 @@ prepare() {
         case $part in
         lint) needs+=(test) ;;
         unit) needs+=(test driver) ;;
-        integration | faults | lab) needs+=(test driver lab) ;;
+        integration | lab) needs+=(test driver lab) ;;
+        faults) needs+=(test driver lab faults) ;;
         e2e | soak | demo) needs+=(test driver lab docker build demo) ;;
         systemd | python39 | debian13) needs+=(test driver lab docker demo) ;;
         kernel) needs+=(test driver lab docker kernel) ;;

@@ -3,6 +3,9 @@
 
 bats_require_minimum_version 1.5.0
 
+# shellcheck source=lib.bash
+source "$BATS_TEST_DIRNAME/lib.bash"
+
 setup_file() {
     export TESTS
     TESTS=$(cd "$BATS_TEST_DIRNAME" && pwd)
@@ -64,7 +67,7 @@ forget_watchers() {
 }
 
 # The type has to be a kernel's own where the test is about how the stand-in does it.
-only_stand_in() { [[ ! -d /sys/bus/rbd ]] || skip "this kernel has rbd"; }
+only_stand_in() { requires "a kernel without rbd" test ! -d /sys/bus/rbd; }
 
 mapped() { rbd device list --format json; }
 

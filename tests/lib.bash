@@ -168,6 +168,20 @@ make_venv() {
         cp "$repo/tests/requirements.txt" "$repo/.venv/requirements.txt"
 }
 
+# requires WHAT COMMAND...: what a test of bats needs of the machine beyond the packages, and a command that succeeds where
+# that is there. It is the one place where one is skipped; with NO_SKIPS=1 (.ci/run) the test fails instead, unless
+# tests/may_be_missing names it. tests/needs.py does the same for pytest.
+requires() {
+    local what=$1
+    shift
+    ! "$@" >/dev/null 2>&1 || return 0
+    if [[ ${NO_SKIPS:-} == 1 ]] && ! grep --quiet "^$what: " "$repo/tests/may_be_missing"; then
+        echo "needs $what, and NO_SKIPS=1 forbids to skip"
+        return 1
+    fi
+    skip "needs $what"
+}
+
 # until_true SECONDS COMMAND...: repeats the command until it succeeds; fails after that many seconds, or times
 # LAB_SLOWNESS as many where everything is slower (tests/kernel).
 until_true() {

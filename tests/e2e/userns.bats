@@ -25,7 +25,7 @@ setup_file() {
 }
 
 setup() {
-    has_userns || skip "the kernel makes no user namespaces: unshare --user fails"
+    requires "a kernel that makes user namespaces (unshare --user)" has_userns
 }
 
 teardown() {

@@ -2,7 +2,7 @@
 
 The stand-in's daemon is killed -9 while writes are under way: what XFS had only in memory, and what was on its way to
 the cluster, is lost; the file systems are taken off by force and the plugin is killed. Then the host comes up: the
-plugin, dockerd's Init, and mounts that replay their logs. With krbd nobody can be killed; skipped there.
+plugin, dockerd's Init, and mounts that replay their logs. With krbd nobody can be killed: see tests/may_be_missing.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from collections.abc import Callable, Iterator
 import pytest
 import tree
 from lab import Cluster, device_server, mounts_below
+from needs import NO_RBD, requires
 from operations import FILES, description, new_id
 from plugin_client import PluginProcess, Refused, in_pieces, make_tar
 
 Tally = Callable[[str, int], None]
 
-pytestmark = pytest.mark.skipif(os.path.isdir("/sys/bus/rbd"), reason="krbd cannot be killed")
+requires(not os.path.isdir("/sys/bus/rbd"), NO_RBD)  # krbd cannot be killed
 
 
 @pytest.fixture(scope="module", autouse=True)

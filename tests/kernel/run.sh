@@ -140,7 +140,8 @@ keep_logs() {
 # What the tests at the socket made goes with the cluster: it would be removed in the guest.
 nothing_is_left_in_pool() {
     local images
-    images=$(rbd ls | grep --invert-match --extended-regexp '_base_image$|^(krbd|nbd)_image_')
+    images=$(rbd ls) || return 1
+    images=$(grep --invert-match --extended-regexp '_base_image$|^(krbd|nbd)_image_' <<<"$images")
     [[ -z $images ]] || { echo "left in the pool: $images" && return 1; }
     eventually trash_is_empty || { rbd trash ls --all && return 1; }
 }
@@ -153,7 +154,10 @@ empty_pool() {
     done
 }
 
-trash_is_empty() { [[ -z $(rbd trash ls --all) ]]; }
+trash_is_empty() {
+    local names
+    names=$(rbd trash ls --all) && [[ -z $names ]]
+}
 
 # -- a deep image, on the host ----------------------------------------------------------------------
 
@@ -213,7 +217,8 @@ in_guest() {
     local type=$1
     shift
     guest $patience env LAB_DIR="$lab/ceph" LAB_DEVICE_TYPE="$type" LAB_OPTIONS="devicetype=$type timeout=300" \
-        LAB_SLOWNESS=10 LAB_SITE="$lab/site" LAB_GRAPH="$graph" PYTHONDONTWRITEBYTECODE=1 "$@" 2>&1
+        LAB_SLOWNESS=10 LAB_SITE="$lab/site" LAB_GRAPH="$graph" NO_SKIPS="${NO_SKIPS:-}" PYTHONDONTWRITEBYTECODE=1 \
+        "$@" 2>&1
 }
 
 # pytest_in_guest TYPE ARGUMENT...

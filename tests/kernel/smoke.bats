@@ -77,12 +77,23 @@ write_and_read_back() {
     guest kill "$output"
 }
 
-@test "what the guest writes stays in the guest" {
+@test "what the guest writes stays in the guest, and the host's tree, which it sees, it cannot write" {
+    local how name
+    echo host >"$LAB/seen"
     guest sh -c 'echo guest >/etc/kernel-smoke && cat /etc/kernel-smoke'
     [[ ! -e /etc/kernel-smoke ]]
-    run ! guest touch /host/etc/kernel-smoke
-    run ! guest sh -c 'mount -o remount,rw /host && touch /host/etc/kernel-smoke'
-    [[ ! -e /etc/kernel-smoke ]]
+    for how in ro rw; do
+        # The guest's root may make it writable for itself; it is still not the host's word.
+        guest mount -o "remount,$how" /host
+        run -0 guest cat "/host$LAB/seen"
+        [[ $output == host ]]
+        for name in seen new; do
+            run ! guest sh -c "echo guest >/host$LAB/$name"
+            [[ $output == *"Read-only file system"* ]]
+        done
+    done
+    [[ $(<"$LAB/seen") == host && ! -e $LAB/new ]]
+    rm "$LAB/seen"
 }
 
 @test "the guest reaches the cluster and nothing else" {
@@ -95,5 +106,7 @@ write_and_read_back() {
     cp "$LAB/vm/port" "$LAB/stranger/"
     echo wrong >"$LAB/stranger/token"
     run -125 "$VM" run "$LAB/stranger" true
+    cp "$LAB/vm/token" "$LAB/stranger/"
+    run -0 "$VM" run "$LAB/stranger" true
     rm -r "$LAB/stranger"
 }

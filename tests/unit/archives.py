@@ -11,15 +11,19 @@ import io
 import os
 import shutil
 import stat
+import subprocess
+import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from needs import needs, requires
 
 from archive import transfer
+from archive.transfer import Kind
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: chroot, chown and device nodes")
+needs_root = needs(os.geteuid() == 0, "root: chroot, chown and device nodes")
 
 FILE, LINK, SYMLINK, CHARDEV, BLOCKDEV, DIR, FIFO = b"0", b"1", b"2", b"3", b"4", b"5", b"6"
 WHEN = 1_500_000_000
@@ -147,8 +151,7 @@ either_extractor = pytest.mark.parametrize("extractor", ["bsdtar"], indirect=Tru
 def extractor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Who lays down plain files: bsdtar each of them that it can, or untar.py all of them."""
     name: str = request.param
-    if name == "bsdtar" and shutil.which(name) is None:
-        pytest.skip("needs bsdtar (libarchive-tools)")
+    requires(name != "bsdtar" or shutil.which(name) is not None, "bsdtar (libarchive-tools)")
     monkeypatch.setattr(transfer, "PATIENCE", EXTRACTORS[name])
     return name
 
@@ -167,3 +170,72 @@ def peak_memory(pid: int) -> int:
     """The most memory a running process has ever had, in bytes; 0 if it has ended."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
+
+
+class Trees:
+    """A layer and the parent it was cloned from: cp keeps times and owners, as a clone does."""
+
+    def __init__(self, top: Path) -> None:
+        self.old, self.new = top / "old", top / "new"
+        self.old.mkdir()
+
+    def clone(self) -> Path:
+        subprocess.run(["cp", "-a", self.old, self.new], check=True)
+        return self.new
+
+    def changes(self) -> list[tuple[str, Kind]]:
+        return [(os.fsdecode(path), kind) for path, kind in transfer.changes(str(self.new), str(self.old))]
+
+    def tar(self) -> tarfile.TarFile:
+        data = b"".join(transfer.diff(str(self.new), str(self.old)))
+        return tarfile.open(fileobj=io.BytesIO(data), errors="surrogateescape")
+
+    def diff(self) -> dict[str, tarfile.TarInfo]:
+        with self.tar() as found:
+            return {member.name: member for member in found}
+
+
+@pytest.fixture
+def trees(tmp_path: Path) -> Trees:
+    return Trees(tmp_path)
+
+
+def write(path: Path, data: bytes = b"data", mtime: int = 1000) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    os.utime(path, (mtime, mtime))
+    return path
+
+
+def whiteout(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(0, 0))
+
+
+@pytest.fixture
+def upper(trees: Trees) -> Path:
+    """An empty one, on a parent that has something."""
+    for name in ("d/f", "d/e/g", "x"):
+        write(trees.old / name)
+    trees.new.mkdir()
+    return trees.new
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bsdtar for the very first file."""
+    monkeypatch.setattr(transfer, "PATIENCE", 0)
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bsdtar of our own, still to be written, that comes first on PATH."""
+    directory = tmp_path / "bin"
+    directory.mkdir()
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+    path = directory / "bsdtar"
+    path.touch(0o755)
+    return path
+
+
+MANY = [file(b"d/f%d" % number, b"x" * 3000) for number in range(300)]  # more than bsdtar can have done at once

@@ -84,3 +84,10 @@ def moved(path: str) -> Iterator[None]:
     os.rename(path, f"{path}.away")
     yield
     os.rename(f"{path}.away", path)
+
+
+def family(host: Host) -> tuple[str, str, str]:
+    """Three layers, each on the one before, of which Docker knows nothing."""
+    first = host.image()
+    second = host.image(parents=[first])
+    return first, second, host.image(parents=[second, first])

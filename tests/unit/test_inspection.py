@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from unit.fakes import failed, recorded
-from unit.inspected import HOUR, PREFIX, Host, new_id
+from unit.inspected import HOUR, PREFIX, Host, family, new_id
 
 import mounts
 import rbdcli
@@ -17,7 +17,7 @@ from host import deadline
 from images.base_image import FORMAT_KEY
 from images.layers import LayerError
 from images.record import KEY
-from maintenance import docker_database, inspection
+from maintenance import inspection
 from maintenance.takeover import Takeover
 
 OTHER = f"{PREFIX}_more"
@@ -118,34 +118,6 @@ def test_what_is_in_the_trash(host: Host, change: str) -> None:
 
 
 # -- what others stand on ----------------------------------------------------------------------------
-
-
-def family(host: Host) -> tuple[str, str, str]:
-    """Three layers, each on the one before, of which Docker knows nothing."""
-    first = host.image()
-    second = host.image(parents=[first])
-    return first, second, host.image(parents=[second, first])
-
-
-def test_dead_layers_are_removed_children_first(host: Host) -> None:
-    """A parent's image must not go before them: what it brought is theirs, too."""
-    first, second, third = family(host)
-    look = host.look()
-    found = [finding for finding in look.findings() if finding.dead]
-    assert [finding.id for finding in found] == [third, second, first]
-    assert all(outcome.removed for outcome in host.collect(look, found).values())
-    assert host.pool.images == {}
-
-
-def test_what_is_kept_after_all_keeps_what_it_stands_on(host: Host) -> None:
-    """Somebody has mapped it since it was found dead, to rescue what is in it."""
-    first, second, third = family(host)
-    look = host.look()
-    found = [finding for finding in look.findings() if finding.dead]
-    host.pool.images[f"{PREFIX}_{third}"].watchers.append("10.0.0.2:0/9")
-    outcomes = host.collect(look, found)
-    assert not any(outcome.removed for outcome in outcomes.values())
-    assert sorted(host.pool.images) == sorted(f"{PREFIX}_{layer}" for layer in (first, second, third))
 
 
 @pytest.mark.parametrize("living", ["named", "young", "another home's", "another host's", "mapped", "of no docker"])
@@ -293,33 +265,3 @@ def test_a_device_that_does_not_answer_is_in_use(host: Host, monkeypatch: pytest
     monkeypatch.setattr(mounts, "in_use", writes_back)
     [finding] = host.look().findings()
     assert (finding.kind, finding.dead) == (inspection.STALE_MAPPING, False)
-
-
-@pytest.mark.parametrize("error", [docker_database.DatabaseMissing("not mounted"), deadline.Overdue("no answer")])
-def test_what_cannot_be_looked_at_any_more_keeps_nothing_from_being_told(
-    host: Host, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    first, second = host.image(), host.image()
-    look = host.look()
-    found = look.findings()
-    failures = iter([error])
-
-    def still_dead(finding: inspection.Finding) -> bool:
-        for failure in failures:
-            raise failure
-        return True
-
-    monkeypatch.setattr(look, "still_dead", still_dead)
-    outcomes = host.collect(look, found)
-    assert sorted((outcomes[layer].removed, outcomes[layer].why) for layer in (first, second)) == [
-        (False, str(error)),
-        (True, ""),
-    ]
-
-
-def test_an_orphan_that_went_by_itself_is_no_failure(host: Host) -> None:
-    layer = host.image()
-    look = host.look()
-    [finding] = look.findings()
-    host.pool.images.clear()
-    assert host.collect(look, [finding])[layer].removed

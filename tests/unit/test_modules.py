@@ -1,7 +1,4 @@
-"""The picture of the house in HACKING.md: it has every room and module, and imports go down only.
-
-What only one module may do is looked for here too.
-"""
+"""The house as HACKING.md has it: it has every room and module, imports go down only, and each module has tests."""
 
 from __future__ import annotations
 
@@ -19,6 +16,40 @@ MODULES = {
     for pattern in ("*.py", "*/*.py")
     for path in ROOT.glob(pattern)
     if path.stem != "__init__" and (path.parent == ROOT or path.parent.name in PACKAGES)
+}
+
+# The modules that have no tests/unit/test_MODULE.py, each with who looks at it in its place.
+WITHOUT_UNIT_TESTS = {
+    "archive.confined": "a program that runs as a process only: test_untar.py, test_changes.py, test_pack.py",
+    **dict.fromkeys(
+        (
+            *("graph.archives", "graph.bounds", "graph.lifetime", "mapped.access", "mapped.availability"),
+            *("mapped.daemon", "mapped.devices", "mapped.from_before", "mapped.host_layers", "mapped.overlays"),
+            *("mapped.parents", "mapped.paths", "mapped.states", "protocol.body", "protocol.init_state"),
+            "protocol.request",
+        ),
+        "to be had: tests of it are still in test_driver.py, test_views.py, test_file_systems.py, test_server.py",
+    ),
+    "host.failure": "the base of errors; it decides nothing",
+    "mapped.home": "what others share; it decides nothing",
+    "archive.tar_format": "words that reading and writing share; it decides nothing",
+    "graph.reaper": "driven through the driver: test_driver.py, from what is removed to what is deleted",
+    "graph.status": "asks a cluster: tests/integration/test_options.py, and a sick one in tests/faults/test_sick.py",
+    "mapped.busy": "waits for who holds a mount: test_file_systems.py, tests/integration/test_odd_calls.py",
+    "mapped.elsewhere": "works in other mount namespaces: tests/integration/test_elsewhere.py",
+    "protocol.plugin": "driven through the front door: test_server.py and test_init.py",
+}
+# The files of tests that are no module's: what they are about goes through several, or is none of the driver's.
+THEMES = {
+    "archive_properties": "what holds for any two trees: what one half of the room packs, the other lays down",
+    "entrypoint": "plugin/entrypoint.py, which is the managed plugin's and no module of the driver",
+    "gone_meanwhile": "whatever was listed may have gone: one rule of all rooms, at moments only a fake hits",
+    "hostile_archives": "archives that attack, through all of the room of archives",
+    "init": "one daemon after another: the plugin with the driver that it takes the place of",
+    "modules": "this file",
+    "namesakes": "hosts of one name, in every room that asks whose a layer is",
+    "needs": "tests/needs.py, where tests are skipped",
+    "readme": "what the documents tell to type is run by a suite",
 }
 
 
@@ -127,3 +158,26 @@ def test_one_module_starts_processes() -> None:
         "host.processes": {"subprocess.Popen"},
         "host.environment": {"os.execv"},
     }
+
+
+def test_each_module_has_unit_tests_that_its_name_finds() -> None:
+    there = {path.stem.removeprefix("test_") for path in (ROOT / "tests" / "unit").glob("test_*.py")}
+    with_tests = {module for module in MODULES if module.rpartition(".")[2] in there}
+    assert sorted(MODULES.keys() - with_tests - WITHOUT_UNIT_TESTS.keys()) == [], "it has neither tests nor a reason"
+    assert sorted(WITHOUT_UNIT_TESTS.keys() & with_tests) == [], "it needs no reason any more"
+    assert sorted(WITHOUT_UNIT_TESTS.keys() - MODULES.keys()) == [], "there is no such module"
+    names = {module.rpartition(".")[2] for module in MODULES}
+    assert sorted(there - names - THEMES.keys()) == [], "it is no module's, and no theme"
+    assert sorted(THEMES.keys() - (there - names)) == [], "it is no theme, or there is no such file"
+
+
+def test_no_two_modules_have_one_name() -> None:
+    """The name of a file of tests would not tell which of them it is about."""
+    names = [module.rpartition(".")[2] for module in MODULES]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_who_tests_in_the_place_of_a_module_is_there() -> None:
+    for reason in (*WITHOUT_UNIT_TESTS.values(), *THEMES.values()):
+        for path in re.findall(r"tests/[\w/]+\.py|\btest_\w+\.py", reason):
+            assert (ROOT / (path if "/" in path else f"tests/unit/{path}")).is_file(), path

@@ -227,3 +227,17 @@ def test_the_size_of_one_layer() -> None:
         parse_layer_size({"sise": "20G"})
     with pytest.raises(OptionError, match="storage option size: 'big' is not a size"):
         parse_layer_size({"size": "big"})
+
+
+def test_dockerd_wins_over_a_default_and_a_default_over_the_built_in() -> None:
+    defaults = parse(["ceph.datapool=docker", "ceph.client=docker", "ceph.mountopt=discard", "ceph.mountopt=nobarrier"])
+    chosen = parse(["ceph.datapool=other", "ceph.mountopt=relatime"], defaults)
+    assert (chosen.datapool, chosen.client, chosen.basesize) == ("other", "docker", options.DEFAULTS.basesize)
+    # What is repeatable is one setting: dockerd's list takes the place of the defaults', it does not grow it.
+    assert chosen.mountopt == ("relatime",)
+    assert defaults.mountopt == ("discard", "nobarrier")
+
+
+def test_without_a_word_of_dockerd_the_defaults_hold() -> None:
+    defaults = parse(["ceph.devicetype=nbd"])
+    assert parse(None, defaults) == parse([], defaults) == defaults

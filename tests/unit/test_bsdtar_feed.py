@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import io
 import os
-import socket
 import subprocess
 import tarfile
-import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from unit.archives import (
     FIFO,
+    MANY,
     apply,
+    at_once,
     children,
     file,
     folder,
@@ -25,35 +24,18 @@ from unit.archives import (
     layer,
     needs_root,
     pax,
+    program,
     symlink,
     tar,
 )
 from unit.test_archive_properties import EXAMPLES, contents
 
-from archive import bsdtar, transfer
-from host import environment
+from archive import transfer
 
-pytestmark = needs_root
-__all__ = ["layer"]
+pytestmark = [needs_root, pytest.mark.usefixtures("at_once")]
+__all__ = ["at_once", "layer", "program"]
 
 ACL = bytes.fromhex("0200000001000600ffffffff020007006300000004000400ffffffff10000700ffffffff20000000ffffffff")
-
-
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bsdtar for the very first file."""
-    monkeypatch.setattr(transfer, "PATIENCE", 0)
-
-
-@pytest.fixture
-def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A bsdtar of our own, still to be written, that comes first on PATH."""
-    directory = tmp_path / "bin"
-    directory.mkdir()
-    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
-    path = directory / "bsdtar"
-    path.touch(0o755)
-    return path
 
 
 # -- the same as without ------------------------------------------------------------------------
@@ -108,9 +90,6 @@ def test_nothing_tells_who_laid_it_down(
     data = tar(*entries)
     with_bsdtar = outcome(tmp_path_factory.mktemp("layer"), data, patience)
     assert with_bsdtar == outcome(tmp_path_factory.mktemp("layer"), data, 1 << 30)
-
-
-MANY = [file(b"d/f%d" % number, b"x" * 3000) for number in range(300)]  # more than bsdtar can have done at once
 
 
 @pytest.mark.parametrize(
@@ -234,81 +213,9 @@ def test_a_full_file_system_says_so(layer: Path) -> None:
         subprocess.run(["umount", layer], check=True)
 
 
-@pytest.mark.parametrize(
-    ("script", "message"),
-    [
-        ("cat >/dev/null; exit 3", "bsdtar ended with status 3"),
-        ("exit 3", "bsdtar ended with status 3"),
-        ("exit 0", "bsdtar ended before the archive did"),
-        ("cat >/dev/null; kill -KILL $$", "bsdtar was ended by SIGKILL"),
-        ("cat >/dev/null; echo some words >&2; exit 0", "bsdtar: some words"),
-        ("printf 'a\\033[2J\\377b\\nc\\n' >&2; exec sleep 100", r"bsdtar: a?[2J\xffb"),
-        ("exec >&-; exec 2>&-; cat >/dev/null; exit 4", "bsdtar ended with status 4"),
-    ],
-)
-def test_a_failing_bsdtar_is_an_error(program: Path, layer: Path, script: str, message: str) -> None:
-    program.write_text(f"#!/bin/sh\n{script}\n")
-    with pytest.raises(transfer.ArchiveError) as caught:
-        apply(layer, *MANY * 2)
-    assert str(caught.value) == message
-    assert children() == []
-
-
-def test_a_bsdtar_that_does_not_start(program: Path, layer: Path) -> None:
-    program.write_bytes(b"\x7fELF nonsense")
-    with pytest.raises(transfer.ArchiveError, match=f"cannot start {program}: "):
-        apply(layer, *MANY)
-
-
-def test_an_error_of_ours_ends_bsdtar(program: Path, layer: Path) -> None:
-    program.write_text("#!/bin/sh\nexec sleep 100\n")
-    with pytest.raises(transfer.ArchiveError, match="'x': "):
-        apply(layer, file(b"a"), hardlink(b"x", b"nowhere"))
-    assert children() == []
-
-
-def test_a_bsdtar_that_is_just_being_started_is_ended_too(
-    program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    program.write_text("#!/bin/sh\nexec sleep 100\n")
-    asked, ending, start = threading.Event(), threading.Event(), subprocess.Popen
-    pipe = os.pipe()
-
-    def slowly(*arguments: Any, **more: Any) -> subprocess.Popen[bytes]:
-        asked.set()
-        assert ending.wait(60)
-        return start(*arguments, **more)
-
-    with bsdtar.Bsdtar(str(program), str(tmp_path)) as beside:
-        control, join = beside.control.dup(), beside._thread.join
-
-        def join_later(seconds: float) -> None:
-            ending.set()
-            join(seconds)
-
-        beside.serve()
-        monkeypatch.setattr(beside._thread, "join", join_later)
-        monkeypatch.setattr(subprocess, "Popen", slowly)
-        socket.send_fds(control, [b"+"], [pipe[0]])
-        assert asked.wait(60)
-        control.close()
-    assert children() == []
-    os.close(pipe[0])
-    os.close(pipe[1])
-
-
 def test_few_files_are_not_worth_a_bsdtar(program: Path, layer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfer, "PATIENCE", 300)
     program.write_text("#!/bin/sh\nexit 1\n")
     assert apply(layer, *MANY) == 900_000
     with pytest.raises(transfer.ArchiveError):
         apply(layer, *MANY, file(b"one-more"))
-
-
-def test_without_bsdtar(layer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert transfer.extractor().startswith("/")
-    monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setattr(environment, "PLACES", ())
-    assert transfer.extractor() == "Python alone: bsdtar is not installed"
-    assert apply(layer, *MANY) == 900_000
-    assert (layer / "d/f299").stat().st_size == 3000

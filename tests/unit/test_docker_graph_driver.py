@@ -328,3 +328,17 @@ def test_before_init_a_call_says_what_to_do(process: PluginProcess) -> None:
     with pytest.raises(Refused, match="Init was never called"):
         process.client.get("a")
     assert process.terminate() == 0
+
+
+@pytest.mark.parametrize(
+    ("default", "says"),
+    [
+        ("ceph.pool=x", "unknown storage option 'ceph.pool'; valid are"),
+        ("ceph.fs=zfs", "'zfs' is not one of xfs, ext4"),
+    ],
+)
+def test_a_bad_default_ends_the_driver_with_one_line(default: str, says: str, tmp_path: Path) -> None:
+    ended = run("--socket", str(tmp_path / "ceph.sock"), "--default", default)
+    assert ended.returncode == 1
+    assert says in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1

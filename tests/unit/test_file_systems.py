@@ -2,66 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from pathlib import Path
 
 import pytest
 from plugin_client import wait_until
-from unit.fake_host import FakeHost, FakeOverlay, refused
+from unit.fake_host import FakeHost, refused
 from unit.fakes import FakePool, failed, timed_out
-from unit.layered import Life, nothing_left
+from unit.layered import Life, leave, nothing_left, share, write
 
 import mounts
 import rbdcli
-from cluster.owner import Owner
 from host import deadline
 from host.command import CommandError, CommandTimeout
 from images import layer_state
 from images.layers import Layers
-from mapped import former_maps
 from mapped.busy import LayerBusy
-from mapped.daemon import Daemon
 from mapped.devices import Devices
 from mapped.file_systems import FileSystems, LayerLost
-from mapped.paths import REMOVED, Paths
-
-
-@pytest.fixture
-def systems(life: Life) -> FileSystems:
-    return life.systems
-
-
-@pytest.fixture
-def devices(life: Life) -> Devices:
-    return life.devices
-
-
-@pytest.fixture
-def paths(life: Life) -> Paths:
-    return life.paths
-
-
-@pytest.fixture
-def daemon(life: Life) -> Daemon:
-    return life.home.daemon
-
-
-def share(systems: FileSystems, layer: str, user: str) -> None:
-    """A finished layer, as everybody uses it who stands on it."""
-    systems.acquire(layer, user, write=False, finished=True)
-
-
-def write(systems: FileSystems, layer: str, user: str = "me") -> None:
-    """One that is not finished."""
-    systems.acquire(layer, user, write=True, finished=False)
-
-
-def leave(systems: FileSystems, layer: str, user: str = "me") -> None:
-    """Nobody uses it any more, and it is mounted no more; its device stays."""
-    systems.release(layer, user)
-    systems.unmount(layer)
-
+from mapped.paths import Paths
 
 # -- shared --------------------------------------------------------------------------------------
 
@@ -260,27 +218,6 @@ def test_what_grows_is_mapped_so_that_it_can(systems: FileSystems, pool: FakePoo
     assert log == [True, False]
 
 
-def test_a_link_of_few_letters_leads_to_what_the_layer_brought(
-    paths: Paths, systems: FileSystems, pool: FakePool
-) -> None:
-    share(systems, "a", "x")
-    link = os.path.join(paths.links, paths.short("a"))
-    assert os.path.realpath(link) == str(pool.files("docker_image_a") / "rootfs")
-    assert (len(paths.short("a")), paths.short("a") != paths.short("b")) == (13, True)
-    systems.release("a", "x")
-    systems.unmap_unused("a")
-    assert not os.path.lexists(link)
-
-
-def test_a_link_of_another_layer_is_not_taken_for_this_one_s(
-    paths: Paths, systems: FileSystems, pool: FakePool
-) -> None:
-    os.makedirs(paths.links)
-    os.symlink("../mnt/b/layer/rootfs", os.path.join(paths.links, paths.short("a")))
-    with pytest.raises(mounts.MountError, match="is the link of another layer than a"):
-        share(systems, "a", "x")
-
-
 # -- what fails ----------------------------------------------------------------------------------
 
 
@@ -314,20 +251,6 @@ def test_an_image_that_is_not_there(life: Life, host: FakeHost) -> None:
     assert nothing_left(life, host)
 
 
-def test_what_cannot_be_unmapped_again_stays_known(
-    devices: Devices, systems: FileSystems, host: FakeHost, pool: FakePool
-) -> None:
-    """And why it had to be is what is told."""
-    host.fails["mount"] = [refused()]
-    pool.fails["unmap"] = [timed_out()]
-    with pytest.raises(CommandError, match="wrong fs type"):
-        write(systems, "a")
-    device = pool.devices["docker_image_a"]
-    assert devices.device("a") == device
-    write(systems, "a")
-    assert pool.devices == {"docker_image_a": device}
-
-
 def test_release_of_what_was_never_mounted(systems: FileSystems, host: FakeHost) -> None:
     assert not systems.release("a", "x")
     systems.unmap_unused("a")
@@ -339,31 +262,6 @@ def test_release_of_what_was_never_mounted(systems: FileSystems, host: FakeHost)
     assert systems.users("a") == {"x"}
     assert systems.release("a", "x")
     assert systems.release("a", "x")
-
-
-@pytest.mark.parametrize("done", [True, False])
-@pytest.mark.parametrize("finished", [True, False])
-def test_a_map_that_timed_out_is_ended_whether_it_was_done(
-    life: Life, host: FakeHost, pool: FakePool, done: bool, finished: bool
-) -> None:
-    pool.fails["map"] = [(timed_out(), True) if done else timed_out()]
-    with pytest.raises(CommandTimeout):
-        life.systems.acquire("a", "x", write=not finished, finished=finished)
-    assert nothing_left(life, host)
-
-
-def test_a_map_of_which_nothing_is_known_leaves_the_directory_by_which_the_next_start_finds_it(
-    life: Life, pool: FakePool, host: FakeHost
-) -> None:
-    pool.fails["map"] = [(timed_out(), True)]
-    pool.fails["mappings"] = [timed_out()]
-    with pytest.raises(CommandTimeout):
-        write(life.systems, "a")
-    assert life.paths.layers() == ["a"]
-    again = Life(life.path, pool)
-    assert again.learn() == ["a"]
-    again.unmap("a")
-    assert nothing_left(again, host)
 
 
 @pytest.mark.parametrize("done", [True, False])
@@ -413,7 +311,7 @@ def test_what_somebody_has_is_unmounted_by_the_next_try(life: Life, host: FakeHo
     assert nothing_left(life, host)
 
 
-# -- devices that die, logs that are dirty, and others -----------------------------------------------
+# -- devices that die, logs that are dirty -------------------------------------------------------------
 
 
 def test_a_dead_device_of_a_shared_layer_is_named_and_mended_when_its_last_user_has_gone(
@@ -469,20 +367,6 @@ def test_a_finished_layer_with_a_dirty_log_is_mapped_writable_to_be_mended(
     assert mounts.is_read_only(str(devices.device("a")))
 
 
-def test_a_device_that_somebody_else_uses_is_not_mounted_writable(
-    devices: Devices, systems: FileSystems, host: FakeHost
-) -> None:
-    """A container may have its view: a second one on the same directories would spoil both."""
-    write(systems, "a")
-    leave(systems, "a")
-    host.held.add(str(devices.device("a")))
-    with pytest.raises(LayerBusy, match=r"layer a: /dev/fake\d+ cannot be unmapped: process 1 \(sh\) has it mounted"):
-        write(systems, "a")
-    assert host.mounted == {}
-    host.held.clear()
-    write(systems, "a")
-
-
 def test_a_finished_layer_that_somebody_else_uses_is_shared_with_him(
     devices: Devices, systems: FileSystems, host: FakeHost
 ) -> None:
@@ -495,134 +379,6 @@ def test_a_finished_layer_that_somebody_else_uses_is_shared_with_him(
     with pytest.raises(LayerBusy, match="process 1"):
         systems.unmap_unused("a")
     assert devices.device("a")
-
-
-def test_a_device_that_is_another_image_s_by_now_is_left_alone(
-    devices: Devices, systems: FileSystems, host: FakeHost, pool: FakePool
-) -> None:
-    """rbd-nbd was killed, and the name of its device given out again."""
-    write(systems, "a")
-    leave(systems, "a")
-    device = pool.devices.pop("docker_image_a")
-    pool.devices["another"] = device
-    host.held.add(device)
-    systems.unmap_unused("a")
-    assert devices.device("a") is None
-    assert pool.devices == {"another": device}
-
-
-@pytest.mark.parametrize("held", [True, False])
-def test_what_a_home_that_is_gone_has_mapped_is_taken(
-    devices: Devices, systems: FileSystems, host: FakeHost, pool: FakePool, held: bool
-) -> None:
-    """A managed plugin was removed and made anew. A container of its time may run."""
-    former = pool.map("docker_image_a", read_only=False)
-    if held:
-        host.held.add(former)
-        with pytest.raises(LayerBusy, match="process 1"):
-            write(systems, "a")
-        # It is not ours, and ends without us.
-        assert devices.device("a") is None
-    else:
-        write(systems, "a")
-        assert devices.device("a") == pool.devices["docker_image_a"] != former
-
-
-def test_what_another_driver_of_this_host_has_mapped_is_not(
-    devices: Devices, systems: FileSystems, pool: FakePool, tmp_path: Path
-) -> None:
-    """Its home is there, and so is the driver, even while it has just mapped and not mounted it yet."""
-    theirs = tmp_path / "theirs"
-    (theirs / "mnt" / "d").mkdir(parents=True)
-    pool.add_layer("d", owner=Owner.here(str(theirs)))
-    device = pool.map("docker_image_d", read_only=False)
-    with pytest.raises(rbdcli.ImageLocked):
-        write(systems, "d")
-    assert pool.devices == {"docker_image_d": device}
-    assert devices.device("d") is None
-
-
-def test_what_another_host_has_mapped_is_not(systems: FileSystems, pool: FakePool) -> None:
-    pool.fails["map"] = [failed(rbdcli.ImageLocked, 30)]
-    with pytest.raises(rbdcli.ImageLocked):
-        write(systems, "a")
-
-
-# -- who has it ----------------------------------------------------------------------------------
-
-
-def test_what_the_kernel_still_writes_is_nobody_s(devices: Devices, systems: FileSystems, host: FakeHost) -> None:
-    write(systems, "a")
-    leave(systems, "a")
-    host.writing.add(str(devices.device("a")))
-    assert devices.is_written_back("a")
-    assert not devices.is_held("a")
-    devices.refuse_if_held("a")
-    with pytest.raises(LayerBusy):
-        systems.unmap_unused("a")
-    host.writing.clear()
-    systems.unmap_unused("a")
-    assert devices.device("a") is None
-
-
-def test_to_what_is_finished_nothing_is_written_back(devices: Devices, systems: FileSystems, host: FakeHost) -> None:
-    """Somebody whom we do not see reads it: a container's view has it below."""
-    systems.acquire("a", "me", write=False, finished=True)
-    leave(systems, "a")
-    host.writing.add(str(devices.device("a")))
-    assert devices.is_in_use("a")
-    assert not devices.is_written_back("a")
-
-
-def test_what_is_finished_and_hangs_at_its_end_is_written_back(
-    devices: Devices, systems: FileSystems, host: FakeHost
-) -> None:
-    """The pool was full a moment later. No view has it below: its file system is being ended."""
-    write(systems, "a")
-    systems.set_finished("a")
-    systems.release("a", "me")
-    host.fails["unmount"] = [(timed_out(), True)]
-    with pytest.raises(CommandTimeout):
-        systems.unmap_unused("a")
-    host.writing.add(str(devices.device("a")))
-    with pytest.raises(LayerBusy):
-        systems.unmap_unused("a")
-    assert devices.is_written_back("a")
-
-
-def test_what_a_daemon_asked_for_that_has_ended_is_not_mounted(
-    daemon: Daemon, devices: Devices, systems: FileSystems, host: FakeHost
-) -> None:
-    """The next one would hide it. What is done in the background goes on."""
-    with daemon.asking():
-        daemon.end()
-        with pytest.raises(LayerBusy, match="layer a is not mounted: the daemon that asked for it has ended"):
-            write(systems, "a")
-    assert (host.mounted, devices.mapped()) == ({}, [])
-    write(systems, "a")
-    with daemon.asking():
-        write(systems, "b")
-
-
-def test_a_view_that_a_container_has_holds_its_layer(
-    devices: Devices, paths: Paths, systems: FileSystems, host: FakeHost
-) -> None:
-    """Nobody sees the device itself mounted."""
-    write(systems, "a")
-    leave(systems, "a")
-    host.writing.add(str(devices.device("a")))
-    view = paths.source("a")
-    host.elsewhere[view] = mounts.Mount("0:1", "/", False, "", "overlay", view)
-    host.overlays["0:1"] = FakeOverlay((), (), None, (), "", set())
-    assert devices.is_held("a")
-    for refuse in (devices.refuse_if_held, devices.refuse_if_viewed):
-        with pytest.raises(LayerBusy, match="process 1"):
-            refuse("a")
-        refuse("b")
-    assert not devices.is_held("b")
-    # One that has just ended may hold it for a moment more.
-    host.ending = [view]
-    devices.refuse_if_viewed("a")
 
 
 # -- growing -------------------------------------------------------------------------------------
@@ -656,96 +412,6 @@ def test_a_mounted_layer_grows_after_its_image(
     monkeypatch.setattr(Layers, "grow", lambda self, layer, size: steps.append(f"resize {layer} {size}"))
     systems.grow_mounted("a", 7)
     assert (steps, host.grown) == (["xfs", "resize a 7", f"{device} 7"], [device])
-
-
-# -- after a crash -------------------------------------------------------------------------------
-
-
-def test_a_new_life_finds_what_was_mapped_and_mounted(life: Life, host: FakeHost, pool: FakePool) -> None:
-    share(life.systems, "a", "x")
-    write(life.systems, "b", "x")
-    share(life.systems, "c", "x")
-    life.systems.release("c", "x")
-    life.systems.unmount("c")
-    again = Life(life.path, pool)
-    assert again.learn() == ["a", "b", "c"]
-    assert [again.devices.device(layer) for layer in "abc"] == [
-        pool.devices[f"docker_image_{layer}"] for layer in "abc"
-    ]
-    assert [again.systems.is_mounted(layer) for layer in "abc"] == [True, True, False]
-    again.unmap("a", "b", "c")
-    assert nothing_left(again, host)
-
-
-def test_a_second_mapping_of_a_layer_is_unmapped(life: Life, pool: FakePool) -> None:
-    """A command that timed out had mapped it all the same."""
-    write(life.systems, "a")
-    device = str(life.devices.device("a"))
-    mapped = [rbdcli.Mapping("docker_image_a", "/dev/further"), rbdcli.Mapping("docker_image_a", device)]
-    unmapped: list[str] = []
-    pool.__dict__["mappings"] = lambda: mapped
-    pool.__dict__["unmap"] = lambda device, image: unmapped.append(device)
-    again = Life(life.path, pool)
-    again.learn()
-    assert (again.devices.device("a"), unmapped) == (device, ["/dev/further"])
-
-
-def test_a_mount_whose_device_has_gone_is_unmounted(life: Life, host: FakeHost, pool: FakePool) -> None:
-    share(life.systems, "a", "x")
-    host.die("a")
-    host.fails["device_path"] = [mounts.MountError("block device is gone")]
-    again = Life(life.path, pool)
-    assert again.learn() == []
-    assert nothing_left(again, host)
-
-
-def test_a_file_among_the_directories_keeps_nothing_from_being_learned(life: Life, pool: FakePool) -> None:
-    share(life.systems, "b", "x")
-    (life.path / "mnt" / "a").write_text("", encoding="ascii")
-    again = Life(life.path, pool)
-    again.learn()
-    assert again.systems.is_mounted("b")
-
-
-def test_a_map_that_hangs_from_before_is_undone_when_it_has_come_to_its_end(
-    life: Life, host: FakeHost, pool: FakePool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    os.makedirs(life.paths.directory("a"))
-    hanging = {"docker_image_a"}
-    monkeypatch.setattr(former_maps, "end_maps", lambda *_: hanging)
-    monkeypatch.setattr(former_maps, "maps", lambda *_: hanging)
-    assert life.learn() == ["a"]
-    with pytest.raises(LayerBusy, match="layer a: a command that maps it hangs"):
-        life.unmap("a")
-    hanging.clear()
-    pool.map("docker_image_a", read_only=False)
-    life.unmap("a")
-    assert nothing_left(life, host)
-    assert life.devices.unused() == []
-
-
-@pytest.mark.parametrize("removed", [False, True])
-def test_a_mount_that_hung_in_the_kernel_comes_to_its_end_after_all(
-    life: Life, host: FakeHost, pool: FakePool, removed: bool
-) -> None:
-    """Of a driver that was killed: its mount holds the device, so that the next one takes it for a container's."""
-    write(life.systems, "a")
-    leave(life.systems, "a")
-    device = str(life.devices.device("a"))
-    host.writing.add(device)
-    again = Life(life.path, pool)
-    again.learn()
-    with pytest.raises(LayerBusy):
-        again.unmap("a")
-    host.writing.clear()
-    point = again.paths.point("a")
-    os.makedirs(point)
-    host.mount("xfs", device, point, (), read_only=False, timeout=1)
-    if removed:
-        again.views.discard("a")
-        assert host.mounted == {}
-    again.unmap("a")
-    assert nothing_left(again, host)
 
 
 # -- the log of a file system ------------------------------------------------------------------------
@@ -789,11 +455,3 @@ def test_a_log_that_cannot_be_given_back_keeps_nobody(
     leave(life.systems, "a")
     life.systems.unmap_unused("a")
     assert nothing_left(life, host)
-
-
-def test_what_is_noted_of_a_removed_layer_stays(life: Life, host: FakeHost) -> None:
-    share(life.systems, "a", "x")
-    life.removals.note("a")
-    life.systems.release("a", "x")
-    life.systems.unmap_unused("a")
-    assert os.listdir(life.paths.directory("a")) == [REMOVED]

@@ -22,18 +22,11 @@ MODULES = {
 WITHOUT_UNIT_TESTS = {
     "archive.confined": "a program that runs as a process only: test_untar.py, test_changes.py, test_pack.py",
     **dict.fromkeys(
-        (
-            *("graph.archives", "graph.bounds", "graph.lifetime", "mapped.access", "mapped.availability"),
-            *("mapped.daemon", "mapped.devices", "mapped.from_before", "mapped.host_layers", "mapped.overlays"),
-            *("mapped.parents", "mapped.paths", "mapped.states", "protocol.body", "protocol.init_state"),
-            "protocol.request",
-        ),
-        "to be had: tests of it are still in test_driver.py, test_views.py, test_file_systems.py, test_server.py",
+        ("graph.bounds", "protocol.init_state", "protocol.request"), "to be had: test_server.py, test_init.py"
     ),
     "host.failure": "the base of errors; it decides nothing",
     "mapped.home": "what others share; it decides nothing",
     "archive.tar_format": "words that reading and writing share; it decides nothing",
-    "graph.reaper": "driven through the driver: test_driver.py, from what is removed to what is deleted",
     "graph.status": "asks a cluster: tests/integration/test_options.py, and a sick one in tests/faults/test_sick.py",
     "mapped.busy": "waits for who holds a mount: test_file_systems.py, tests/integration/test_odd_calls.py",
     "mapped.elsewhere": "works in other mount namespaces: tests/integration/test_elsewhere.py",

@@ -36,13 +36,6 @@ class Reads:
 
 
 @pytest.fixture
-def pool() -> FakePool:
-    made = FakePool()
-    made.add_base()
-    return made
-
-
-@pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Reads:
     made = Reads()
     monkeypatch.setattr(command, "run_on", made.run_on)

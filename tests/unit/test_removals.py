@@ -6,9 +6,10 @@ import os
 
 import pytest
 from unit.fake_host import FakeHost
-from unit.fakes import FakePool
-from unit.layered import Life, nothing_left
+from unit.fakes import FakePool, timed_out
+from unit.layered import Life, again, nothing_left
 
+from host.command import CommandTimeout
 from mapped.busy import LayerBusy
 
 
@@ -113,3 +114,21 @@ def test_what_lies_beside_the_layers_is_no_removal(life: Life) -> None:
     (life.path / "mnt" / "a" / "removed").write_text("", encoding="ascii")
     life.removals.learn()
     assert list(life.removals) == []
+
+
+@pytest.mark.usefixtures("stack")
+def test_a_new_life_goes_on_with_a_removal_whose_unmount_hung(life: Life, host: FakeHost) -> None:
+    life.get("c")
+    host.fails["unmount"] = [timed_out()]
+    with pytest.raises(CommandTimeout):
+        life.views.discard("c")
+    life.removals.note("c")
+    new = again(life)
+    # The reaper lets it go.
+    assert "c" not in new.learn()
+    assert "c" not in new.settle()
+    new.unmap("c")
+    assert host.views() == {}
+    new.removals.forget("c")
+    new.unmap()
+    assert nothing_left(new, host)

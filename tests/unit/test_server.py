@@ -1,155 +1,26 @@
-"""server.py and body.py: HTTP as dockerd speaks it, on a unix socket, with a driver that is not real."""
+"""server.py: HTTP as dockerd speaks it, on a unix socket, with a driver that is not real."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
-import socket
-import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 from plugin_client import BrokenOff, Client, Connection, Refused, head_of, in_pieces, wait_until
+from unit.served import APPLY, BODY, GET, FakeDriver, chunked, raw, read_to_end, receive
 
 from images.layers import LayerError
 from protocol import server
-from protocol.plugin import Plugin
-from protocol.server import Server
-
-
-class FakeDriver:
-    """Does what a test tells it: by default everything works and nothing is there."""
-
-    timeout = 60.0
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, ...]] = []
-        self.archive: Callable[[], Iterator[bytes]] = lambda: iter([b"archive"])
-        self.apply: Callable[[Any], int] = self.read_all
-        self.on_get: Callable[[str], str] = lambda layer: f"/{layer}"
-        self.applied = b""
-        self.diffs_ended = 0
-        self.lifetime = self.bounds = self
-
-    def request(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-    explaining = request
-
-    def create(self, layer: str, parent: str, storage_opt: Any) -> None:
-        self.calls.append(("create", layer, parent, json.dumps(storage_opt)))
-
-    def remove(self, layer: str) -> None:
-        self.calls.append(("remove", layer))
-
-    def get(self, layer: str, label: str) -> str:
-        self.calls.append(("get", layer, label))
-        return self.on_get(layer)
-
-    def put(self, layer: str) -> None:
-        self.calls.append(("put", layer))
-
-    def exists(self, layer: str) -> bool:
-        return layer == "there"
-
-    def status(self) -> list[tuple[str, str]]:
-        return [("Pool", "rbd")]
-
-    def metadata(self, layer: str) -> dict[str, str]:
-        return {"Image": layer}
-
-    def changes(self, layer: str, parent: str) -> list[tuple[bytes, int]]:
-        return [(b"/new", 1), (b"/bad-\xff", 0), ("/ä".encode(), 2)]
-
-    def diff_size(self, layer: str, parent: str) -> int:
-        return 42
-
-    def cleanup(self) -> None:
-        self.calls.append(("cleanup",))
-
-    def diff(self, layer: str, parent: str) -> Iterator[bytes]:
-        try:
-            yield from self.archive()
-        finally:
-            self.diffs_ended += 1
-
-    def apply_diff(self, layer: str, stream: Any) -> int:
-        self.calls.append(("apply_diff", layer))
-        return self.apply(stream)
-
-    def read_all(self, stream: Any) -> int:
-        while data := stream.read(65536):
-            self.applied += data
-        return len(self.applied)
 
 
 @pytest.fixture
-def driver() -> FakeDriver:
-    return FakeDriver()
-
-
-@pytest.fixture
-def client(driver: FakeDriver, tmp_path: Path) -> Iterator[Client]:
-    plugin = Plugin(str(tmp_path / "state"))
-    plugin._driver = driver  # type: ignore[assignment] # what Init would have put there
-    with tempfile.TemporaryDirectory() as directory, Server(os.path.join(directory, "s"), plugin) as serving:
-        thread = threading.Thread(target=serving.serve_forever, args=(0.01,))
-        thread.start()
-        yield Client(os.path.join(directory, "s"))
-        serving.shutdown()
-        thread.join()
-
-
-@pytest.fixture
-def connection(client: Client) -> Iterator[Connection]:
-    """One connection that is kept, as dockerd keeps them."""
-    kept = Connection(client.path)
-    yield kept
-    kept.close()
-
-
-GET = "/GraphDriver.Get"
-BODY = b'{"ID":"a"}\n'
-APPLY = "/GraphDriver.ApplyDiff?id=a&parent=b"
-
-
-def raw(client: Client, *pieces: bytes) -> socket.socket:
-    """A connection with these bytes on it."""
-    link = socket.socket(socket.AF_UNIX)
-    link.settimeout(20)
-    link.connect(client.path)
-    for piece in pieces:
-        link.sendall(piece)
-    return link
-
-
-def read_to_end(link: socket.socket) -> bytes:
-    """Everything until the other side closes."""
-    data = b""
-    with link:
-        while piece := link.recv(65536):
-            data += piece
-    return data
-
-
-def receive(link: socket.socket, last: bytes) -> bytes:
-    """What comes until `last` has come."""
-    data = b""
-    while last not in data:
-        piece = link.recv(65536)
-        assert piece, f"closed after {data!r}"
-        data += piece
-    return data
-
-
-def chunked(path: str = APPLY) -> bytes:
-    return head_of(path, "Transfer-Encoding: chunked")
+def driver(fake_driver: FakeDriver) -> FakeDriver:
+    return fake_driver
 
 
 # -- calls -------------------------------------------------------------------------------------------
@@ -365,36 +236,6 @@ def test_a_request_that_is_no_http(client: Client) -> None:
     assert b'"Err"' in answer
 
 
-def test_a_body_that_is_too_large(client: Client, driver: FakeDriver) -> None:
-    too_much = server.BODY_LIMIT + 1
-    with pytest.raises(Refused, match="bytes") as caught:
-        client.post(GET, b'{"ID":"a","x":"' + b"x" * too_much + b'"}').json()
-    assert caught.value.status == 400
-    with pytest.raises(Refused, match="more than"):
-        client.post(GET, in_pieces(bytes(too_much))).json()
-    answer = read_to_end(raw(client, head_of(GET, "Content-Length: 99999999999999")))
-    assert answer.startswith(b"HTTP/1.1 400")
-    assert driver.calls == []
-
-
-@pytest.mark.parametrize(
-    "length", ["x", "-1", "+5", "1e3", "5, 5", "0x5", "9" * 5000, "\xb2", "11\r\nContent-Length: 8"]
-)
-def test_a_length_that_is_no_number(client: Client, driver: FakeDriver, length: str) -> None:
-    link = raw(client, f"POST {GET} HTTP/1.1\r\nContent-Length: {length}\r\n\r\n".encode("latin-1"), BODY)
-    answer = read_to_end(link)
-    assert answer.startswith(b"HTTP/1.1 400")
-    assert answer.count(b"HTTP/1.1") == 1, "the body was read as a second request"
-    assert driver.calls == []
-
-
-def test_a_body_that_is_shorter_than_it_said(client: Client, driver: FakeDriver) -> None:
-    link = raw(client, head_of(GET, "Content-Length: 500"), BODY)
-    link.shutdown(socket.SHUT_WR)
-    assert b"cut off" in read_to_end(link)
-    assert driver.calls == []
-
-
 # -- archives ----------------------------------------------------------------------------------------
 
 
@@ -447,52 +288,6 @@ def test_an_archive_without_an_id(client: Client, driver: FakeDriver, query: str
     with pytest.raises(Refused, match="has no id"):
         client.post("/GraphDriver.ApplyDiff" + query, in_pieces(b"x")).json()
     assert driver.calls == []
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"5\r\nhello\r\n0\r\n\r\n",
-        b"5;name=value\r\nhello\r\n0\r\n\r\n",
-        b"00005\r\nhello\r\n000\r\n\r\n",
-        b"2\r\nhe\r\n3\r\nllo\r\n0\r\nTrailer: x\r\n\r\n",
-    ],
-)
-def test_chunks(client: Client, driver: FakeDriver, body: bytes) -> None:
-    link = raw(client, chunked(), body, head_of(GET, "Content-Length: 11", "Connection: close"), BODY)
-    answer = read_to_end(link)
-    assert driver.applied == b"hello"
-    assert answer.count(b"HTTP/1.1 200") == 2, "the next request on the connection"
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"xyz\r\nhello\r\n0\r\n\r\n",
-        b"-5\r\nhello\r\n0\r\n\r\n",
-        b"+5\r\nhello\r\n0\r\n\r\n",
-        b"0x5\r\nhello\r\n0\r\n\r\n",
-        b"5_0\r\nhello\r\n0\r\n\r\n",
-        b"\r\nhello\r\n0\r\n\r\n",
-        b"5 5\r\nhello\r\n0\r\n\r\n",
-        b"5\r\nhello!\r\n0\r\n\r\n",
-        b"5" * 5000 + b"\r\nhello",
-        b"1" * 900 + b"\r\nhello\r\n0\r\n\r\n",
-        b"5\r\nhel",
-        b"5\r\nhello",
-        b"5\r\nhello\r\n",
-        b"5\r\nhello\r\n0",
-        b"5",
-        b"",
-    ],
-)
-def test_chunks_that_are_none_end_the_archive_as_broken(client: Client, driver: FakeDriver, body: bytes) -> None:
-    """Above all a connection that ends early is not the archive's end."""
-    link = raw(client, chunked(), body)
-    link.shutdown(socket.SHUT_WR)
-    answer = read_to_end(link)
-    assert answer.startswith(b"HTTP/1.1 400"), answer
-    assert answer.count(b"HTTP/1.1") == 1
 
 
 def test_an_archive_goes_out_in_chunks(client: Client, driver: FakeDriver) -> None:

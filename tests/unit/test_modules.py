@@ -21,9 +21,6 @@ MODULES = {
 # The modules that have no tests/unit/test_MODULE.py, each with who looks at it in its place.
 WITHOUT_UNIT_TESTS = {
     "archive.confined": "a program that runs as a process only: test_untar.py, test_changes.py, test_pack.py",
-    **dict.fromkeys(
-        ("graph.bounds", "protocol.init_state", "protocol.request"), "to be had: test_server.py, test_init.py"
-    ),
     "host.failure": "the base of errors; it decides nothing",
     "mapped.home": "what others share; it decides nothing",
     "archive.tar_format": "words that reading and writing share; it decides nothing",

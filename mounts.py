@@ -20,21 +20,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from host import command, deadline, xfs_log
+from host.failure import Failure
 
 log = logging.getLogger("mounts")
 
 # nouuid: every clone of an image has the UUID of its base, and XFS mounts a UUID once (xfs(5)).
 # noatime: reading a file must not write into a layer.
 MOUNT_OPTIONS = {"xfs": ("nouuid", "noatime"), "ext4": ("noatime",)}
-# What is not left to the kernel's build or its module's parameters. index, metacopy, redirect_dir: an upper directory
-# that tells by itself what changed (changes.py), and can be joined anywhere. xino: one device number for all files.
+# These are not left to the kernel's build or its module's parameters. index, metacopy, redirect_dir: without them an
+# upper directory tells by itself what changed (changes.py), and can be joined anywhere. xino: one device number for all
+# files.
 OVERLAY_OPTIONS = ("noatime", "index=off", "metacopy=off", "redirect_dir=off", "xino=on")
 # Every directory on the way to a root must be searchable for a remapped container root (userns-remap).
 DIRECTORY_MODE = 0o711
-# -K / nodiscard: a new image is empty, discarding it object by object takes seconds.
+# -K / nodiscard: a new image is empty, and to discard it object by object would take seconds.
 MKFS = {"xfs": ("mkfs.xfs", "-q", "-f", "-K"), "ext4": ("mkfs.ext4", "-q", "-F", "-E", "nodiscard")}
-GROW = {"xfs": ("xfs_growfs",), "ext4": ("e2fsck", "resize2fs")}
-# Whether a device is in use, the kernel tells at once, unless it has to write out what is left in memory.
+# The kernel tells at once whether a device is in use, unless it has to write out what is left in memory.
 PROBE_SECONDS = 10.0
 _SIZE_PAUSE = 0.02
 _CAP_SYS_RESOURCE = 24  # capability.h
@@ -42,15 +43,15 @@ _OCTAL = re.compile(rb"\\([0-7]{3})")
 _CONTEXT = re.compile(rb'(?:^|,)context="?([^"]+)"?')
 
 
-class MountError(Exception):
-    """Mounting, unmounting or growing is impossible; one line that says why."""
+class MountError(Failure):
+    """Mounting, unmounting or growing is impossible. The text is one line that says why."""
 
 
 class Mount(NamedTuple):
     """One line of the mount table: device number as "major:minor", mount point, read-only or not, SELinux label.
 
-    `source` is the device, or the name that somebody gave what has none; `root` the directory of the file system that
-    is shown: "/" unless it is a bind mount of another.
+    `source` is the device, or a name that the caller of mount(2) chose where there is none. `root` is the directory of
+    the file system that is shown: "/", unless it is a bind mount of another.
     """
 
     device_number: str
@@ -62,11 +63,6 @@ class Mount(NamedTuple):
     root: str = "/"
 
 
-def tools(fs: str) -> Sequence[str]:
-    """Name the programs that layers of this file system need."""
-    return ("mount", "umount", MKFS[fs][0], *GROW[fs])
-
-
 def make(fs: str, device: str, arguments: Iterable[str], *, timeout: float) -> None:
     """Make a file system on a block device; what the device held is lost. Raises CommandError."""
     words = [word for argument in arguments for word in argument.split()]
@@ -74,7 +70,7 @@ def make(fs: str, device: str, arguments: Iterable[str], *, timeout: float) -> N
 
 
 def mount(fs: str, device: str, point: str, options: Iterable[str], *, read_only: bool, timeout: float) -> None:
-    """Mount a device at the directory `point`. `options` come after ours, so that they win. Raises CommandError."""
+    """Mount a device at the directory `point`. `options` come after ours, so they win. Raises CommandError."""
     words = ",".join((*MOUNT_OPTIONS[fs], "ro" if read_only else "rw", *options))
     command.run(("mount", "-t", fs, "-o", words, device, point), timeout=timeout)
 
@@ -90,15 +86,15 @@ def overlay(
     directory: str,
     timeout: float,
 ) -> None:
-    """Join directories at `point`: those of `lower`, the topmost first, below an upper and its work directory.
+    """Join directories at `point`: those of `lower`, the topmost first, below those of `upper` (upper, work).
 
-    Without `upper` the view is read-only and needs two lower ones. Names are relative to `directory`: all options
-    together must fit into a page of memory (mount(2)). `name` is what the mount table calls the source; `options` win
-    over ours. `label` is the SELinux label of everything in it; it needs quotes, since it holds commas. Raises
-    CommandError.
+    Without `upper` the view is read-only and needs two lower directories. Names are relative to `directory`: all
+    options together must fit into a page of memory (mount(2)). `name` is the source in the mount table. `options` win
+    over ours. `label` is the SELinux label of everything in the view. Raises CommandError.
     """
     chosen = {option.partition("=")[0]: option for option in (*OVERLAY_OPTIONS, *options)}
     directories = (f"lowerdir={':'.join(lower)}", *((f"upperdir={upper[0]}", f"workdir={upper[1]}") if upper else ()))
+    # A label holds commas: they need quotes.
     context = (f'context="{label}"',) if label else ()
     words = ",".join(("rw" if upper else "ro", *chosen.values(), *directories, *context))
     command.run(("mount", "-t", "overlay", "-o", words, name, point), timeout=timeout, directory=directory)
@@ -107,7 +103,7 @@ def overlay(
 def limit_retries(fs: str, device: str, seconds: float) -> None:
     """Let a mounted XFS give up after `seconds` on metadata that its device refuses to take, and shut down.
 
-    By default it tries again for ever: processes that cannot be killed, and an unmount that never ends
+    By default it tries again for ever: then processes cannot be killed, and an unmount never ends
     (Documentation/admin-guide/xfs.rst, "Error handling"; moby's devicemapper does the same, pull request 26212).
     """
     if fs != "xfs":
@@ -122,17 +118,17 @@ def limit_retries(fs: str, device: str, seconds: float) -> None:
 def remount(point: str, *, read_only: bool, timeout: float) -> None:
     """Turn a read-only mount of a writable device into a writable one, or back: then its log is clean.
 
-    Raises CommandError: to read-only, while a file is open to be written; that an overlay stands on it does not count.
+    Raises CommandError: back to read-only, while a file is open to be written. An overlay on it does no harm.
     """
     command.run(("mount", "-o", f"remount,{'ro' if read_only else 'rw'}", point), timeout=timeout)
 
 
 def make_directory(path: str) -> None:
-    """Make a directory on the way to a layer's root, with those above it; mend the mode of one that is there."""
+    """Make a directory on the way to a layer's root, with those above it, or mend its mode. Raises OSError."""
     os.makedirs(path, mode=DIRECTORY_MODE, exist_ok=True)
     mode = stat.S_IMODE(os.stat(path).st_mode)
     if mode & DIRECTORY_MODE != DIRECTORY_MODE:
-        # It was made under another umask.
+        # The directory was there, made under another umask.
         os.chmod(path, mode | DIRECTORY_MODE)
 
 
@@ -142,7 +138,7 @@ def unmount(point: str, *, timeout: float) -> None:
 
 
 def remove_point(point: str) -> None:
-    """Remove the directory of what was unmounted, and so drop the mount from every namespace that copied ours.
+    """Remove a mount point that was unmounted, and so drop the mount from every namespace that copied ours.
 
     Linux 3.18, "vfs: Lazily remove mounts on unlinked files and directories". Raises OSError.
     """
@@ -153,12 +149,12 @@ def remove_point(point: str) -> None:
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
-        # A mount that another one hides: in our own namespace it stays as long as that.
+        # Another mount hides one here. In our own namespace that stays as long as the other.
         log.warning("%s stays: %s", point, error.strerror)
 
 
 def probe(device: str) -> None:
-    """Read from a device itself, past all that is in memory. Raises OSError if it is gone."""
+    """Read from a device itself, past all that is in memory. Raises OSError if the device is gone."""
     descriptor = os.open(device, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
     try:
         with mmap.mmap(-1, mmap.PAGESIZE) as aligned:
@@ -168,7 +164,7 @@ def probe(device: str) -> None:
 
 
 def grow_mounted(fs: str, device: str, point: str, *, timeout: float) -> None:
-    """Let a mounted file system fill its device, which has grown; XFS knows no other way. Raises CommandError."""
+    """Let a mounted file system fill its device, which has grown. XFS grows only so. Raises CommandError."""
     command.run(("xfs_growfs", point) if fs == "xfs" else ("resize2fs", device), timeout=timeout)
 
 
@@ -177,11 +173,11 @@ def check_growing(fs: str) -> None:
     with open("/proc/self/status", encoding="ascii", errors="replace") as status:
         capabilities = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
     if fs == "ext4" and not capabilities & 1 << _CAP_SYS_RESOURCE:
-        raise MountError("a mounted ext4 grows only for who has CAP_SYS_RESOURCE")
+        raise MountError("a mounted ext4 grows only for a process that has CAP_SYS_RESOURCE")
 
 
 def await_size(device: str, size: int, timeout: float) -> None:
-    """Wait until a device has `size` bytes: the cluster tells it. Raises MountError, and OSError if it is gone."""
+    """Wait until a device has `size` bytes: the cluster tells the kernel. Raises MountError; OSError if it is gone."""
     until, path = time.monotonic() + deadline.left(timeout), f"/sys/class/block/{os.path.basename(device)}/size"
     while True:
         with open(path, encoding="ascii") as source:
@@ -195,33 +191,36 @@ def await_size(device: str, size: int, timeout: float) -> None:
 def grow_ext4(device: str, *, timeout: float) -> None:
     """Let an ext4 that is not mounted fill its device. Raises CommandError.
 
-    Mounted, it would take CAP_SYS_RESOURCE (fs/ext4/resize.c, ext4_resize_begin), which a container may lack.
+    A mounted ext4 needs CAP_SYS_RESOURCE for that (fs/ext4/resize.c, ext4_resize_begin), which a container may lack.
     """
-    # resize2fs wants it checked, and its journal empty. 1: something was corrected.
+    # resize2fs wants the file system checked, and its journal empty. Exit 1: something was corrected.
     command.run(("e2fsck", "-f", "-p", device), timeout=timeout, accept=(0, 1))
     command.run(("resize2fs", device), timeout=timeout)
 
 
 def give_back_log(device: str, granule: int, *, timeout: float) -> None:
-    """Discard what mounting an XFS that is mounted no more cleared of its log (xfs_log.py).
+    """Discard the part of an unmounted XFS's log that its mount had cleared (xfs_log.py). `granule` is in bytes.
 
-    Raises OSError, ValueError if it is no XFS, deadline.Overdue.
+    Raises OSError, ValueError if the device holds no XFS, deadline.Overdue.
     """
     deadline.call(lambda: xfs_log.give_back(device, granule), device, timeout)
 
 
 def table(pid: str = "self") -> list[Mount]:
-    """Read a process's mount table, by default ours. Raises OSError if it has ended."""
+    """Read a process's mount table, by default ours. Raises OSError if the process has ended."""
     return _read_table(f"/proc/{pid}/mountinfo")
 
 
 def table_of(process: int) -> list[Mount]:
-    """Read the mount table of a process whose directory in /proc is open: no path leads there from everywhere."""
+    """Read the mount table of a process whose directory in /proc is open as `process`. Raises OSError.
+
+    For a caller that may not have a path to it: no path leads to /proc from every root directory.
+    """
     return _read_table(os.open("mountinfo", os.O_RDONLY | os.O_CLOEXEC, dir_fd=process))
 
 
 def visible(found: Sequence[Mount]) -> dict[str, Mount]:
-    """Return what the mount points of a table lead to: not what was mounted at, or above, them later.
+    """Return the mounts of a table that can be seen, by mount point: a later mount at, or above, a point hides others.
 
     dockerd mounts its data root on itself when it starts, and so hides what is mounted below it.
     """
@@ -233,18 +232,18 @@ def visible(found: Sequence[Mount]) -> dict[str, Mount]:
 
 
 def _above(point: str) -> Iterator[str]:
-    # Not the root: a path begins at what was the root when this process came in, whatever lies over it.
+    # Not the root: a path begins at the root that this process got, whatever was mounted over it later.
     while (point := os.path.dirname(point)) != "/":
         yield point
 
 
 def at(point: str) -> Mount | None:
-    """Return what is mounted at `point`, and is to be seen there."""
+    """Return the mount that is to be seen at `point`, None if there is none."""
     return visible(table()).get(point)
 
 
 def below(point: str) -> list[str]:
-    """Return what is mounted inside of the tree at `point`, in the order in which it can be unmounted."""
+    """Return the mount points inside of the tree at `point`, in the order in which they can be unmounted."""
     return [item.point for item in reversed(table()) if item.point.startswith(f"{point}/")]
 
 
@@ -269,7 +268,7 @@ def is_read_only(device: str) -> bool:
 
 
 def merge_writes(device: str) -> None:
-    """Let the kernel join writes that lie side by side, where it may be told so.
+    """Let the kernel join writes that lie side by side, by an I/O scheduler. Where that cannot be set, do nothing.
 
     A layer is many small files, each written back by a request of its own: with an I/O scheduler a sixth as many
     reach the cluster, in a third of the time. Devices of the cluster have none by default.
@@ -286,7 +285,7 @@ def in_use(device: str) -> bool:
     """Tell whether a block device is mounted in any mount namespace, or claimed by another driver.
 
     An exclusive open of a block device fails while a file system has it (open(2), O_EXCL without O_CREAT). Raises
-    deadline.Overdue: the close writes out what is left in memory.
+    OSError, and deadline.Overdue: the close writes out what is left in memory.
     """
 
     def probe() -> None:

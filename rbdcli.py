@@ -5,10 +5,10 @@ The exit status of rbd is the errno of what went wrong (2 missing, 16 busy, 17 e
 Every call names configuration, client, pool, namespace and image by options: a name can never be
 read as `pool/image@snap` or as an option.
 
-What librbd takes from its configuration where a command does not say it is said by every command that makes or removes
-an image: a ceph.conf, the monitors (`ceph config set client ...`) and the pool (`rbd config pool set`) have words of
-their own. An option of the command's wins over all of them; a configuration option on its command line (`--rbd-...`)
-over all but the pool's, for which see preconditions.py. (Seen on 16.2.15.)
+Where a command does not state a setting, librbd takes it from a ceph.conf, from the monitors (`ceph config set
+client ...`) or from the pool (`rbd config pool set`). So every command that makes or removes an image states them all.
+An option of the command's wins over all three. A configuration option on its command line (`--rbd-...`) wins over all
+but the pool, for which see preconditions.py. (Seen on 16.2.15.)
 
 One `rbd` command costs 20 to 40 ms; a snapshot costs up to a second, since the monitors gather
 proposals for `paxos_propose_interval`.
@@ -30,12 +30,13 @@ from host import command, deadline
 # Format 2 needs no protected snapshots, and a parent may go to the trash before its children
 # (man rbd, `--rbd-default-clone-format`); a fresh cluster would otherwise make format 1.
 CLONE_FORMAT = ("--rbd-default-clone-format", "2")
-# `rbd rm` moves an image to the trash, and deletes it from there (librbd/api/Image.cc, remove). The first option lets
-# one with clones stay there; the second keeps `rbd rm` from leaving every image there.
+# `rbd rm` moves an image to the trash, and deletes it from there (librbd/api/Image.cc, remove). By the first option an
+# image with clones stays there; the second keeps `rbd rm` from leaving every image there.
 REMOVAL = ("--rbd-move-parent-to-trash-on-remove=true", "--rbd-move-to-trash-on-remove=false")
-# A cluster that does not answer is told by rbd itself, before the deadline kills it without a word.
+# The share of its deadline in which a command must reach the cluster: then it fails with a message of its own, before
+# the deadline kills it without one.
 CONNECT_SHARE = 0.5
-# A deletion tells each whole percent (tools/rbd/Utils.cc), which of an image of a terabyte takes minutes.
+# A deletion prints each whole percent (tools/rbd/Utils.cc). One percent of an image of a terabyte takes minutes.
 PERCENT_TIMEOUTS = 10
 
 
@@ -48,7 +49,7 @@ class ImageMissing(RbdError):
 
 
 class PoolMissing(RbdError):
-    """The pool or the namespace cannot be listed: nothing is known of its images, least of all that they are gone."""
+    """The pool or the namespace cannot be listed: nothing is known of its images, not even whether they are gone."""
 
 
 class ImageExists(RbdError):
@@ -60,7 +61,7 @@ class ImageBusy(RbdError):
 
 
 class NotMapped(RbdError):
-    """The device is no image's of this pool: it was unmapped meanwhile, or went by itself (rbd-nbd killed)."""
+    """The device is not mapped from that image: it was unmapped meanwhile, or went by itself (rbd-nbd killed)."""
 
 
 class ImageHasChildren(RbdError):
@@ -88,14 +89,14 @@ class Parent(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What `rbd info` says of an image; size in bytes; the pool of its content, "" if that is its own."""
+    """What `rbd info` says of an image: its size in bytes, and the pool of its content ("": its own pool)."""
 
     size: int
     data_pool: str = ""
 
 
 class Lock(NamedTuple):
-    """Who holds the lock of an image: the lock's own id, the client's, and its address."""
+    """One holder of an image's lock: the id of the lock, the id of the client, and the client's address."""
 
     lock_id: str
     locker: str
@@ -103,7 +104,7 @@ class Lock(NamedTuple):
 
 
 class Data(NamedTuple):
-    """Where the content of an image lies: its id, how its objects' names begin, their size in bytes, their pool."""
+    """Where an image's content lies: the image's id; how its objects' names begin, their size in bytes, their pool."""
 
     image_id: str
     prefix: str
@@ -119,7 +120,10 @@ class Mapping(NamedTuple):
 
 
 class Trashed(NamedTuple):
-    """One image in the trash of the pool: who moved it there, as Ceph has it, and when, in seconds since 1970."""
+    """One image in the trash of the pool.
+
+    `source` is Ceph's word for who moved it there, `deleted_at` is in seconds since 1970.
+    """
 
     image_id: str
     name: str
@@ -163,8 +167,8 @@ class Pool:
     def deep_copy(self, source: str, image: str, object_size: int, data_pool: str) -> None:
         """Copy what `source` itself holds; the copy is a clone of the same parent. Raises ImageMissing or ImageExists.
 
-        It gets the features of the source. Snapshots are copied too, so there should be none. Half a copy may be left
-        behind on failure.
+        The copy gets the features of the source. Snapshots are copied too, so there should be none. Half a copy may be
+        left behind on failure.
         """
         layout = self._layout(object_size, data_pool)
         self._rbd(
@@ -176,41 +180,42 @@ class Pool:
         self._rbd("rename", *self._image(image), *self._destination(new_name))
 
     def resize(self, image: str, size: int) -> None:
-        """Grow an image to `size` bytes (rbd refuses to shrink unasked). Raises ImageLocked: mapped exclusively."""
+        """Grow an image to `size` bytes; rbd refuses to shrink it. Raises ImageLocked if it is mapped exclusively."""
         self._rbd("resize", *self._image(image), "--size", f"{size}B", "--no-progress")
 
     def remove(self, image: str) -> None:
-        """Delete an image at once. Raises ImageMissing, ImageBusy, ImageHasChildren."""
+        """Delete an image within `timeout`. Raises ImageMissing, ImageBusy, ImageHasChildren: it has snapshots."""
         self._rbd("rm", *self._image(image), *REMOVAL, "--no-progress")
 
     def remove_slowly(self, image: str, give_up: Callable[[], bool]) -> None:
         """Delete an image, for as long as that makes progress, or until `give_up` says so: it may take hours.
 
-        What was begun goes on with the next call. One that has clones, of snapshots that are deleted, goes to the trash
-        instead, and from there with the last of them. Works in a full pool, if that has an object for its trash already
-        (objects.prepare_trash). Raises command.CommandGivenUp, and what `remove` does: ImageHasChildren for snapshots.
+        A deletion that was cut short goes on with the next call. An image that has clones, of snapshots that are
+        deleted, goes to the trash instead, and from there with the last of them. Works in a full pool, if that has an
+        object for its trash already (rados_objects.prepare_trash). Raises command.CommandGivenUp, and what `remove`
+        raises.
         """
         try:
             self._rbd("rm", *self._image(image), *REMOVAL, give_up=give_up)
         except ImageMissing as error:
-            # So it ends, too, if a full pool has no object for its trash.
+            # `rbd rm` ends with the same status if a full pool has no object for its trash.
             if image in self.list():
                 raise RbdError(error.argv, error.status, error.reason) from None
             raise
 
     def info(self, image: str) -> Info:
         """Describe one image. Raises ImageMissing."""
-        said = self._json("info", *self._image(image))
-        return Info(int(said["size"]), str(said.get("data_pool") or ""))
+        output = self._json("info", *self._image(image))
+        return Info(int(output["size"]), str(output.get("data_pool") or ""))
 
     def data(self, image: str) -> Data:
         """Say where an image's content lies. Raises ImageMissing."""
-        said = self._json("info", *self._image(image))
-        prefix, pool = str(said["block_name_prefix"]), str(said.get("data_pool") or self.name)
-        return Data(str(said["id"]), prefix, int(said["object_size"]), pool)
+        output = self._json("info", *self._image(image))
+        prefix, pool = str(output["block_name_prefix"]), str(output.get("data_pool") or self.name)
+        return Data(str(output["id"]), prefix, int(output["object_size"]), pool)
 
     def extents(self, image: str) -> Sequence[int]:
-        """Return the offsets of the objects from which an image is read, its ancestors' too. Raises ImageMissing."""
+        """Return the offsets in bytes at which an image, or an ancestor, has an object. Raises ImageMissing."""
         return [int(item["offset"]) for item in self._json("diff", *self._image(image), "--whole-object")]
 
     def created(self, image: str) -> float:
@@ -218,28 +223,28 @@ class Pool:
         return _time(self._json("info", *self._image(image))["create_timestamp"])
 
     def written(self, image: str) -> str:
-        """Say when an image was last written, within a minute, in UTC; "" where Ceph does not tell (before Mimic)."""
+        """Return when an image was last written, in UTC, to a minute; "" if Ceph does not tell. Raises ImageMissing."""
         return str(self._json("info", *self._image(image)).get("modify_timestamp", ""))
 
     def watchers(self, image: str) -> Sequence[str]:
         """Return the addresses of the clients that have an image open. Raises ImageMissing.
 
-        A client that dies without a word stays one for 30 s (osd_client_watch_timeout).
+        A client that dies without a word is among them for 30 s more (osd_client_watch_timeout).
         """
-        said = self._json("status", *self._image(image))["watchers"]
+        output = self._json("status", *self._image(image))["watchers"]
         # Nautilus and later print a list, before it was an object keyed by number.
-        items = said.values() if isinstance(said, dict) else said
+        items = output.values() if isinstance(output, dict) else output
         return [str(item["address"]) for item in items]
 
     def locks(self, image: str) -> Sequence[Lock]:
-        """Return who holds an image's lock; that of a client that died stays. Raises ImageMissing."""
-        said = self._json("lock", "ls", *self._image(image)) or ()
+        """Return the holders of an image's lock. A client that died keeps its lock. Raises ImageMissing."""
+        output = self._json("lock", "ls", *self._image(image)) or ()
         # Nautilus and later print a list, before it was an object keyed by the lock's id.
-        items = [{"id": key, **value} for key, value in said.items()] if isinstance(said, dict) else said
+        items = [{"id": key, **value} for key, value in output.items()] if isinstance(output, dict) else output
         return [Lock(str(item["id"]), str(item["locker"]), str(item["address"])) for item in items]
 
     def break_lock(self, image: str, lock: Lock) -> None:
-        """Take an image's lock from its holder, who must not be able to write any more. Raises ImageMissing."""
+        """Break an image's lock. Its holder must be unable to write by then (`blocklist`). Raises ImageMissing."""
         self._rbd("lock", "rm", *self._image(image), "--", lock.lock_id, lock.locker)
 
     def used(self, image: str) -> int:
@@ -252,11 +257,11 @@ class Pool:
 
     def metadata(self, image: str) -> dict[str, str]:
         """Return the image-meta of an image; clones and copies inherit their parent's. Raises ImageMissing."""
-        said = self._json("image-meta", "list", *self._image(image))
-        return {str(key): str(value) for key, value in dict(said or {}).items()}
+        output = self._json("image-meta", "list", *self._image(image))
+        return {str(key): str(value) for key, value in dict(output or {}).items()}
 
     def set_metadata(self, image: str, key: str, value: str) -> None:
-        """Set one image-meta key."""
+        """Set one image-meta key. Raises ImageMissing."""
         self._rbd("image-meta", "set", *self._image(image), "--", key, value)
 
     # -- snapshots ------------------------------------------------------------------------
@@ -270,14 +275,14 @@ class Pool:
         return [str(item["name"]) for item in self._json("snap", "ls", *self._image(image))]
 
     def remove_snapshots(self, image: str) -> int:
-        """Delete every snapshot of an image and count them; others may do the same. Raises ImageMissing.
+        """Delete every snapshot of an image and count them; others may do so at once. Raises ImageMissing, ImageBusy.
 
         A snapshot that has clones lives on, unnamed, until they go.
         """
         return self._remove_snapshots(*self._image(image))
 
     def remove_snapshots_of_trashed(self, image_id: str) -> int:
-        """Do the same to an image in the trash."""
+        """Do what `remove_snapshots` does, for an image in the trash."""
         return self._remove_snapshots(*self._where(), "--image-id", image_id)
 
     def _remove_snapshots(self, *where: str) -> int:
@@ -290,7 +295,7 @@ class Pool:
     # -- trash ----------------------------------------------------------------------------
 
     def trashed(self) -> Sequence[Trashed]:
-        """List the whole trash of the pool and namespace, also what a removal left there before its end."""
+        """List the whole trash of the pool and namespace, also images whose removal was cut short."""
         items = self._json("trash", "ls", "--all", "--long", *self._where())
         return [
             Trashed(str(item["id"]), str(item["name"]), str(item["source"]), _time(item["deleted_at"]))
@@ -298,17 +303,17 @@ class Pool:
         ]
 
     def remove_trashed(self, image_id: str, give_up: Callable[[], bool]) -> None:
-        """Delete an image from the trash, as `remove_slowly` does. Raises ImageHasChildren for snapshots, too."""
+        """Delete an image from the trash, as `remove_slowly` does. Raises what that raises."""
         self._rbd("trash", "rm", *self._where(), "--image-id", image_id, give_up=give_up)
 
     # -- devices --------------------------------------------------------------------------
 
     def map(self, image: str, *, read_only: bool, exclusive: bool = True) -> str:
-        """Map an image and return its block device; a writable map holds the exclusive lock.
+        """Map an image and return its block device. A writable mapping holds the image's exclusive lock.
 
-        `exclusive`: it lets nobody else have the lock meanwhile, neither another writer nor `resize`. Raises
-        ImageMissing, ImageLocked (another client has it), RbdError. After CommandTimeout the image may be mapped all
-        the same: ask `mappings`.
+        `exclusive`: the mapping lets nobody else have the lock meanwhile, neither another writer nor `resize`. Raises
+        ImageMissing, ImageLocked (another client has the lock), RbdError. After CommandTimeout the image may be mapped
+        all the same: ask `mappings`.
         """
         access = ("--read-only",) if read_only else ("--exclusive",) if exclusive else ()
         options = self._map_options(read_only=read_only)
@@ -321,7 +326,7 @@ class Pool:
             raise
 
     def mapped_by(self, words: Sequence[str]) -> str:
-        """Return the image that a command line of `map` maps, "" if it is none, or another pool's."""
+        """Return the image that a command line of `map` maps; "" if it is no such command line, or of another pool."""
         pairs = set(zip(words, words[1:]))
         ours = ("device", "map", *self._client(), *self._where())
         if not pairs.issuperset(zip(ours[::2], ours[1::2])) or ("--namespace" in words) != bool(self.namespace):
@@ -329,17 +334,17 @@ class Pool:
         return next((value for name, value in pairs if name == "--image"), "")
 
     def _explain_nbd(self, image: str, error: RbdError) -> None:
-        """Raise ImageMissing or ImageLocked where that is why rbd-nbd failed: whatever it was, it ends with 1."""
+        """Raise ImageMissing or ImageLocked if that is why rbd-nbd failed: it ends with 1 for any failure."""
         self.info(image)
         if self.locks(image):
             raise ImageLocked(error.argv, error.status, error.reason) from None
 
     def unmap(self, device: str, image: str) -> None:
-        """Take a block device away if it is an image's. Raises ImageBusy while it is open or mounted in any namespace.
+        """Unmap a device if it is an image's. Raises ImageBusy while it is open, or mounted in any namespace.
 
-        Raises NotMapped if it is that image's no more: names of devices are given out again. What is asked right before
-        closes all but a moment; to unmap by the image's name would hit another device of it where it has several.
-        rbd-nbd unmaps a mounted device without a word and kills its file system: look first.
+        Raises NotMapped if that image is not mapped there any more: the kernel reuses the names of devices. This looks
+        right before it unmaps, which leaves but a moment for that. An image may have several devices, so its name does
+        not do. rbd-nbd unmaps a mounted device without a word and kills its file system: the caller must look first.
         """
         options = ("--options", "noudev") if self.device_type == "krbd" else ()
         argv = ("device", "unmap", *self._device_type(), device, *options)
@@ -363,8 +368,8 @@ class Pool:
         Ceph before Mimic prints an object keyed by number, later ones a list; krbd says `name`
         where rbd-nbd says `image`.
         """
-        said = self._json("device", "list", *self._device_type())
-        items = said.values() if isinstance(said, dict) else said or ()
+        output = self._json("device", "list", *self._device_type())
+        items = output.values() if isinstance(output, dict) else output or ()
         return [
             Mapping(str(item.get("name") or item.get("image")), str(item["device"]))
             for item in items
@@ -394,7 +399,7 @@ class Pool:
     # -- cluster --------------------------------------------------------------------------
 
     def blocklist(self, address: str, seconds: int) -> None:
-        """Let a client (its address with the nonce) never read or write again, for so long. Raises RbdError."""
+        """Let the client at `address` (with its nonce) neither read nor write for `seconds`. Raises RbdError."""
         try:
             self.ceph("osd", "blocklist", "add", address, str(seconds))
         except RbdError as error:
@@ -411,7 +416,7 @@ class Pool:
     def has_namespace(self) -> bool:
         """Tell whether the pool has our namespace.
 
-        Told by listing its images: a key with `profile rbd` for one namespace may not list the namespaces.
+        This lists the images there: a key with `profile rbd` for one namespace may not list the namespaces.
         """
         try:
             self.list()
@@ -420,12 +425,12 @@ class Pool:
         return True
 
     def overrides(self) -> dict[str, str]:
-        """Return what the pool itself says of librbd's options, whatever any configuration and command line says."""
-        said = self._json("config", "pool", "list", last=("--", self.name))
-        return {str(item["name"]): str(item["value"]) for item in said if item["source"] == "pool"}
+        """Return the options of librbd that the pool itself sets: no configuration or command line overrides these."""
+        output = self._json("config", "pool", "list", last=("--", self.name))
+        return {str(item["name"]): str(item["value"]) for item in output if item["source"] == "pool"}
 
     def client_version(self) -> str:
-        """Return what `rbd --version` says of itself: the version and the release's name."""
+        """Return the version of `rbd` and the name of its release. Raises command.CommandError."""
         words = command.run(("rbd", "--version"), timeout=self.timeout).stdout.split()
         return " ".join([words[2], *words[4:5]]) if len(words) > 2 else " ".join(words)
 
@@ -453,10 +458,10 @@ class Pool:
         return ("--device-type", self.device_type)
 
     def _map_options(self, *, read_only: bool) -> tuple[str, ...]:
-        # `noudev`: without a udevd in the host's network namespace map and unmap wait for ever for
-        # an event; the device's name is on stdout, its links are not used.
-        # `rw` or `ro`: rbd_default_map_options may say the other. The rest of what it says is about the connection.
-        # `try-netlink`: without it there are as many devices as the module was loaded with, 16; each layer needs one.
+        # `noudev`: without a udevd in the host's network namespace, map and unmap wait for ever for its
+        # event. The device's name is on stdout, and its links are not used.
+        # `rw` or `ro`: rbd_default_map_options may say the other. All else in that option is about the connection.
+        # `try-netlink`: each layer needs a device, and without it there are only those of the module's start, 16.
         krbd = ("noudev", "ro" if read_only else "rw")
         ours = krbd if self.device_type == "krbd" else ("try-netlink",)
         options = (*ours, *self.map_options)
@@ -473,8 +478,8 @@ class Pool:
         except ImageMissing as error:
             if words[0] == "ls":
                 raise PoolMissing(error.argv, error.status, error.reason) from None
-            # A pool that was deleted, or a key that is not found, ends with ENOENT too. "No such image" lets layers be
-            # forgotten: it must be true.
+            # ENOENT may also mean that the pool was deleted, or that the key was not found. After ImageMissing a caller
+            # forgets the layer, so it must be true.
             self.list()
             raise
 
@@ -482,7 +487,7 @@ class Pool:
         return str(max(1, int(deadline.left(self.timeout) * CONNECT_SHARE)))
 
     def _run(self, argv: Sequence[str], give_up: Callable[[], bool] | None = None) -> str:
-        """Run a command within the time that one may take, or, with `give_up`, for as long as it makes progress."""
+        """Run a command within `timeout`, or, with `give_up`, for as long as it makes progress."""
         try:
             if give_up is None:
                 return command.run(argv, timeout=self.timeout).stdout
@@ -506,9 +511,9 @@ _SUPPORTED = "/sys/bus/rbd/supported_features"
 
 
 def features(device_type: str) -> tuple[str, ...]:
-    """Name the image features to use: for krbd only what the running kernel can map.
+    """Name the image features to use: for krbd only those that the running kernel can map.
 
-    Without the kernel's answer (module not loaded yet, rbd-nbd) all are used.
+    Where the kernel does not tell (module not loaded yet, rbd-nbd), these are all features. Raises OSError.
     """
     mask = sum(_FEATURE_BITS.values())
     if device_type == "krbd":

@@ -1,8 +1,8 @@
-"""bsdtar, which lays the plain files of an archive down while untar.py reads on. Seen from the server, unconfined.
+"""Runs bsdtar, which lays down the plain files of an archive while untar.py reads on. This module is not confined.
 
-untar.py can start no program any more once it is locked into the layer, so it asks us (bsdtar_feed.py): with each
-request comes the reading end of a pipe. There is at most one bsdtar at a time, and none when the `with` ends. It locks
-itself into the layer before it creates anything. Host command: bsdtar (libarchive).
+untar.py cannot start a program once it is locked into the layer. So it asks us to do it (bsdtar_feed.py), and sends the
+reading end of a pipe with each request. There is at most one bsdtar at a time, and none after the `with` block. bsdtar
+locks itself into the layer before it creates anything. Host command: bsdtar (libarchive).
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import subprocess
 import threading
 from typing import Any
 
-from host import command, environment
+from host import command, processes
 
+# Bytes of a complaint: more does not go into one packet to bsdtar_feed.py.
 MOST_SAID = 1 << 15
 
 
 def find() -> str | None:
-    """The absolute path of bsdtar, None if this host has none."""
+    """Return the absolute path of bsdtar, or None if this host has none."""
     return command.find("bsdtar")
 
 
@@ -30,25 +31,26 @@ def _argv(program: str, root: str) -> list[str]:
         program,
         "--extract",
         "--chroot",
-        "--absolute-paths",  # the names are absolute; locked in, they need no check of every directory on the way
-        "--numeric-owner",  # a look at users and groups would load nsswitch's libraries out of the layer
-        "--preserve-permissions",  # with setuid, and whatever the umask
+        "--absolute-paths",  # the names are absolute; bsdtar is locked in, so it need not check each directory
+        "--numeric-owner",  # to look up users and groups would load the libraries of nsswitch out of the layer
+        "--preserve-permissions",  # setuid too, and whatever the umask is
         *("--file", "-"),
         *("--directory", root),
     ]
 
 
-REAP_SECONDS = 2.0
-
-
 class Bsdtar:
-    """The bsdtar processes of one archive: `control` is for bsdtar_feed.py, and once it is passed on comes `serve`."""
+    """The bsdtar processes of one archive.
+
+    The caller passes the socket `control` on to bsdtar_feed.py and calls `serve` then. When the `with` block ends, no
+    bsdtar runs any more, whatever happened in it.
+    """
 
     def __init__(self, program: str, root: str) -> None:
         self._argv = _argv(program, root)
         self._ours, self.control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process: subprocess.Popen[bytes] | None = None
-        # Taken to end what runs, and to write down what was just started: that must end too.
+        # Held to kill the process that runs, and to note one that was just started: that one must be killed too.
         self._lock = threading.Lock()
         self._ended = False
         self._thread = threading.Thread(target=self._serve, name="bsdtar", daemon=True)
@@ -57,24 +59,24 @@ class Bsdtar:
         return self
 
     def serve(self) -> None:
-        """Answer from now on, in a thread, until the last copy of `control` is closed; ours is closed now."""
+        """Answer requests from now on, in a thread, until the last copy of `control` is closed. Closes our copy now."""
         self.control.close()
         self._thread.start()
 
     def __exit__(self, *_: Any) -> None:
-        """End all of it. The other end of `control` must be closed."""
+        """Kill what runs, and end the thread. The copy of `control` that was passed on must be closed."""
         self.control.close()
         with self._lock:
             self._ended = True
             if self._process is not None:
-                self._process.kill()
+                processes.kill(self._process)
         if self._thread.is_alive():
-            # One that hangs in the kernel ends with its device.
-            self._thread.join(REAP_SECONDS)
+            # The thread reaps the process. One that hangs in the kernel ends with its device, and the thread with it.
+            self._thread.join(processes.REAP_SECONDS)
         self._ours.close()
 
     def _serve(self) -> None:
-        with contextlib.suppress(ConnectionError):  # who asked is gone, and its pipe is closed
+        with contextlib.suppress(ConnectionError):  # untar.py has ended, and its end of the pipe is closed
             while True:
                 request, pipes, _, _ = socket.recv_fds(self._ours, 1, 1)
                 if not request:
@@ -83,18 +85,9 @@ class Bsdtar:
                 self._ours.send(failure.encode("ascii", "backslashreplace")[:MOST_SAID] or b"+")
 
     def _run(self, pipe: int) -> str:
-        """Have an archive laid down; return why it failed, on one line, or nothing."""
+        """Let a bsdtar lay down what comes out of a pipe. Return why it failed, in one line, or ""."""
         try:
-            process = subprocess.Popen(
-                self._argv,
-                stdin=pipe,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                bufsize=0,
-                cwd="/",
-                env=environment.CONFINED,
-                start_new_session=True,
-            )
+            process = processes.start(self._argv, confined=True, stdin=pipe, stdout=subprocess.DEVNULL, directory="/")
         except OSError as error:
             return f"cannot start {self._argv[0]}: {error.strerror}"
         finally:
@@ -102,7 +95,7 @@ class Bsdtar:
         with self._lock:
             self._process = process
             if self._ended:
-                process.kill()
+                processes.kill(process)
         assert process.stderr is not None
         with process.stderr:
             said = b""
@@ -112,8 +105,8 @@ class Bsdtar:
                     break
                 said += piece
         if said:
-            process.kill()  # it would go on with the next file, and with the next complaint
-        status = process.wait()
+            processes.kill(process)  # it would go on with the next file, and with the next complaint
+        status = process.wait()  # without a limit: this is a thread of its own, and `__exit__` waits for it with one
         if said:
             line = said.partition(b"\n")[0].decode("ascii", "backslashreplace")
             return "bsdtar: " + "".join(char if char.isprintable() else "?" for char in line)

@@ -5,6 +5,8 @@ Names are bytes from end to end: Linux knows no encoding of names and layers hol
 
 from __future__ import annotations
 
+from host.failure import Failure
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,7 +25,7 @@ _QUOTED = 100  # bytes from each end of a name that are told
 MAX_SPECIAL = 1 << 20  # Go's maxSpecialFileSize: no long name or pax header is bigger
 
 
-class ArchiveError(Exception):
+class ArchiveError(Failure):
     """An archive cannot be read, applied or made. The text is one line and names the entry."""
 
 

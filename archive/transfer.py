@@ -1,19 +1,20 @@
-"""A mounted layer to an archive, an archive to a mounted layer: ApplyDiff, Diff, Changes and DiffSize.
+"""Makes an archive of a mounted layer, and lays an archive down in one: ApplyDiff, Diff, Changes and DiffSize.
 
-Everything that touches a layer's files happens in processes of our own, locked into the layer (confined.py); here they
-are started, fed, read and ended. They live as long as a call: none is left when a function returns or raises, or when
-the generator of `diff` is closed. The caller mounts the layers, holds their locks and lets nobody else write to the
+Only processes that are locked into the layer (confined.py) touch its files. This module starts them, feeds them, reads
+what they print and ends them. They live as long as a call: none is left when a function has returned or raised, or when
+the generator of `diff` was closed. The caller mounts the layers, holds their locks, and lets nobody else write to the
 layer of an `apply`. Nothing is written to the local disk, and no archive is held in memory.
 
-ApplyDiff is done by two processes: untar.py reads, checks and lays down all that has rules of its own, and hands plain
-files over, which most entries are, to a bsdtar that runs beside it on another core (bsdtar_feed.py, bsdtar.py). Of the
-tars only bsdtar can lock itself into the layer (--chroot); GNU tar would be loaded out of the layer. A layer with few
-plain files, or a host without bsdtar, gets the same result from untar.py alone. 20,000 files of 2 KiB on XFS, both
-cores idle: tar -x 0.81 s, with bsdtar 0.82 s, alone 1.26 s (tests/bench/archives.py).
+Two processes do an ApplyDiff. untar.py reads and checks the archive, and lays down everything that has rules of its
+own. Most entries are plain files: it hands these over to a bsdtar that runs beside it on another core (bsdtar_feed.py,
+bsdtar.py). bsdtar is the only tar that can lock itself into the layer (--chroot); GNU tar would be loaded out of the
+layer. If a layer has few plain files, or the host has no bsdtar, untar.py alone does it all, with the same result.
+20,000 files of 2 KiB on XFS took `tar -x` 0.81 s, us 0.82 s with bsdtar and 1.26 s without, on two idle cores
+(tests/bench/archives.py).
 
-Diff is left to no tar. It runs on layers that live containers write to: GNU tar and bsdtar -c follow a directory that
-becomes a symlink under their feet (as in CVE-2018-15664), and bsdtar's --chroot is for extraction only; both tell a
-file that has vanished, which is fine, by the same exit status as one that cannot be read, which is not.
+No tar does a Diff, since live containers write to the layer meanwhile. GNU tar and bsdtar -c follow a directory that
+becomes a symlink at that moment (as in CVE-2018-15664), and bsdtar has --chroot only for extraction. A file that has
+vanished is no error, and one that cannot be read is one; both programs end with the same exit status for the two.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from typing import IO, NamedTuple, Protocol
 from archive import bsdtar, confined
 from archive import changes as comparison
 from archive.tar_format import ArchiveError
-from host import deadline, environment
+from host import deadline, environment, processes
 
 __all__ = [
     "ArchiveError",
@@ -58,14 +59,14 @@ _F_SETPIPE_SZ = 1031  # fcntl.F_SETPIPE_SZ from Python 3.10 on
 
 
 class Readable(Protocol):
-    """A stream: `read(n)` returns up to n bytes, none only at its end."""
+    """A stream. `read(n)` returns up to n bytes, and no bytes only at the end of the stream."""
 
     def read(self, size: int, /) -> bytes:
         """Return up to `size` bytes."""
 
 
 class Kind(enum.IntEnum):
-    """What happened to a path; the numbers are those of the protocol's Changes answer."""
+    """What happened to a path. The numbers are those of the protocol's answer to Changes."""
 
     MODIFIED = comparison.MODIFIED
     ADDED = comparison.ADDED
@@ -81,7 +82,7 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class IdRange:
-    """`size` consecutive ids of a container and of the host (an entry of Init's UIDMaps and GIDMaps)."""
+    """A range of `size` consecutive ids, in a container and on the host (an entry of UIDMaps or GIDMaps of Init)."""
 
     container_id: int
     host_id: int
@@ -90,25 +91,24 @@ class IdRange:
 
 @dataclass(frozen=True)
 class IdMaps:
-    """The ranges of users and of groups under --userns-remap; without ranges every id stays what it is."""
+    """The ranges of users and of groups with --userns-remap. Without ranges every id stays as it is."""
 
     uids: tuple[IdRange, ...] = ()
     gids: tuple[IdRange, ...] = ()
 
 
 _IDENTITY = IdMaps()
-# Seconds that the processes of an archive may do nothing at all, before the layer's device is taken to hang.
+# If the processes of an archive have done nothing at all for so many seconds, the layer's device is taken to hang.
 STALL_SECONDS = 60.0
-REAP_SECONDS = 2.0  # a killed process is gone at once, unless it hangs in the kernel; then it goes with its device
-PATIENCE = 400  # plain files that untar.py creates itself before it asks for a bsdtar, whose start costs as much
+PATIENCE = 400  # untar.py creates so many plain files itself before it asks for a bsdtar: to start one costs as much
 
 
 def _nothing(_: int) -> None:
-    """Make no room."""
+    """Make no room: the layer is large enough."""
 
 
 def extractor() -> str:
-    """What lays down plain files in `apply` on this host, in words for the log."""
+    """Return what lays down plain files in `apply` on this host, in words for the log."""
     program = bsdtar.find()
     return program if program is not None else "Python alone: bsdtar is not installed"
 
@@ -120,18 +120,20 @@ def apply(
     stall: float = STALL_SECONDS,
     make_room: Callable[[int], None] = _nothing,
 ) -> int:
-    """Lay an uncompressed archive down in the directory `root` as moby's ApplyUncompressedLayer does.
+    """Lay an uncompressed archive down in the directory `root`, as moby's ApplyUncompressedLayer does.
 
-    Returns the sum of the sizes in its headers, in bytes. Reads the stream to its end, what comes after the end of the
-    archive included. `ids` maps the owners in the archive to the host's. `make_room` is called with the number of bytes
-    that are laid down next. Raises ArchiveError that names the entry, and whatever `stream.read` and `make_room` raise;
-    then the layer holds a part of the archive, and the rest of the stream is unread. Raises deadline.Overdue, as all of
-    these functions do, if the layer's file system does nothing for `stall` seconds.
+    Returns the sum of the sizes in the archive's headers, in bytes. Reads the stream to its end, also what comes after
+    the end of the archive. `ids` maps the owners in the archive to those of the host. `make_room` is called before
+    bytes are laid down, with their number.
+
+    Raises ArchiveError, which names the entry, and whatever `stream.read` and `make_room` raise. If the layer's file
+    system does nothing for `stall` seconds, raises deadline.Overdue. After an error the layer holds a part of the
+    archive, and the rest of the stream was not read.
     """
     with _start_untar(os.path.abspath(root), ids) as process:
         assert process.stdin is not None
         _enlarge(process.stdin)
-        with contextlib.suppress(BrokenPipeError):  # it gave up; why, it says on its standard error
+        with contextlib.suppress(BrokenPipeError):  # the process gave up, and says why on its standard error
             while piece := _gather(stream):
                 make_room(len(piece))
                 _write_all(process, piece, stall)
@@ -143,11 +145,12 @@ def apply(
 
 
 def changes(root: str, parent: str | None, stall: float = STALL_SECONDS, *, own: bool = False) -> list[Change]:
-    """What the layer in `root` changes in the one in `parent` (None: everything is added), sorted by path.
+    """Return what the layer in `root` changes in the one in `parent`, sorted by path, as moby's ChangesDirs does.
 
-    moby's ChangesDirs. Both are directories of mounted layers; neither is written to. `own`: `root` is what the layer
-    brought, its upper directory of overlayfs, and `parent` a view of what is below the layer. The result is the same as
-    for the layer's view, and only what the layer brought is looked at. Raises ArchiveError.
+    Both are directories of mounted layers, and nothing is written to them. Without a parent everything is added. `own`
+    says that `root` is only what the layer brought, its upper directory of overlayfs, and `parent` a view of what is
+    below the layer. The result is the same as for the layer's view, but only what the layer brought is looked at.
+    Raises ArchiveError, and deadline.Overdue as `apply` does.
     """
     with _start("changes", *_trees(root, parent, own)) as process:
         lines = _output(process, stall).split(b"\0")
@@ -155,9 +158,9 @@ def changes(root: str, parent: str | None, stall: float = STALL_SECONDS, *, own:
 
 
 def size(root: str, parent: str | None, stall: float = STALL_SECONDS, *, own: bool = False) -> int:
-    """The bytes of what the layer in `root` adds to or modifies in `parent`: moby's ChangesSize.
+    """Return the size in bytes of what the layer in `root` adds to or modifies in `parent`, as moby's ChangesSize does.
 
-    `own` as in `changes`. Raises ArchiveError.
+    The parameters are those of `changes`, and so are the errors.
     """
     with _start("size", *_trees(root, parent, own)) as process:
         return int(_output(process, stall))
@@ -166,14 +169,14 @@ def size(root: str, parent: str | None, stall: float = STALL_SECONDS, *, own: bo
 def diff(
     root: str, parent: str | None, ids: IdMaps = _IDENTITY, stall: float = STALL_SECONDS, *, own: bool = False
 ) -> Generator[bytes, None, None]:
-    """Yield the uncompressed archive of what the layer in `root` changes in `parent`: moby's ExportChanges.
+    """Yield the uncompressed archive of what the layer in `root` changes in `parent`, as moby's ExportChanges does.
 
-    The same trees give the same bytes. `ids` maps the host's owners to those in the archive, `own` as in `changes`.
-    Raises ArchiveError, at the first piece or later; an archive without its last piece is not complete. Closing the
-    generator ends all of it.
+    The same trees give the same bytes. `ids` maps the owners on the host to those in the archive. The other parameters
+    are those of `changes`. Raises ArchiveError and deadline.Overdue, at the first piece or later: what was yielded by
+    then is no complete archive. Once the generator is closed, no process of it is left.
     """
     with contextlib.ExitStack() as stack:
-        if parent is not None:  # all must be compared before there is a first path: no work for two
+        if parent is not None:  # all is compared before there is a first path, so two processes would not be faster
             processes = [stack.enter_context(_start("diff", *_trees(root, parent, own), *_ranges(ids)))]
         else:
             processes = _start_both(stack, os.path.abspath(root), ids)
@@ -185,17 +188,17 @@ def diff(
 
 
 def _start_both(stack: contextlib.ExitStack, root: str, ids: IdMaps) -> list[subprocess.Popen[bytes]]:
-    """Start a process that walks a tree, and one that packs what it finds meanwhile."""
+    """Start one process that walks a tree, and another that packs at the same time what the first has found."""
     walker = stack.enter_context(_start("walk", root))
     packer = stack.enter_context(_start("pack", root, *_ranges(ids), stdin=walker.stdout))
     assert walker.stdout is not None
-    walker.stdout.close()  # the packer has it: the walker must see it go away
+    walker.stdout.close()  # only the packer may have it: if the packer ends, the walker must get a broken pipe
     return [walker, packer]
 
 
 @contextlib.contextmanager
 def _start_untar(root: str, ids: IdMaps) -> Iterator[subprocess.Popen[bytes]]:
-    """Run untar.py, with a bsdtar to hand files over to if the host has one."""
+    """Run untar.py, and be ready to start a bsdtar for it if the host has one. None is left after the `with` block."""
     program = bsdtar.find()
     if program is None:
         with _start("untar", root, *_ranges(ids), stdin=subprocess.PIPE) as process:
@@ -214,7 +217,7 @@ def _trees(root: str, parent: str | None, own: bool) -> tuple[str, str, str]:
 
 
 def _ranges(ids: IdMaps) -> tuple[str, str]:
-    """The maps as arguments of confined.py."""
+    """Return the maps as arguments of confined.py."""
     uids, gids = (",".join(f"{i.container_id}:{i.host_id}:{i.size}" for i in ranges) for ranges in (ids.uids, ids.gids))
     return uids, gids
 
@@ -223,35 +226,21 @@ def _ranges(ids: IdMaps) -> tuple[str, str]:
 def _start(
     *arguments: str, stdin: int | IO[bytes] | None = subprocess.DEVNULL, pass_fds: tuple[int, ...] = ()
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run confined.py; at the end of the context it is gone, whatever happened."""
+    """Run confined.py. The process is gone when the `with` block ends. Raises ArchiveError if it cannot be started."""
     argv = environment.python(confined.__file__, *arguments)
     try:
-        process = subprocess.Popen(
-            argv,
-            stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            pass_fds=pass_fds,
-            cwd="/",
-            env=environment.CONFINED,
-            start_new_session=True,  # a signal from the terminal is for the server, which decides
-        )
+        process = processes.start(argv, confined=True, stdin=stdin, pass_fds=pass_fds, directory="/")
     except OSError as error:
         raise ArchiveError(f"cannot start {argv[0]}: {error.strerror}") from error
     try:
         yield process
     finally:
-        process.kill()
+        processes.stop(process)
         _close((process.stdin, process.stdout, process.stderr))
-        try:
-            process.wait(REAP_SECONDS)
-        except subprocess.TimeoutExpired:
-            log.error("process %d (%s) does not die: it hangs in the kernel", process.pid, arguments[0])
 
 
 def _output(process: subprocess.Popen[bytes], stall: float) -> bytes:
-    """All that a process prints, once it has ended well. ArchiveError if it has not."""
+    """Return all that a process prints, once it has ended well. Raises ArchiveError if it fails, and Overdue."""
     assert process.stdout is not None
     with contextlib.closing(_pieces(process.stdout, (process,), stall)) as pieces:
         printed = b"".join(pieces)
@@ -262,10 +251,10 @@ def _output(process: subprocess.Popen[bytes], stall: float) -> bytes:
 def _pieces(
     pipe: IO[bytes], processes: Sequence[subprocess.Popen[bytes]], stall: float
 ) -> Generator[bytes, None, None]:
-    """Yield what comes out of a pipe. Raises Overdue once its processes have used no time for `stall` seconds.
+    """Yield what comes out of a pipe. Raises Overdue once the processes have used no time for `stall` seconds.
 
-    Read by a thread: a process that hangs in the middle of a sendfile(2) holds the pipe's lock, and who touches the
-    pipe hangs too. Such a thread ends with the process.
+    A thread of its own reads, because a process that hangs in the middle of a sendfile(2) holds the lock of the pipe:
+    then everybody who touches the pipe hangs too. The thread ends when the process does.
     """
     read: queue.SimpleQueue[bytes | OSError] = queue.SimpleQueue()
     room, closed = threading.Semaphore(2), threading.Event()
@@ -311,7 +300,7 @@ def _next(
 
 
 def _used(process: subprocess.Popen[bytes]) -> int:
-    """The time that a process has used, in ticks (proc(5), stat: utime and stime); 0 for one that has ended."""
+    """Return the time that a process has used, in ticks (proc(5), stat: utime and stime), or 0 if it has ended."""
     try:
         with open(f"/proc/{process.pid}/stat", "rb") as source:
             fields = source.read().rpartition(b")")[2].split()
@@ -321,7 +310,7 @@ def _used(process: subprocess.Popen[bytes]) -> int:
 
 
 def _check(*processes: subprocess.Popen[bytes]) -> None:
-    """Wait for processes that have closed their output. ArchiveError if one failed, the one that knows why."""
+    """Wait for processes that have closed their output. If one failed, raises ArchiveError with the cause."""
     for process in processes:
         process.wait()
     for process in sorted(processes, key=lambda process: process.returncode == confined.READER_GONE):
@@ -334,7 +323,7 @@ def _check(*processes: subprocess.Popen[bytes]) -> None:
 
 
 def _gather(stream: Readable) -> bytes:
-    """Read a whole piece, less only at the end: Docker sends 32 KiB at a time, and each write takes a thread."""
+    """Read a whole piece, or less at the end. Docker sends only 32 KiB at a time, and each write takes a thread."""
     gathered = bytearray()
     while len(gathered) < _PIECE and (data := stream.read(_PIECE - len(gathered))):
         gathered += data
@@ -342,15 +331,15 @@ def _gather(stream: Readable) -> bytes:
 
 
 def _enlarge(pipe: IO[bytes]) -> None:
-    """Let a pipe hold more, so that its ends take turns less often; a host may forbid it and it works without."""
-    with contextlib.suppress(OSError):
+    """Let a pipe hold more, so that its two ends wait for each other less often. It works without, too."""
+    with contextlib.suppress(OSError):  # the host has a limit for the pipes of a user
         fcntl.fcntl(pipe.fileno(), _F_SETPIPE_SZ, _PIECE)
 
 
 def _write_all(process: subprocess.Popen[bytes], data: bytes, stall: float) -> None:
-    """Hand all of `data`, a piece, over. Raises Overdue if that takes more than `stall` seconds.
+    """Write all of `data` to the process. Raises Overdue if that takes more than `stall` seconds.
 
-    By a thread of its own, for the same reason as in `_pieces`: untar.py splices.
+    A thread of its own writes, for the same reason as in `_pieces`: untar.py splices from this pipe.
     """
     pipe = process.stdin
     assert pipe is not None
@@ -364,7 +353,7 @@ def _write_all(process: subprocess.Popen[bytes], data: bytes, stall: float) -> N
 
 
 def _close(pipes: Iterable[IO[bytes] | None]) -> None:
-    """Close pipes, by a thread too."""
+    """Close pipes, in a thread too: even that may hang (see `_pieces`). The thread ends with the process."""
 
     def close() -> None:
         for pipe in pipes:
@@ -372,4 +361,4 @@ def _close(pipes: Iterable[IO[bytes] | None]) -> None:
                 pipe.close()
 
     with contextlib.suppress(deadline.Overdue):
-        deadline.call(close, "an archive", REAP_SECONDS)
+        deadline.call(close, "an archive", processes.REAP_SECONDS)

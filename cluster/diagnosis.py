@@ -1,4 +1,4 @@
-"""Why a command of Ceph's did not answer, in words that say what to do: asked of the cluster when one has failed."""
+"""Why a command of Ceph failed or did not answer: the cluster is asked then, and the words say what to do."""
 
 from __future__ import annotations
 
@@ -13,50 +13,52 @@ import rbdcli
 from cluster import rados_objects
 from host import command, deadline
 
-# A command that hangs says nothing itself. These come from a cluster that refuses or does not answer; what else fails
-# says itself why.
+# These come from a cluster that refuses or does not answer. A command that fails in another way says itself why.
 SICK = {errno.EPERM, errno.EACCES, errno.ETIMEDOUT, errno.ENOTCONN, errno.ESHUTDOWN}
-# How `rados` says what its exit status, which is always 1, does not tell.
-_SAID = re.compile(r"\((\d+)\) ")
+# `rados` always ends with 1. It prints the errno in its message.
+_ERRNO = re.compile(r"\((\d+)\) ")
 MESSAGES_LIMIT = 300
-# Of a sick cluster many requests despair at once. If each asked, a process of Python's for each would keep a small host
-# so busy that no answer came in time, and the monitors were blamed.
+# When a cluster is sick, many requests fail at once. `ceph` is a program of Python's: if each request started one, a
+# small host would be so busy that no answer came in time, and the monitors were blamed.
 FRESH_SECONDS = 2.0
 
 Failed = TypeVar("Failed", bound=command.CommandError)
 
 _asking = threading.Lock()
-# When the last answer came, and what it was.
+# The last answer of each pool, and when it came.
 _answers: dict[rbdcli.Pool, tuple[float, str]] = {}
 
 
 def explain(pool: rbdcli.Pool, error: Failed) -> Failed:
-    """Return an error with what the cluster says of itself, if the cluster may be why the command failed."""
+    """Return the error with what the cluster says of itself added, if the cluster may be why the command failed.
+
+    The cluster is asked in the time that `why` takes.
+    """
     if isinstance(error, rbdcli.PoolMissing):
-        place = f"pool {pool.name}" + (f", namespace {pool.namespace}," if pool.namespace else "")
-        error = error.explained(f"{place} is gone, or hidden from client.{pool.client}; its layers are not touched")
+        name = f"pool {pool.name}" + (f", namespace {pool.namespace}," if pool.namespace else "")
+        error = error.explained(f"{name} is gone, or hidden from client.{pool.client}; its layers are not touched")
     return error.explained(why(pool)) if is_sick(error) or isinstance(error, rbdcli.PoolMissing) else error
 
 
 def is_sick(error: command.CommandError) -> bool:
-    """Tell whether a command failed since the cluster refuses, or does not answer."""
+    """Tell whether a command failed because the cluster refuses, or does not answer."""
     return isinstance(error, command.CommandTimeout) or _errno(error) in SICK
 
 
 def _errno(error: command.CommandError) -> int | None:
-    """Return the errno of what went wrong. None if it is not told: mkfs, mount and rbd-nbd end with 1 for anything."""
+    """Return the errno of a failed command; None if it is not told: mkfs, mount and rbd-nbd always end with 1."""
     program, *words = error.argv
     if os.path.basename(program) == "rados":
-        said = _SAID.search(error.reason)
-        return int(said[1]) if said else None
+        found = _ERRNO.search(error.reason)
+        return int(found[1]) if found else None
     is_nbd = words[:1] == ["device"] and "--device-type nbd" in " ".join(words)
     return error.status if os.path.basename(program) == "rbd" and not is_nbd else None
 
 
 def why(pool: rbdcli.Pool) -> str:
-    """Say what is wrong with the cluster and what to do; it takes twice GRACE_SECONDS at the most.
+    """Say what is wrong with the cluster and what to do. It takes twice GRACE_SECONDS at the most.
 
-    One answer serves all who ask while it is awaited, or soon after it.
+    One answer serves all threads that ask until FRESH_SECONDS after it.
     """
     with _asking:
         came, answer = _answers.get(pool, (float("-inf"), ""))
@@ -69,8 +71,8 @@ def why(pool: rbdcli.Pool) -> str:
 def _ask(pool: rbdcli.Pool) -> str:
     try:
         with deadline.within(deadline.GRACE_SECONDS):
-            said = pool.ceph("health", "detail")
-        checks = dict(said["checks"])
+            health = pool.ceph("health", "detail")
+        checks = dict(health["checks"])
         messages = [item["message"] for check in checks.values() for item in check.get("detail") or [check["summary"]]]
     except command.CommandMissing:
         return _ask_without_ceph(pool)
@@ -79,12 +81,12 @@ def _ask(pool: rbdcli.Pool) -> str:
     except (LookupError, ValueError, TypeError):
         return "what the cluster says of its health is not understood; see: ceph health detail"
     if not messages:
-        return f"the monitors say {said['status']}; if so, an OSD hangs or this host does not reach it: ceph osd perf"
-    return f"the cluster says {said['status']}: {'; '.join(messages)[:MESSAGES_LIMIT]}; see: ceph health detail"
+        return f"the monitors say {health['status']}; if so, an OSD hangs or this host does not reach it: ceph osd perf"
+    return f"the cluster says {health['status']}: {'; '.join(messages)[:MESSAGES_LIMIT]}; see: ceph health detail"
 
 
 def _ask_without_ceph(pool: rbdcli.Pool) -> str:
-    """`ceph` is a program of Python's, which a minimal container lacks: tell at least whether the monitors answer."""
+    """Say at least whether the monitors answer, for a minimal container that lacks `ceph`, a program of Python's."""
     try:
         with deadline.within(deadline.GRACE_SECONDS):
             rados_objects.pools(pool)

@@ -2,8 +2,8 @@
 
 A `rados watch` on an object of this host and home lives as long as this process: it ends when its standard
 input does, however this process ends. When the host dies or is cut off, the cluster drops the watch after 30 s
-(osd_client_watch_timeout). So whoever is watched for is alive, or was 30 s ago; `takeover.py` asks for that.
-Whoever watches has the claim of that name (claim.py).
+(osd_client_watch_timeout). So a host whose object has a watcher is alive, or was 30 s ago; `takeover.py` asks for that.
+A driver that watches has the claim of that name (claim.py).
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ import rbdcli
 from cluster import rados_objects
 from cluster.claim import REBOOT_SECONDS, Claim, OwnerTaken
 from cluster.owner import Owner
-from host import command, deadline
+from host import command, deadline, processes
 
-log = logging.getLogger("presence")
+log = logging.getLogger("liveness")
 
-# A watch that is lost is renewed soon; what cannot be had at all, later.
+# A watch that was lost is renewed soon. If that fails, it is tried again later.
 RENEW_SECONDS, RETRY_SECONDS = 1.0, 10.0
-# For the watching process to take its leave from the cluster.
+# The watching process may take so long to end its watch in the cluster.
 LEAVE_SECONDS = 2.0
 
 
-class Presence:
-    """One thread that keeps the watch, and renews it when it is lost. `answers` is called when the cluster took it."""
+class Liveness:
+    """One thread that keeps the watch, and renews it when it is lost. It calls `answers` when the cluster took it."""
 
     def __init__(self, pool: rbdcli.Pool, prefix: str, owner: Owner, answers: Callable[[], None]) -> None:
         self._pool = pool
@@ -43,15 +43,15 @@ class Presence:
 
     @property
     def shown(self) -> bool:
-        """Whether the cluster knows that we live, and nobody else under our name, as far as we know."""
+        """Whether the cluster knows that we live, and, as far as we know, nobody else lives under our name."""
         return self._watching
 
     def claim(self) -> None:
-        """Claim our name and begin to watch, before anything is changed under it; `start` goes on with that.
+        """Claim our name and begin to watch, before anything is changed under it. `start` goes on with that watch.
 
-        Waits while it may be ourselves before a reboot who still seem to live. Raises claim.OwnerTaken, and
-        command.CommandError if the cluster does not tell. One that takes no writes, since it is full, is no reason to
-        refuse: what makes room must go on.
+        Waits while this machine before a reboot may seem to live still. Raises claim.OwnerTaken, OSError, and
+        command.CommandError if the cluster does not answer. If the cluster is full and takes no claim, that is logged,
+        and `start` tries again: a driver that makes room must start.
         """
         try:
             self._claim.take_when_alone(self._begin)
@@ -64,13 +64,13 @@ class Presence:
             raise
 
     def start(self) -> None:
-        """Begin, unless that was done; returns at once. Without a cluster it is tried again and again."""
+        """Start the thread, unless it runs; return at once. Without a cluster the thread tries again and again."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="presence", daemon=True)
+            self._thread = threading.Thread(target=self._work, name="liveness", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
-        """End the watch. The process that kept it is gone then; one whose start hangs goes when that is over."""
+        """End the watch, and the process that keeps it. One that is just being started goes when its start is over."""
         self._stopped.set()
         if self._process:
             _end(self._process)
@@ -78,37 +78,37 @@ class Presence:
             self._thread.join(LEAVE_SECONDS)
 
     def _work(self) -> None:
-        told = ""
+        reported = ""
         while not self._stopped.is_set():
-            pause, said = RETRY_SECONDS, ""
+            pause, failure = RETRY_SECONDS, ""
             try:
                 if self._process is None:
                     self._claim.take_when_alone(self._begin)
                 self._watch()
                 pause = RENEW_SECONDS
             except OwnerTaken as error:
-                said = "taken"
-                if said != told:
+                failure = "taken"
+                if failure != reported:
                     log.error("%s", error)
             except Exception as error:  # what an old or new rados prints may be anything
-                said = str(error)
-                if said != told:
+                failure = str(error)
+                if failure != reported:
                     log.warning(
                         "other hosts cannot see that this one lives; again every %g s: %s", RETRY_SECONDS, error
                     )
             finally:
                 self._leave()
-            told = said
+            reported = failure
             self._stopped.wait(pause)
 
     def _begin(self) -> None:
-        """Start to watch, and wait until the cluster has taken that. Raises rbdcli.RbdError."""
+        """Start to watch, and wait until the cluster has taken the watch. Raises command.CommandError."""
         if self._stopped.is_set():
             return
         process = self._process = rados_objects.start_watching(self._pool, self._claim.object)
         assert process.stdout
         seconds = deadline.left(self._pool.timeout)
-        if (_says_something(process, seconds) and process.stdout.readline()) or self._stopped.is_set():
+        if (_has_output(process, seconds) and process.stdout.readline()) or self._stopped.is_set():
             return
         _end(process)
         argv = ("rados", "watch", self._claim.object)
@@ -124,7 +124,7 @@ class Presence:
         log.debug("watching %s", self._claim.object)
         try:
             self._answers()
-            if not _says_something(process, REBOOT_SECONDS):
+            if not _has_output(process, REBOOT_SECONDS):
                 self._look_around()
                 process.stdout.readline()
         finally:
@@ -134,7 +134,7 @@ class Presence:
             log.info("the watch that shows that this host lives was lost (rados ended with %s)", process.returncode)
 
     def _look_around(self) -> None:
-        """Look whether we watch alone, now that what we were before must have gone."""
+        """Look whether we watch alone, now that the watch of our former process must have ended."""
         try:
             # A daemon's Init makes another driver, which watches too until it has taken over, or failed.
             self._claim.wait_single()
@@ -145,7 +145,7 @@ class Presence:
             log.info("it is not known whether this host is the only one of its name: %s", error)
 
     def _leave(self) -> None:
-        """End what was begun to watch."""
+        """End the process that watches, if there is one."""
         process, self._process = self._process, None
         if process:
             assert process.stdout
@@ -153,7 +153,7 @@ class Presence:
             process.stdout.close()
 
 
-def _says_something(process: subprocess.Popen[bytes], seconds: float) -> bool:
+def _has_output(process: subprocess.Popen[bytes], seconds: float) -> bool:
     """Tell whether a process has printed something, or ended, within some seconds."""
     assert process.stdout
     output = select.poll()
@@ -169,5 +169,4 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait(LEAVE_SECONDS)
     except subprocess.TimeoutExpired:
         # A cluster that does not answer. It will drop the watch by itself.
-        process.kill()
-        process.wait()
+        processes.stop(process)

@@ -1,10 +1,11 @@
-"""Whose a layer is: a host, and a driver's home on it. Written as "HOST/MACHINE HOME" in the metadata of images.
+"""The owner of a layer: a host, and a driver's home on it. Written as "HOST/MACHINE HOME" in the metadata of images.
 
 MACHINE is the machine-id of systemd (machine-id(5)), which tells two hosts of one name apart, and stays when a host
 gets another name. Where there is none, as in the managed plugin, or where an older version wrote it, it is "HOST HOME",
-and the name alone tells. Clones of a machine share its machine-id, and so do containers whose image has one. So the
-machine-id alone makes nobody the owner of what was made under another name: that host must not live (layers.py), and
-gc keeps what it made (inspection.py). Two that have all of it in common are told by their claims (claim.py).
+and the name alone counts. Clones of a machine share its machine-id, and so do containers whose image has one. So the
+machine-id alone makes nobody the owner of a layer that was made under another name: a host of that name must not live
+(layers.py), and gc keeps the layer (inspection.py). Two hosts that have all three in common are told apart by their
+claims (claim.py).
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ class Owner:
 
     @staticmethod
     def here(home: str) -> Owner:
-        """Return this host with a home. Its name counts as it is now: the owner of a process stays the same."""
+        """Return this host with a home. The host's name is that of now: the driver keeps this owner while it runs."""
         return Owner(socket.gethostname(), machine_id(), home)
 
     @staticmethod
     def parse(text: str) -> Owner:
-        """Read what `str` wrote, or an older version."""
+        """Read what `str` wrote, or an older version. Any text is an owner, perhaps an unknown one; raises nothing."""
         name, _, home = text.partition(" ")
         return Owner(*parse_host(name), home)
 
@@ -44,21 +45,21 @@ class Owner:
 
     @property
     def by_name(self) -> Owner:
-        """The same without the machine-id: what all machines of that name have in common."""
+        """This owner without the machine-id: what all machines of that name have in common."""
         return replace(self, machine="")
 
     def is_same_host(self, other: Owner) -> bool:
-        """Tell whether both are of one machine, or, unless both tell which, of one name. Homes do not matter."""
+        """Tell whether both have one machine-id, or, unless both have any, one name. Homes do not matter."""
         if self.machine and other.machine:
             return self.machine == other.machine
         return self.host == other.host
 
     def is_same(self, other: Owner) -> bool:
-        """Tell whether both are of one host, and have one home."""
+        """Tell whether both have one host and one home."""
         return self.is_same_host(other) and self.home == other.home
 
     def seen_from(self, other: Owner) -> str:
-        """Name the host for a reader on another one: with the machine-id if the name alone would be the reader's."""
+        """Name the host for a reader on host `other`: with the machine-id if both hosts have the same name."""
         namesake = self.host == other.host and self.machine not in ("", other.machine)
         return f"{self.host}/{self.machine}" if namesake else self.host
 
@@ -68,12 +69,12 @@ class Owner:
 
     @property
     def digest(self) -> str:
-        """What stands for it in a name."""
+        """The sha256 of this owner, for use in a name."""
         return hashlib.sha256(str(self).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def parse_host(name: str) -> tuple[str, str]:
-    """Read "HOST/MACHINE" or "HOST"; return both, the latter "" if it is not there."""
+    """Read "HOST/MACHINE" or "HOST"; return host and machine-id, the latter "" if it is not there."""
     host, _, machine = name.rpartition("/")
     return (host, machine) if host and _MACHINE.fullmatch(machine) else (name, "")
 
@@ -82,13 +83,13 @@ def machine_id() -> str:
     """Return this machine's id, "" where there is none."""
     try:
         with open(MACHINE_FILE, encoding="ascii", errors="replace") as source:
-            said = source.read(64).strip()
+            text = source.read(64).strip()
     except OSError:
         return ""
-    return said if _MACHINE.fullmatch(said) else ""
+    return text if _MACHINE.fullmatch(text) else ""
 
 
 def boot_id() -> str:
-    """Return what no other life of any machine's kernel has; containers share their host's. Raises OSError."""
+    """Return the id of this boot, which no other boot of any machine has; containers share it. Raises OSError."""
     with open(BOOT_FILE, encoding="ascii") as source:
         return source.read().strip()

@@ -1,6 +1,7 @@
-"""Objects of a pool that are no image's: who watches one, and a lock that ends by itself.
+"""Objects of a pool that belong to no image: their attributes, their watchers, their locks.
 
-Their names begin with the image prefix. `rados` ends with 1 whatever went wrong.
+Their names begin with the image prefix. `rados` ends with 1 whatever went wrong. Every function raises RbdError or
+another command.CommandError if its command fails. `name` is always that of an object.
 """
 
 from __future__ import annotations
@@ -19,38 +20,38 @@ from rbdcli import Pool, PoolMissing, RbdError
 _MADE_FOR_IMAGES = "rbd_info"
 # Made by the first removal (Ceph, include/rbd_types.h).
 _TRASH = "rbd_trash"
-# How `rados` says what its exit status does not tell: that there is no such object (ENOENT).
+# How the messages of `rados` end, since its exit status tells nothing: there is no such object (ENOENT), and so on.
 _NO_OBJECT = "(2) No such file or directory"
 _NO_RIGHT = "(1) Operation not permitted"
 _NO_OVERWRITE = "(95) Operation not supported"
-# Asked for to see whether it could be written.
+# An object that nobody makes. A command on it shows whether the pool would take a write.
 _NEVER_MADE = "docker_graph_driver.never_made"
-# A full pool lets writers wait: nobody waits for it so long.
+# A full pool lets writers wait. The driver waits no longer than this.
 OVERWRITE_SECONDS = 4.0
 # Bytes of a row in what `rados listomapvals` prints.
 _ROW = 16
-# Commands at the same time: of objects that are not there, each takes one.
+# Commands at the same time. Each object that is not there takes a command of its own.
 _AT_ONCE = 8
 
 
 def pools(pool: Pool) -> Sequence[str]:
-    """Name the pools of the cluster. The monitors alone are asked: it tells, too, whether they answer."""
+    """Name the pools of the cluster. This asks the monitors alone, and so shows whether they answer."""
     return pool.rados_of_cluster("lspools").splitlines()
 
 
 def is_made_for_images(pool: Pool) -> bool:
-    """Tell whether somebody has made the pool, which must exist, ready for images.
+    """Tell whether the pool, which must exist, was made ready for images (`rbd pool init`).
 
-    Raises RbdError or command.CommandTimeout if the pool cannot be used at all.
+    Raises command.CommandError if the pool cannot be used at all.
     """
     try:
         pool.rados_of_pool("stat", _MADE_FOR_IMAGES)
     except RbdError as error:
-        # `rbd` tells by its exit status what `rados` does not: no right to the pool.
+        # The exit status of `rbd` tells, and that of `rados` does not, that we have no right to the pool.
         try:
             pool.list()
         except PoolMissing:
-            # The namespace is not there, which is told in other words.
+            # The namespace is not there, for which the caller has another message.
             return True
         if _NO_OBJECT not in str(error):
             raise
@@ -59,9 +60,9 @@ def is_made_for_images(pool: Pool) -> bool:
 
 
 def may_write(pool: Pool) -> bool:
-    """Tell whether our key may write to a pool: a full one answers too, and nothing is left in it.
+    """Tell whether our key may write to a pool. A full pool answers too, and nothing is left in it.
 
-    Raises RbdError or command.CommandTimeout if the pool cannot be used at all.
+    Raises command.CommandError if the pool cannot be used at all.
     """
     try:
         pool.rados("--force-full", "rm", _NEVER_MADE)
@@ -73,13 +74,13 @@ def may_write(pool: Pool) -> bool:
 
 
 def can_overwrite(pool: Pool) -> bool:
-    """Tell whether objects of a pool can be changed, as far as it says so now: a full one says nothing.
+    """Tell whether objects of a pool can be changed. True also if the pool does not answer, as a full one does not.
 
-    An erasure-coded pool can only once it was told to; and then for ever.
+    An erasure-coded pool allows it once it was told to (allow_ec_overwrites), and then for ever.
     """
     try:
         with deadline.within(OVERWRITE_SECONDS):
-            # Makes no object that is not there.
+            # This does not make the object.
             pool.rados("truncate", _NEVER_MADE, "0")
     except RbdError as error:
         return _NO_OVERWRITE not in str(error)
@@ -89,31 +90,31 @@ def can_overwrite(pool: Pool) -> bool:
 
 
 def used(pool: Pool, name: str) -> int:
-    """Return the bytes that the pool of a name stores, all copies counted. Raises LookupError if there is none."""
+    """Return the bytes that the pool `name` stores, all copies counted. Raises LookupError if there is no such pool."""
     listed = json.loads(pool.rados_of_cluster("df", "--format", "json"))["pools"]
     return {str(item["name"]): int(item["size_bytes"]) for item in listed}[name]
 
 
 def sign(pool: Pool, name: str, key: str, value: str) -> None:
-    """Make an object unless it is there, and write an attribute of it. A full pool does not take it."""
+    """Make an object unless it is there, and write one of its attributes. In a full pool this hangs: CommandTimeout."""
     pool.rados("setxattr", name, key, value)
 
 
 def unsign(pool: Pool, name: str, key: str) -> None:
-    """Remove an attribute of an object; if there is none, nothing."""
+    """Remove an attribute of an object; do nothing if there is no such object."""
     with _missing_is_nothing():
         pool.rados("rmxattr", name, key)
 
 
 def signed(pool: Pool, name: str) -> Sequence[str]:
-    """Return the keys of an object's attributes; of one that is not there, none."""
+    """Return the keys of an object's attributes; none if there is no such object."""
     with _missing_is_nothing():
         return pool.rados("listxattr", name).splitlines()
     return []
 
 
 def watching(pool: Pool, name: str) -> Sequence[str]:
-    """Return the addresses of the clients that watch an object; nobody watches one that is not there."""
+    """Return the addresses of the clients that watch an object; none if there is no such object."""
     with _missing_is_nothing():
         return re.findall(r"^watcher=(\S+) ", pool.rados("listwatchers", name), re.MULTILINE)
     return []
@@ -122,16 +123,16 @@ def watching(pool: Pool, name: str) -> Sequence[str]:
 def start_watching(pool: Pool, name: str) -> subprocess.Popen[bytes]:
     """Start a process that watches an object until its standard input ends; the caller reaps it.
 
-    It prints a line once it watches, and another one should it lose its watch.
+    It prints a line once it watches, and another line if it loses its watch.
     """
-    # Only its own way out asks the cluster for anything, and that must have an end.
+    # The time limits of `rados` count for its start and its end only, not for the watch between them.
     return command.start(pool.rados_argv("watch", name), stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
 def prepare_trash(pool: Pool) -> None:
-    """Make the object in which librbd writes down what is in the trash, unless it is there.
+    """Make the object in which librbd lists the trash, unless it is there.
 
-    A full pool lets that be written, and so an image be removed, but no new object be made (Ceph,
+    In a full pool this object can still be written, and so an image be removed, but no new object can be made (Ceph,
     osd/PrimaryLogPG.cc, prepare_transaction: FULL_TRY).
     """
     try:
@@ -143,20 +144,20 @@ def prepare_trash(pool: Pool) -> None:
 
 
 def metadata(pool: Pool, image_id: str, key: str) -> str | None:
-    """Return one image-meta value of an image, in the trash or not; None if it has none, or has no header any more.
+    """Return one image-meta value of an image, in the trash or not; None if it has no such key, or no header any more.
 
-    `rbd image-meta` opens the image to write, which a full pool does not let it do (ceph, cls/rbd/cls_rbd.cc,
-    metadata_set: the value lies in the header object's omap, as it is). Raises RbdError.
+    A full pool answers, too: `rbd image-meta` would open the image to write, and hang. The value lies in the omap of
+    the header object, as it is (Ceph, cls/rbd/cls_rbd.cc, metadata_set).
     """
     try:
-        said = pool.rados("listomapvals", f"rbd_header.{image_id}")
+        output = pool.rados("listomapvals", f"rbd_header.{image_id}")
     except RbdError as error:
         if _NO_OBJECT not in str(error):
             raise
         return None
-    # `getomapval` says only on its standard output that there is no such key.
+    # `getomapval` would tell on its standard output only that there is no such key.
     found = re.search(
-        rf"^metadata_{re.escape(key)}\nvalue \((\d+) bytes\) :\n((?:[0-9a-f]{{8}}|\*).*\n)*", said, re.MULTILINE
+        rf"^metadata_{re.escape(key)}\nvalue \((\d+) bytes\) :\n((?:[0-9a-f]{{8}}|\*).*\n)*", output, re.MULTILINE
     )
     return _undumped(found[0], int(found[1])) if found else None
 
@@ -164,7 +165,7 @@ def metadata(pool: Pool, image_id: str, key: str) -> str | None:
 def _undumped(dump: str, size: int) -> str:
     """Read `size` bytes from rows such as "00000000  76 6d 20 2f 68 6f 6d 65  20 78                    |vm /home x|".
 
-    A row that says the same as the one before it is left out, with all that follow it and say so, and a "*" says that.
+    Rows that repeat the row before them are left out, and one "*" stands for all of them.
     """
     content = b""
     for at, row in re.findall(r"^([0-9a-f]{8})  (.{48})  \|", dump, re.MULTILINE):
@@ -177,9 +178,12 @@ def _undumped(dump: str, size: int) -> str:
 
 
 def delete(pool: Pool, names: Sequence[str]) -> None:
-    """Delete objects, also in a full pool; those that are not there are no failure. Raises RbdError."""
+    """Delete objects, also in a full pool. Objects that are not there are no failure.
+
+    Raises command.CommandError; some objects may be deleted then.
+    """
     with ThreadPoolExecutor(_AT_ONCE) as threads:
-        # Which raises the first failure, after all have been tried.
+        # `list` raises the first failure.
         list(threads.map(lambda first: _delete(pool, names[first::_AT_ONCE]), range(_AT_ONCE)))
 
 
@@ -190,7 +194,7 @@ def _delete(pool: Pool, names: Sequence[str]) -> None:
             pool.rados("--force-full", "rm", *left)
             return
         except RbdError as error:
-            # It ends with the first that is not there.
+            # `rados` ends at the first object that is not there.
             missing = next((name for name in left if f">{name}: {_NO_OBJECT}" in str(error)), None)
             if missing is None:
                 raise
@@ -198,15 +202,15 @@ def _delete(pool: Pool, names: Sequence[str]) -> None:
 
 
 def lock(pool: Pool, name: str, lock: str, holder: str, seconds: float) -> bool:
-    """Take a lock of an object for some seconds, whoever runs the commands in them; false if another has it.
+    """Try to take a lock of an object for `seconds`, after which it ends by itself; tell whether it was taken.
 
-    A lock of the same `holder` is one of an earlier life of the caller, and broken.
+    A lock of the same `holder` is from an earlier life of the caller. It is broken, and the next try can take it.
     """
     words = ("lock", "get", name, lock, "--lock-type", "exclusive", "--lock-duration", str(int(seconds)))
     try:
         pool.rados(*words, "--lock-description", holder)
     except RbdError:
-        # Another has it, or had it a moment ago. If it was anything else, this fails too.
+        # Another has the lock, or had it a moment ago. If the failure was another one, this command fails too.
         for locker in _lockers(pool, name, lock):
             if locker["description"] == holder:
                 _break(pool, name, lock, locker)
@@ -215,14 +219,14 @@ def lock(pool: Pool, name: str, lock: str, holder: str, seconds: float) -> bool:
 
 
 def holders(pool: Pool, name: str, lock: str) -> Sequence[str]:
-    """Say who has a lock of an object, each by what it said of itself; of an object that is not there, nobody."""
+    """Return the descriptions of those who have a lock of an object; none if there is no such object."""
     with _missing_is_nothing():
         return [locker["description"] for locker in _lockers(pool, name, lock)]
     return []
 
 
 def hold(pool: Pool, name: str, lock: str, holder: str) -> None:
-    """Take a lock of an object for good, from whoever has it; the caller knows that nobody needs it any more."""
+    """Take a lock of an object for good, and break it if others have it. The caller knows that they need it no more."""
     for locker in _lockers(pool, name, lock):
         if locker["description"] == holder:
             return
@@ -231,7 +235,7 @@ def hold(pool: Pool, name: str, lock: str, holder: str) -> None:
 
 
 def unlock(pool: Pool, name: str, lock: str) -> None:
-    """Give a lock back that `lock` took."""
+    """Break a lock of an object, whoever has it: the caller took it by `lock`."""
     for locker in _lockers(pool, name, lock):
         _break(pool, name, lock, locker)
 

@@ -1,7 +1,7 @@
 """What a driver needs before it can do anything: programs, a cluster that answers, a pool that is made for images.
 
-Of Ceph's programs only `rbd` and `rados` are needed. `ceph` is a program of Python's that imports Ceph's bindings: a
-minimal container, or a host without them, does without its words about the cluster's health (status.py, diagnosis.py).
+Which programs are needed stands in host/programs.py. Without `ceph`, which is not needed, status.py and diagnosis.py
+have nothing to tell of the cluster's health.
 """
 
 from __future__ import annotations
@@ -9,45 +9,39 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-import mounts
 import rbdcli
 from cluster import rados_objects
-from host import command
+from host import command, programs
+from host.failure import Failure
 from images.options import Options
 
-_PACKAGES = {
-    "rbd": "ceph-common",
-    "rados": "ceph-common",
-    "mkfs.xfs": "xfsprogs",
-    "xfs_growfs": "xfsprogs",
-    "mkfs.ext4": "e2fsprogs",
-    "resize2fs": "e2fsprogs",
-    "e2fsck": "e2fsprogs",
-}
-# Of all that matters for an image these have no option of a command: librbd asks the pool, then the command line
-# (api/Config.cc, apply_pool_overrides).
+# These settings of librbd matter for an image, and no command of `rbd` has an option for them. What the pool says of
+# them wins over our command line (librbd, api/Config.cc, apply_pool_overrides).
 _NEEDED = {"rbd_default_clone_format": ("2",), "rbd_move_to_trash_on_remove": ("false", "0")}
 
 
-class NotReady(Exception):
-    """Something is not there: one line that says what, and how to get it."""
+class NotReady(Failure):
+    """Something that the driver needs is missing. `str()` is one line that says what, and how to get it."""
 
 
 def check(pool: rbdcli.Pool, options: Options) -> None:
-    """Raise NotReady unless the programs, the cluster and the pool that the options name are there."""
-    for program in ("rbd", "rados", *mounts.tools(options.fs)):
-        if command.find(program) is None:
-            package = _PACKAGES.get(program, program)
-            raise NotReady(f"{program} is not installed; install the package {package} (Debian's name)")
+    """Look for the programs, the cluster and the pools that these options need. Changes nothing.
+
+    Raises NotReady for the first that is missing or cannot be used, and command.CommandError if the cluster stops
+    answering meanwhile or refuses something of which we do not know what to do about it.
+    """
+    for name, package, _ in programs.needed(f"ceph.fs={options.fs}"):
+        if command.find(name) is None:
+            raise NotReady(f"{name} is not installed; install the package {package} (Debian's name)")
     if not os.path.exists(options.configfile):
         raise NotReady(f"{options.configfile} does not exist: give the Ceph configuration by ceph.configfile")
     _check_pool(pool, options)
 
 
 def _check_pool(pool: rbdcli.Pool, options: Options) -> None:
-    """Ask for the pool, and whether it was made ready for images.
+    """Ask the cluster whether the pool is there and was made ready for images.
 
-    Raises NotReady, and command.CommandError if the pool is there and cannot be used.
+    Raises NotReady, and command.CommandError if the pool is there but cannot be used.
     """
     try:
         pools = rados_objects.pools(pool)
@@ -73,7 +67,7 @@ def _check_pool(pool: rbdcli.Pool, options: Options) -> None:
 
 
 def _check_object_pool(pool: rbdcli.Pool, pools: Sequence[str], options: Options) -> None:
-    """Ask whether a pool can take the content of images. Raises NotReady."""
+    """Ask the cluster whether a pool can take the content of images. Raises NotReady and command.CommandError."""
     if pool.name not in pools:
         raise NotReady(
             f"pool {pool.name} of ceph.objectpool does not exist; make it with: ceph osd pool create {pool.name} && "
@@ -97,10 +91,10 @@ def _check_object_pool(pool: rbdcli.Pool, pools: Sequence[str], options: Options
 
 
 def _check_overrides(pool: rbdcli.Pool) -> None:
-    """Look for what a pool itself says, which wins over what our commands say. Raises NotReady."""
+    """Look for settings of the pool itself that layers cannot live with. Raises NotReady and command.CommandError."""
     for name, value in pool.overrides().items():
         needed = _NEEDED.get(name)
-        # It is kept as it was written.
+        # Ceph keeps a value as the operator wrote it, in capital letters too.
         if needed and value.lower() not in needed:
             raise NotReady(
                 f"pool {pool.name} itself says {name}={value}, which no command can overrule, but layers need "

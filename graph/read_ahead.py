@@ -13,57 +13,50 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
 
 from graph import read_ahead_process
 from host import command, deadline, environment
-from host.background import Behind
-from host.locks import Locks
+from host.background import Background
+from host.failure import EXPECTED_OF_PROGRAMS
 from images import layer_state
-from images.layers import INIT_SUFFIX, Layers
-from mapped.views import Place, Views
+from images.layers import INIT_SUFFIX
+from mapped.host_layers import HostLayers
+from mapped.views import Place
 
-log = logging.getLogger("ahead")
+log = logging.getLogger("read_ahead")
 
 AT_ONCE = 4
 # What follows a layer that Docker reads for longer is let go; and how often it is looked whether it still does.
 KEPT_SECONDS, PAUSE = 60.0, 0.1
 
 
-class Ahead:
-    """Reads ahead for Docker. `is_finished`: what is known of a layer here; `expected`: what a sick cluster raises.
+class ReadAhead:
+    """Reads ahead for Docker.
 
     What is read is mounted as any other layer that somebody needs, so a crash leaves nothing else.
     """
 
-    def __init__(
-        self,
-        layers: Layers,
-        views: Views,
-        locks: Locks,
-        *,
-        timeout: float,
-        is_finished: Callable[[str], bool],
-        expected: tuple[type[Exception], ...],
-    ) -> None:
-        self._layers, self._views, self._locks = layers, views, locks
-        self._timeout, self._is_finished, self._expected = timeout, is_finished, expected
+    def __init__(self, here: HostLayers) -> None:
+        self._layers, self._locks, self._timeout = here.home.layers, here.home.locks, here.home.timeout
+        self._paths, self._systems, self._views = here.home.paths, here.systems, here.views
+        self._removals, self._states = here.removals, here.states
         # The finished layer that Docker got last, and what follows those that it has.
         self._last = ""
         self._followers: dict[str, str] = {}
         self._hanging: set[str] = set()
-        self._reading = Behind("reading layer", self._read, expected, AT_ONCE)
-        self.pause, self.resume, self.end = self._reading.pause, self._reading.resume, self._reading.end
+        self.reading = Background("reading layer", self._read, AT_ONCE)
 
     def got(self, layer: str) -> None:
-        """Docker has got a finished layer, and has it mounted."""
+        """Docker has got a layer, and has it mounted; one that is not finished is not read ahead."""
+        if not self._states.is_finished(layer):
+            return
         parents = self._views.parents(layer)
         if not parents or parents[0] == self._last:
             follower = self._follower(layer)
-            if follower and self._is_finished(follower) and not self._views.systems.is_mounted(follower):
+            if follower and self._is_finished(follower) and not self._systems.is_mounted(follower):
                 self._followers[layer] = follower
         self._last = layer
-        self._reading.later(layer, 0)
+        self.reading.later(layer, 0)
 
     def hangs(self, layer: str) -> bool:
         """Tell whether what reads a layer may hang in the kernel, and so hold it for longer than Docker does."""
@@ -82,7 +75,7 @@ class Ahead:
             self._run(layer, layer)
             if follower and self._is_wanted(layer):
                 self._read_next(layer, follower)
-        except self._expected as error:
+        except EXPECTED_OF_PROGRAMS as error:
             # The layers are as good without it, only slower.
             log.info("reading ahead of layer %s has ended: %s", layer, error)
         return True
@@ -92,18 +85,18 @@ class Ahead:
         with deadline.within(self._timeout), self._locks.hold(follower):
             if not self._is_finished(follower):
                 return
-            self._views.keep_ahead(follower)
+            self._views.acquire_ahead(follower)
         until = time.monotonic() + KEPT_SECONDS
         try:
             self._run(follower, layer, follower)
             while self._is_wanted(layer) and self._is_finished(follower) and time.monotonic() < until:
                 time.sleep(PAUSE)
         finally:
-            self._views.leave_ahead(follower)
+            self._views.release_ahead(follower)
 
     def _run(self, layer: str, *wanted: str) -> None:
         """Read what a layer brought, as long as Docker has any of those that are `wanted`."""
-        directory = os.path.join(self._views.systems.point(layer), layer_state.ROOT)
+        directory = os.path.join(self._paths.point(layer), layer_state.ROOT)
         try:
             command.run_on(
                 environment.python(read_ahead_process.__file__, directory, str(AT_ONCE)),
@@ -116,5 +109,8 @@ class Ahead:
             raise
         self._hanging.discard(layer)
 
+    def _is_finished(self, layer: str) -> bool:
+        return self._states.is_finished(layer) and layer not in self._removals
+
     def _is_wanted(self, layer: str) -> bool:
-        return self._views.is_mounted(layer, Place.DOCKER) and not self._reading.is_stopped()
+        return self._views.is_mounted(layer, Place.DOCKER) and not self.reading.is_stopped()

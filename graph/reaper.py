@@ -6,6 +6,13 @@ short.
 
 A deletion that did not come to its end leaves an image in the trash, and so does one of which somebody has made a clone
 (rbdcli.py). Every driver of the prefix deletes these, for all.
+
+A full pool (its quota, or the cluster's full ratio) lets nothing become more, and drops what does not say that it knows
+(Ceph, osd/PrimaryLogPG.cc, prepare_transaction: FULL_TRY). `rbd info`, `ls`, `diff`, `snap ls`, `snap rm` and `rm`
+work; `rm` only if the pool has the object `rbd_trash` already, which Init makes. `rbd clone`, `snap create`,
+`image-meta`, `trash mv`, the kernel's writes, and the end of a mapping, which gives the lock back, hang. So a removal
+reads the owner by `rados`, and deletes in place; an image with clones goes to the trash by `rbd rm` itself. Of a layer
+that cannot be unmapped the objects are deleted first (`rados --force-full rm`), but not if it has snapshots.
 """
 
 from __future__ import annotations
@@ -14,13 +21,11 @@ import contextlib
 import logging
 
 import rbdcli
-from graph.removals import Removals
 from host import command, deadline
-from host.background import Behind, in_turn
-from host.locks import Locks
-from images.layers import LayerError, Layers
+from host.background import Background, Group
+from images.layers import LayerError
 from mapped.busy import LayerBusy
-from mapped.views import Views
+from mapped.host_layers import HostLayers
 
 log = logging.getLogger("reaper")
 
@@ -34,25 +39,16 @@ MOST_NAMED = 3
 
 
 class Reaper:
-    """What is noted as removed, and what lies in the trash. `expected`: what a sick cluster may raise."""
+    """What is noted as removed, and what lies in the trash."""
 
-    def __init__(
-        self,
-        layers: Layers,
-        views: Views,
-        removals: Removals,
-        locks: Locks,
-        *,
-        timeout: float,
-        expected: tuple[type[Exception], ...],
-    ) -> None:
-        self._layers, self._views, self._removals = layers, views, removals
-        self._systems = views.systems
-        self._locks, self._timeout = locks, timeout
+    def __init__(self, here: HostLayers) -> None:
+        self._layers, self._locks, self._timeout = here.home.layers, here.home.locks, here.home.timeout
+        self._devices, self._views, self._removals = here.devices, here.views, here.removals
         # Of which it was said that others stand on them.
         self._waiting: set[str] = set()
-        self._removing = Behind("removing layer", self._remove, expected, DELETIONS_AT_ONCE)
-        self._trash = Behind("deleting from the trash", self._delete_trashed, expected, DELETIONS_AT_ONCE)
+        self._removing = Background("removing layer", self._remove, DELETIONS_AT_ONCE)
+        self._trash = Background("deleting from the trash", self._delete_trashed, DELETIONS_AT_ONCE)
+        self.works = Group(self._removing, self._trash)
 
     # -- what is asked for -------------------------------------------------------------------
 
@@ -66,37 +62,14 @@ class Reaper:
         """Let a layer go that was noted as removed."""
         self._removing.later(layer, REMOVE_SECONDS, BEHIND_LATEST)
 
-    def finish(self, layer: str, timeout: float) -> bool:
+    def wait_for(self, layer: str, timeout: float) -> bool:
         """Tell whether a layer that was noted as removed is gone, after `timeout` seconds at the most."""
-        return self._removing.finish(layer, timeout)
+        return self._removing.wait_for(layer, timeout)
 
     def postpone(self) -> None:
         """Docker is at work: what nobody waits for can wait."""
         self._removing.postpone(REMOVE_SECONDS)
         self._trash.postpone(TRASH_SECONDS)
-
-    def wake(self) -> None:
-        """Try at once what has failed before: what was in the way may be gone."""
-        self._removing.wake()
-        self._trash.wake()
-
-    def drain(self, timeout: float) -> bool:
-        """Try all of it now; tell whether all was tried within `timeout` seconds."""
-        return all(in_turn(timeout, self._removing.drain, self._trash.drain))
-
-    def pause(self, timeout: float) -> bool:
-        """Begin nothing until `resume`; tell whether what is being done ended within `timeout` seconds."""
-        return all(in_turn(timeout, self._removing.pause, self._trash.pause))
-
-    def resume(self) -> None:
-        """Go on after `pause`."""
-        self._removing.resume()
-        self._trash.resume()
-
-    def end(self) -> None:
-        """Do nothing any more."""
-        self._removing.end()
-        self._trash.end()
 
     # -- within ------------------------------------------------------------------------------
 
@@ -105,7 +78,7 @@ class Reaper:
         if self._is_needed(layer):
             # Until those are gone it is nobody's here, unless they use it.
             with deadline.within(self._timeout), self._locks.hold(layer):
-                self._views.let_go(layer, tidy=False)
+                self._views.unmap_unused(layer, tidy=False)
             return False
         if not self._unmap(layer):
             return False
@@ -140,10 +113,10 @@ class Reaper:
         """Unmap a layer; tell whether that is done. Raises LayerBusy."""
         with deadline.within(self._timeout), self._locks.hold(layer):
             try:
-                self._views.let_go(layer, tidy=False)
-                return self._systems.device(layer) is None
+                self._views.unmap_unused(layer, tidy=False)
+                return self._devices.device(layer) is None
             except LayerBusy:
-                if not self._systems.is_written_back(layer):
+                if not self._devices.is_written_back(layer):
                     raise
             except (command.CommandTimeout, deadline.Overdue) as error:
                 log.warning("layer %s cannot be unmapped now, its content goes first: %s", layer, error)
@@ -159,7 +132,7 @@ class Reaper:
             self._layers.remove(layer, self._removing.is_stopped)
         except rbdcli.ImageBusy:
             with deadline.within(self._timeout), self._locks.hold(layer):
-                if not self._systems.reclaim(layer):
+                if not self._devices.reclaim(layer):
                     raise
             self._layers.remove(layer, self._removing.is_stopped)
 

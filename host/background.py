@@ -10,10 +10,12 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-log = logging.getLogger("behind")
+from host.failure import EXPECTED_OF_PROGRAMS
+
+log = logging.getLogger("background")
 
 # What cannot be done now may be possible soon: an image still open elsewhere, a cluster that does not answer. Each try
 # waits twice as long as the one before, so that a short trouble costs little, and a long one few commands.
@@ -29,25 +31,22 @@ class _Job:
     failures: int = 0
 
 
-class Behind:
+class Background:
     """Some threads, started when they are first needed, that do `work(name)` once the time of that name has come.
 
     `work` tells whether it is done. What is not, or raises whatever, is tried again, and again: after a success of
     another name at once, since what was in the way may be gone. A name is never done twice at the same time; `at_once`
-    different ones are. An error that is none of `expected` is logged with its trace, once.
+    different ones are. An error that is a defect of ours (failure.py) is logged with its trace, once.
     """
 
-    def __init__(
-        self, title: str, work: Callable[[str], bool], expected: tuple[type[Exception], ...], at_once: int = 1
-    ) -> None:
+    def __init__(self, title: str, work: Callable[[str], bool], at_once: int = 1) -> None:
         self._title = title
         self._work = work
-        self._expected = expected
         self._at_once = at_once
         self._state = threading.Condition()
         self._jobs: dict[str, _Job] = {}
         self._running: set[str] = set()
-        # What drain and finish still wait for, and how many of them wait.
+        # What `drain` still wait for, and how many of them wait.
         self._untried: set[str] = set()
         self._drains = 0
         self._threads: list[threading.Thread] = []
@@ -94,7 +93,7 @@ class Behind:
                 if not self._drains:
                     self._untried.clear()
 
-    def finish(self, name: str, timeout: float) -> bool:
+    def wait_for(self, name: str, timeout: float) -> bool:
         """Try `name` now, if it was asked for; tell whether it is done, within `timeout` seconds."""
         with self._state:
             if name in self._jobs:
@@ -196,20 +195,50 @@ class Behind:
             return
         self._said[name] = said
         words = "%s %s: again in 1 to %g s: %s", self._title, name, RETRY_SECONDS, error
-        if isinstance(error, self._expected):
+        if isinstance(error, EXPECTED_OF_PROGRAMS):
             log.warning(*words)
         else:
             log.exception(*words)
 
 
-def in_turn(timeout: float, *works: Callable[[float], bool]) -> Iterator[bool]:
-    """Do some works one after the other, each with what is left of `timeout` seconds; yield what each returns.
+class Group:
+    """Several works in the background, as one."""
 
-    What is not asked for is not begun: `all` ends with the first that was not done.
+    def __init__(self, *works: Background | Group) -> None:
+        self._works = works
+
+    def drain(self, timeout: float) -> bool:
+        """Try all of it now; tell whether all was tried within `timeout` seconds."""
+        return _in_turn(timeout, [work.drain for work in self._works])
+
+    def pause(self, timeout: float) -> bool:
+        """Begin nothing until `resume`; tell whether what is being done ended within `timeout` seconds."""
+        return _in_turn(timeout, [work.pause for work in self._works])
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        for work in self._works:
+            work.resume()
+
+    def wake(self) -> None:
+        """What was in the way may be gone: try at once what has failed before."""
+        for work in self._works:
+            work.wake()
+
+    def end(self) -> None:
+        """Begin nothing any more."""
+        for work in self._works:
+            work.end()
+
+
+def _in_turn(timeout: float, works: Iterable[Callable[[float], bool]]) -> bool:
+    """Do all of these works, one after the other, each with what is left of `timeout` seconds; tell whether all did it.
+
+    A work that has no time left does what it can do at once.
     """
     until = time.monotonic() + timeout
-    for work in works:
-        yield work(max(0.0, until - time.monotonic()))
+    done = [work(max(0.0, until - time.monotonic())) for work in works]
+    return all(done)
 
 
 def _pause(failures: int) -> float:

@@ -1,8 +1,7 @@
-"""Run one command of the host: an argv list, a deadline, a one-line failure.
+"""Run one command of the host to its end: within a deadline, and with an error of one line if it fails.
 
-Every external program that the driver needs (rbd, ceph, mount, mkfs, tar) is started here or
-follows the rules written here: no shell, standard input closed, the same environment whatever the
-caller's (environment.py), a process group of its own so that nothing of it outlives the deadline.
+This is the way to all programs of the host that do something and end (rbd, rados, mount, mkfs). Each one is started by
+the rules of processes.py, so nothing of it outlives its deadline.
 """
 
 from __future__ import annotations
@@ -14,34 +13,32 @@ import os
 import re
 import select
 import shutil
-import signal
 import subprocess
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
-from host import deadline, environment
+from host import deadline, environment, processes
+from host.failure import Failure
 
 log = logging.getLogger("command")
 
-# A killed process is gone at once unless it hangs in the kernel ("D" state, a sick cluster
-# behind a block device). Then nobody can reap it; we go on and Python reaps it later.
-REAP_SECONDS = 2.0
+# Characters of a message.
 MESSAGE_LIMIT = 400
-# How soon a command that may run for hours is ended when its caller wants that.
+# A command that may run for hours is asked this often whether its caller still wants it.
 POLL_SECONDS = 0.2
-# What is kept of its output, in bytes: the end says why it failed.
+# This many bytes of its output are kept, the last ones: they say why it failed.
 _KEPT = 16 << 10
-# What `run` waits for, whichever thread it is.
+# The processes that `run` and `run_on` wait for, in all threads.
 _running: set[subprocess.Popen[bytes]] = set()
-# How Ceph's programs say how far they are ("Removing image: 7% complete...").
+# Ceph's programs say how far they are in such lines ("Removing image: 7% complete...").
 _PROGRESS = re.compile(r"^.*: \d+% complete\.\.\..*$")
 # Ceph's log lines ("2026-01-01T00:00:00.000+0000 7f.. -1 librbd: ...") follow the real message.
 _LOG_LINE = re.compile(r"^\d{4}-\d\d-\d\d[T ]\S+ +[0-9a-f]+ +-?\d+ ")
 
 
 class Result(NamedTuple):
-    """What a finished command left: its exit status and both streams, decoded."""
+    """The exit status of a command that has ended, and what it printed, decoded."""
 
     status: int
     stdout: str
@@ -51,11 +48,11 @@ class Result(NamedTuple):
 Failed = TypeVar("Failed", bound="CommandError")
 
 
-class CommandError(Exception):
-    """A command did not do its work; `str()` is one line that a Docker user can read.
+class CommandError(Failure):
+    """A command did not do its work. `str()` is one line that a Docker user can read.
 
-    `status` is the exit status (negative: the signal that ended it), or None if it could not
-    be started or ran into its deadline.
+    `status` is the exit status. A negative one is the number of the signal that ended the command. It is None if the
+    command could not be started, or was killed by us.
     """
 
     def __init__(self, argv: Sequence[str], status: int | None, reason: str) -> None:
@@ -65,16 +62,16 @@ class CommandError(Exception):
         super().__init__(f"{os.path.basename(argv[0])} {_subject(argv)}: {reason}")
 
     def explained(self: Failed, words: str) -> Failed:
-        """Return this error with what somebody else, the kernel or the cluster, said of it ("": nothing)."""
+        """Return this error, together with the words of the kernel or of the cluster about it ("": no words)."""
         return type(self)(self.argv, self.status, f"{self.reason}; {words}") if words else self
 
 
 class CommandTimeout(CommandError):
-    """The command was killed at its deadline: what it was about to do may have been done."""
+    """The command was killed at its deadline. It may have done its work, or a part of it."""
 
 
 class CommandGivenUp(CommandError):
-    """The command was killed since its caller did not want it any more: it may have done all of it, or a part."""
+    """The command was killed because its caller gave it up. It may have done its work, or a part of it."""
 
 
 class CommandMissing(CommandError):
@@ -82,16 +79,18 @@ class CommandMissing(CommandError):
 
 
 def end_running() -> None:
-    """Kill what `run` waits for. For the end of this process: after it, nobody holds these commands to a deadline."""
+    """Kill the commands that `run` and `run_on` wait for. Call it at the end of the driver's process.
+
+    After that end nobody is left who holds these commands to their deadlines.
+    """
     for process in tuple(_running):
         if process.poll() is None:
-            log.warning("killed: %s", " ".join(map(str, process.args)))  # type: ignore[arg-type] # argv is a list
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            log.warning("killed: %s", processes.command_line(process))
+            processes.kill(process)
 
 
 def find(program: str) -> str | None:
-    """Return the path of `program`, also in the usual directories, or None."""
+    """Return the path of a program, or None. It may be on our PATH or in one of the usual directories."""
     return shutil.which(program, path=environment.of_commands()["PATH"])
 
 
@@ -103,26 +102,19 @@ def run(
     pass_fds: Collection[int] = (),
     directory: str | None = None,
 ) -> Result:
-    """Run `argv`, in `directory` or in ours, to its end and return what it printed.
+    """Run a command to its end, in `directory` or in ours, and return what it printed.
 
-    `timeout` is in seconds, less where the request's own deadline is nearer (deadline.py); then the whole
-    process group is killed. Raises CommandError if the exit status is not in `accept`, CommandTimeout, or
-    CommandMissing.
+    `timeout` is in seconds, and less if the request that we work for must end sooner (deadline.py). Then the command is
+    killed with everything that it started, and CommandTimeout is raised. Raises CommandMissing, and CommandError if the
+    command cannot be started or its exit status is not in `accept`.
     """
     started = time.monotonic()
     timeout = deadline.left(timeout)
-    process = start(argv, pass_fds=pass_fds, directory=directory)
-    _running.add(process)
-    try:
-        stdout, stderr = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        stop(process)
-        raise CommandTimeout(argv, None, f"no answer within {timeout:.3g} s") from None
-    except BaseException:
-        stop(process)
-        raise
-    finally:
-        _running.discard(process)
+    with _started(argv, pass_fds=pass_fds, directory=directory) as process:
+        try:
+            stdout, stderr = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            raise CommandTimeout(argv, None, f"no answer within {timeout:.3g} s") from None
     result = Result(process.returncode, os.fsdecode(stdout), os.fsdecode(stderr))
     log.debug("%s -> %d in %.0f ms", " ".join(argv), result.status, 1000 * (time.monotonic() - started))
     if result.status not in accept:
@@ -131,30 +123,46 @@ def run(
 
 
 def run_on(argv: Sequence[str], *, timeout: float, give_up: Callable[[], bool]) -> None:
-    """Run `argv` for as long as it tells how far it is, or anything else, at least every `timeout` seconds.
+    """Run a command for as long as it prints something at least every `timeout` seconds.
 
-    A request's own deadline (deadline.py) counts, too, for each of them.
-    Once `give_up` says so, it is killed within moments. Raises CommandGivenUp then, and what `run` does.
+    Each of these waits is shorter if the request that we work for must end sooner (deadline.py). Once `give_up` returns
+    True, the command is killed within moments, with everything that it started. Raises CommandGivenUp then, and
+    otherwise what `run` raises.
     """
-    process = start(argv, stderr=subprocess.STDOUT)
-    assert process.stdout
-    _running.add(process)
-    try:
+    with _started(argv, stderr=subprocess.STDOUT) as process:
+        assert process.stdout
         said = _listen(process.stdout.fileno(), argv, timeout, give_up)
-        status = process.wait(timeout)
-    except subprocess.TimeoutExpired:
-        raise CommandTimeout(argv, None, f"no end within {timeout:.3g} s") from None
-    finally:
-        _running.discard(process)
-        if process.poll() is None:
-            stop(process)
-        process.stdout.close()
+        try:
+            status = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise CommandTimeout(argv, None, f"no end within {timeout:.3g} s") from None
     if status:
         raise CommandError(argv, status, _reason(Result(status, "", os.fsdecode(said))))
 
 
+@contextlib.contextmanager
+def _started(
+    argv: Sequence[str],
+    *,
+    stderr: int = subprocess.PIPE,
+    pass_fds: Collection[int] = (),
+    directory: str | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a command. When the `with` block ends, the command has ended or was killed, and its pipes are closed."""
+    process = start(argv, stderr=stderr, pass_fds=pass_fds, directory=directory)
+    _running.add(process)
+    try:
+        yield process
+    finally:
+        _running.discard(process)
+        processes.stop(process)
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
 def _listen(output: int, argv: Sequence[str], timeout: float, give_up: Callable[[], bool]) -> bytes:
-    """Read to the end of an output and return the last of it."""
+    """Read an output to its end and return the last part of it. Raises CommandTimeout and CommandGivenUp."""
     said = b""
     waiting = select.poll()
     waiting.register(output, select.POLLIN)
@@ -174,49 +182,26 @@ def _listen(output: int, argv: Sequence[str], timeout: float, give_up: Callable[
 def start(
     argv: Sequence[str],
     *,
-    pass_fds: Collection[int] = (),
     stdin: int = subprocess.DEVNULL,
     stderr: int = subprocess.PIPE,
+    pass_fds: Collection[int] = (),
     directory: str | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start `argv` with its output captured; the caller reaps it. Raises CommandError or CommandMissing."""
-    variables = environment.of_commands()
+    """Start a command with its standard output in a pipe, as processes.start does: the caller ends it.
+
+    Raises CommandMissing, or CommandError if it cannot be started.
+    """
     try:
-        return subprocess.Popen(
-            list(argv),
-            stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            env=variables,
-            cwd=directory,
-            start_new_session=True,
-            pass_fds=tuple(pass_fds),
-        )
+        return processes.start(argv, stdin=stdin, stderr=stderr, pass_fds=pass_fds, directory=directory)
     except FileNotFoundError:
-        raise CommandMissing(argv, None, f"not found on PATH ({variables['PATH']})") from None
+        path = environment.of_commands()["PATH"]
+        raise CommandMissing(argv, None, f"not found on PATH ({path})") from None
     except OSError as error:
         raise CommandError(argv, None, f"cannot be started: {error.strerror}") from error
 
 
-def stop(process: subprocess.Popen[bytes]) -> str:
-    """Kill what `start` started, with all that it started, unless it has ended; reap it.
-
-    Returns why it had failed before, in one line, or "".
-    """
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    try:
-        stdout, stderr = process.communicate(timeout=REAP_SECONDS)
-    except subprocess.TimeoutExpired:
-        log.error("process %d (%s) does not die: it hangs in the kernel", process.pid, process.args)
-        return ""
-    if process.returncode <= 0:
-        return ""
-    return _reason(Result(process.returncode, os.fsdecode(stdout), os.fsdecode(stderr or b"")))
-
-
 def _subject(argv: Sequence[str]) -> str:
-    """Name what the command was doing: its verb, without the options that come with every call."""
+    """Name what the command does: its verb, without the options that come with every call."""
     words = []
     for word in argv[1:]:
         if word.startswith("-"):
@@ -226,13 +211,13 @@ def _subject(argv: Sequence[str]) -> str:
 
 
 def _reason(result: Result) -> str:
-    """Choose what to tell of stderr: the program's own words, not the log lines around them."""
+    """Say in one line why a command failed: by the program's own words, without the log lines around them."""
     lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
     spoken = [line for line in lines if not (_LOG_LINE.match(line) or _PROGRESS.match(line))] or lines
     text = "; ".join(dict.fromkeys(spoken))[:MESSAGE_LIMIT]
     if result.status < 0:
         return f"ended by signal {-result.status}" + (f": {text}" if text else "")
     if not text:
-        # rbd and mount.* leave the errno as their exit status; others just leave a number.
+        # rbd and mount.* end with the errno as their exit status. Of others it is just a number.
         text = os.strerror(result.status) if result.status in errno.errorcode else "no message"
     return f"{text} (exit {result.status})"

@@ -1,6 +1,6 @@
-"""The kernel's own words: what it logged while a command ran.
+"""The messages that the kernel logged while a command ran.
 
-`rbd device map` says only "sysfs write failed"; why, the kernel tells its log (dmesg).
+`rbd device map` says only "sysfs write failed"; the kernel logs why (dmesg).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _MOST_RECORDS = 200
 
 
 class Log:
-    """The kernel's log from `with` on. Where it may not be read (a container without the device), it is empty."""
+    """The kernel's log from `with` on. It is empty where it cannot be read, as in a container without the device."""
 
     def __init__(self) -> None:
         self._file: int | None = None
@@ -36,12 +36,12 @@ class Log:
 
     def about(self, *words: str) -> str:
         """Return the messages that hold one of `words`, joined to one line; each is returned once."""
-        said = [message for message in self._messages() if any(word in message for word in words)]
-        return "; ".join(dict.fromkeys(said))
+        found = [message for message in self._messages() if any(word in message for word in words)]
+        return "; ".join(dict.fromkeys(found))
 
     def _messages(self) -> list[str]:
         messages: list[str] = []
-        with contextlib.suppress(OSError):  # EAGAIN: that was the last record; EPIPE: the kernel overwrote it
+        with contextlib.suppress(OSError):  # EAGAIN: no more records; EPIPE: the kernel overwrote the next one
             while self._file is not None and len(messages) < _MOST_RECORDS:
                 record = os.read(self._file, _RECORD).decode("utf-8", "replace")
                 messages.append(record.partition(";")[2].partition("\n")[0].strip())

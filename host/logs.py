@@ -20,11 +20,12 @@ def printable(text: str) -> str:
 
 
 class _Formatter(logging.Formatter):
-    """A message is one line. Those of a trace are set in: a failure has a caller's words in its text, and line ends."""
+    """A message is one line. The lines of a trace stand further in, so that none looks like a line of the log."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         record.message = printable(record.message)
         return super().formatMessage(record)
 
     def formatException(self, ei: object) -> str:  # noqa: N802
-        return "\n".join("  " + printable(line) for line in super().formatException(ei).split("\n"))  # type: ignore[arg-type]
+        lines = super().formatException(ei).split("\n")  # type: ignore[arg-type]
+        return "\n".join(f"    {printable(line)}" for line in lines)

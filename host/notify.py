@@ -1,7 +1,7 @@
-"""Tells whoever started this process how far it is: the protocol of sd_notify(3), a datagram for each message.
+"""Tells the parent of this process how far it is, by the protocol of sd_notify(3): a datagram for each message.
 
-systemd (Type=notify in the unit) starts what comes after this service when it hears READY=1. Where nobody asked to be
-told, nothing is sent.
+systemd (Type=notify in the unit) starts what comes after this service when it receives READY=1. Without NOTIFY_SOCKET
+nothing is sent.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ SEND_SECONDS = 5.0
 class Notifier:
     """Sends to the socket that NOTIFY_SOCKET names: a path, or with an @ a name in the abstract namespace (unix(7)).
 
-    The variable is taken out of the environment: what we start is not this service, and does not speak for it.
+    The variable is removed from the environment: a process that we start is not this service, and must not notify.
     """
 
     def __init__(self, environment: MutableMapping[str, str] = os.environ) -> None:
         self._address = environment.pop("NOTIFY_SOCKET", "")
 
     def tell(self, *messages: str) -> None:
-        """Send assignments such as READY=1, each of one line. What cannot be sent is logged: serving matters more."""
+        """Send assignments such as READY=1, each of one line. A failure is logged only: serving matters more."""
         if not self._address:
             return
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address

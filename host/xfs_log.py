@@ -1,13 +1,13 @@
-"""What mounting an XFS writes into the unused part of its log, given back to the pool.
+"""The unused part of an XFS's log, which each mount writes to, is given back to the pool.
 
 Each writable mount of an XFS (with a log of version 2) clears 2 MiB of the log ahead of where it will write,
 in records that say "nothing was written here in this cycle" (fs/xfs/xfs_log_recover.c, xlog_clear_stale_blocks).
-In a clone that is 2 MiB of objects which say the same as the zeros that were there: as long as the log has never
-been written to its end, blocks of cycle 0 and zeros both mean "not written yet" (xlog_find_zeroed). For a
-container that does nothing it is most of what it stores.
+In a clone that is 2 MiB of objects, which say the same as the zeros that were there: as long as the log has never
+been written to its end, blocks of cycle 0 and zeros both mean "not written yet" (xlog_find_zeroed). A container that
+does nothing stores little else.
 
-Discarded are, of an XFS that is not mounted, whole granules (bytes; the image's objects) that hold nothing but such
-records. Everything else is left as it is: a log that was written to its end, or that holds something unexpected there.
+This discards whole granules (the image's objects) that hold nothing but such records, of an XFS that is not mounted.
+It leaves everything else as it is: a log that was written to its end, or that holds something unexpected there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _RECORD = b"\xfe\xed\xba\xbe"
 def log_of(superblock: bytes) -> tuple[int, int]:
     """Return offset and length in bytes of the log, from the superblock (fs/xfs/libxfs/xfs_format.h, xfs_dsb).
 
-    Raises ValueError if it is none, or if its log is elsewhere.
+    Raises ValueError if these bytes are no superblock, or if the log is on another device.
     """
     if superblock[:4] != b"XFSB":
         raise ValueError("no XFS superblock")
@@ -39,7 +39,7 @@ def log_of(superblock: bytes) -> tuple[int, int]:
     group_bits = superblock[124]
     if not start:
         raise ValueError("the log is on another device")
-    # A block number is that of its allocation group, and its place in there.
+    # A block number is made of the number of an allocation group and the block's number in that group.
     group, block = start >> group_bits, start & ((1 << group_bits) - 1)
     return (group * group_blocks + block) * block_size, length * block_size
 
@@ -47,8 +47,8 @@ def log_of(superblock: bytes) -> tuple[int, int]:
 def cleared(read: Callable[[int, int], bytes], length: int) -> tuple[int, int]:
     """Return where the cleared blocks of a log of `length` bytes begin and end; both 0 if there are none to give back.
 
-    `read(at, size)` reads the log. In its first cycle the blocks of cycle 1 end where it was written last; up to
-    there and no further XFS itself searches by halves (xlog_find_cycle_start).
+    `read(at, size)` reads the log. In its first cycle the blocks of cycle 1 end where the log was written last. XFS
+    finds that block by the same search by halves (xlog_find_cycle_start).
     """
     if _cycle(read(0, BLOCK)) != 1 or _cycle(read(length - BLOCK, BLOCK)) != 0:
         return 0, 0
@@ -69,14 +69,17 @@ def cleared(read: Callable[[int, int], bytes], length: int) -> tuple[int, int]:
 
 
 def _cycle(block: bytes) -> int:
-    """The first word of each block is its cycle; in a record's header its magic number comes before it."""
+    """Return the cycle of a block: its first word, or, in the header of a record, the word after the magic number."""
     (cycle,) = struct.unpack_from(">I", block, 4 if block.startswith(_RECORD) else 0)
     return int(cycle)
 
 
 def give_back(device: str, granule: int) -> int:
-    """Discard the granules of the cleared part; return how many bytes. Raises OSError (EBUSY: mounted), ValueError."""
-    # Exclusive: of a mounted file system the log is alive.
+    """Discard the cleared part of the log, in whole granules of `granule` bytes; return how many bytes that were.
+
+    Raises OSError (EBUSY: the device is mounted), ValueError as `log_of` does.
+    """
+    # Exclusive: the log of a mounted file system is in use.
     file = os.open(device, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
     try:
         start, length = log_of(os.pread(file, BLOCK, 0))

@@ -1,4 +1,4 @@
-"""The base image of a pool: an empty file system and its snapshot, which all layers begin with.
+"""The base image of a pool: an empty file system and its snapshot, of which all layers are clones.
 
 It is made under a name of this host and home and renamed when it is whole, under a lock of the cluster's.
 """
@@ -23,7 +23,7 @@ log = logging.getLogger("baseimage")
 FORMAT_KEY = "docker_graph_driver.format"
 FORMAT, FIRST_FORMAT = "2", "1"
 FS_KEY = "docker_graph_driver.fs"
-# Longer than the one command that is run while it is held, which has its own deadline.
+# The lock lasts this much longer than the one command that runs under it may take.
 BASE_LOCK_SECONDS = 10.0
 LOCK_PAUSE = 0.2
 LOCK = "rename"
@@ -42,12 +42,13 @@ class BaseImage:
     def ensure(self) -> None:
         """Make the base image unless the pool has it: an empty file system and its snapshot.
 
-        It is made under a name of this host and home, and renamed when it is whole: a crash or a second
-        host in the middle never leaves a base image that is not. One that has lost its snapshot gets it anew.
-        Raises LayerError if a base image is there that does not fit the options.
+        It is made under a name of this host and home, and renamed when it is whole. So a crash, or a second host, never
+        leaves half a base image under its name. A base image that has lost its snapshot gets it anew.
+        Raises LayerError if the base image of the pool does not fit the options, or another host is making one for too
+        long; command.CommandError; mounts.MountError; deadline.Overdue; OSError.
         """
         base, scratch = self._name, self._layers.scratch()
-        # Ours from a crash, even if another host has made a whole one since.
+        # Left by our own crash. It goes even if another host has made a whole one since.
         self._remove_scratch(scratch)
         if self._has_base(base):
             if BASE_SNAPSHOT not in self._pool.snapshots(base):
@@ -62,9 +63,9 @@ class BaseImage:
     def _name_base(self, scratch: str, base: str) -> None:
         """Give a whole base image its name, unless another host was faster: then delete it.
 
-        Of two `rbd rename` to one name at the same moment both succeed (librbd looks, then writes), and neither image
-        is whole afterwards; so one at a time. The lock of a host that died in between ends by itself, one of our own
-        from before a crash is broken.
+        If two `rbd rename` to one name run at the same moment, both succeed (librbd looks, then writes), and neither
+        image is whole afterwards. So a lock lets one at a time. The lock of a host that died in between ends by itself;
+        our own lock from before a crash is broken.
         """
         locked = self._lock(base)
         if not locked or self._has_base(base):
@@ -76,7 +77,7 @@ class BaseImage:
             rados_objects.unlock(self._pool, f"{base}.lock", LOCK)
 
     def _lock(self, base: str) -> bool:
-        """Wait for the lock of those who name a base image; tell whether it is ours, or another has named one."""
+        """Wait for the lock under which a base image gets its name; False if another host has named one meanwhile."""
         until = time.monotonic() + 2 * (self._pool.timeout + BASE_LOCK_SECONDS)
         holder, seconds = str(self._layers.owner()), self._pool.timeout + BASE_LOCK_SECONDS
         while not rados_objects.lock(self._pool, f"{base}.lock", LOCK, holder, seconds):
@@ -92,17 +93,17 @@ class BaseImage:
             data = self._pool.data(base)
         except rbdcli.ImageMissing:
             return False
-        # In a way that a full pool answers: Docker must be able to start on it, and to make room.
-        format_said = rados_objects.metadata(self._pool, data.image_id, FORMAT_KEY)
-        if format_said == FIRST_FORMAT:
+        # Asked in a way that a full pool answers: Docker must be able to start on such a pool, to make room.
+        found_format = rados_objects.metadata(self._pool, data.image_id, FORMAT_KEY)
+        if found_format == FIRST_FORMAT:
             raise LayerError(
                 f"image {base} in pool {self._pool.name} is of the first format, whose layers are chains of snapshots: "
                 f"choose another ceph.imageprefix or pool, or go on with a driver of version 1"
             )
-        if format_said != FORMAT:
+        if found_format != FORMAT:
             raise LayerError(
                 f"image {base} in pool {self._pool.name} was not made by this driver ({FORMAT_KEY} is "
-                f"{format_said or 'missing'}, expected {FORMAT}); choose another ceph.imageprefix or pool"
+                f"{found_format or 'missing'}, expected {FORMAT}); choose another ceph.imageprefix or pool"
             )
         fs = rados_objects.metadata(self._pool, data.image_id, FS_KEY)
         if fs != self._options.fs:
@@ -114,14 +115,14 @@ class BaseImage:
         return True
 
     def _check_data_pool(self, base: str, found: str) -> None:
-        """Raise LayerError if the base image, and so all layers on it, have their content in another pool than we say.
+        """Raise LayerError if the base image, and so all layers on it, have their content in another pool than asked.
 
-        That may be another one's choice, or was a default of Ceph's configuration (rbd_default_data_pool).
+        Another host may have chosen that pool, or it was a default of Ceph's configuration (rbd_default_data_pool).
         """
         if found != (self._options.objectpool or self._pool.name):
-            said = f"={self._options.objectpool}" if self._options.objectpool else " is not given"
+            asked = f"={self._options.objectpool}" if self._options.objectpool else " is not given"
             raise LayerError(
-                f"ceph.objectpool{said}, but {base} in pool {self._pool.name} has its content in pool {found}; "
+                f"ceph.objectpool{asked}, but {base} in pool {self._pool.name} has its content in pool {found}; "
                 f"use ceph.objectpool={found} or another ceph.imageprefix"
             )
 
@@ -148,7 +149,7 @@ class BaseImage:
             os.rmdir(point)
 
     def _remove_scratch(self, image: str) -> None:
-        """Delete a base image that never got its name, whatever step it had reached."""
+        """Unmount, unmap and delete a base image that never got its name, however far it was made."""
         point = os.path.join(self._home, BASE)
         if mounts.at(point):
             mounts.unmount(point, timeout=self._pool.timeout)
@@ -162,7 +163,7 @@ class BaseImage:
 
 
 def _make_directories(point: str) -> None:
-    """Make what each layer has (layer_state.py). Its root, the `/` of containers, is readable whatever the umask is."""
+    """Make the directories of each layer (layer_state.py). Its root, the `/` of containers, is readable for all."""
     for name in (layer_state.ROOT, layer_state.WORK, layer_state.NONE):
         os.mkdir(os.path.join(point, name))
     os.chmod(os.path.join(point, layer_state.ROOT), 0o755)  # noqa: S103 - see above

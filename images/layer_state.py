@@ -1,13 +1,13 @@
-"""What a layer's own file system says of the layer: whose it is, what is below it, and how far its archive has come.
+"""The state of a layer, kept in the layer's own file system: its name, its parents, and how far its archive has come.
 
     layer.json   the layer, its parents, and whether it is finished
-    applying     an archive was begun and has not come to its end (a file that is there says that without content)
+    applying     an archive was begun and has not come to its end: the mark, a file without content
     rootfs/      what the layer brought: overlayfs' upper directory
     work/        overlayfs' own
     none/        always empty: the bottom of every stack of directories (views.py)
     init/        only in a container's layer: what its init layer brought
 
-No container sees them. The copy of an init layer holds that one's note, so a note names its layer.
+No container sees them. The copy of an init layer holds the state of that layer, so a state names its layer.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ NAME, MARK = "layer.json", "applying"
 ROOT, WORK, NONE, INIT = "rootfs", "work", "none", "init"
 
 
-class Note(NamedTuple):
-    """What a note says. `parents`: the layers below, nearest first. `init`: the init layer that it is a copy of, or "".
+class LayerState(NamedTuple):
+    """One layer. `parents`: the layers below, nearest first. `init`: the init layer that it is a copy of, or "".
 
-    `finished`: nobody writes to the layer any more. `applying`: an archive was begun and not finished.
+    `finished`: nobody writes to the layer any more. `applying`: an archive was begun and has not come to its end.
     """
 
     layer: str
@@ -38,26 +38,29 @@ class Note(NamedTuple):
     applying: bool = False
 
 
-def read(directory: str, seconds: float) -> Note | None:
-    """Return what the note in a layer's mounted file system says; None if there is none, or the power took it.
+def read(directory: str, seconds: float) -> LayerState | None:
+    """Return the state in a layer's mounted file system; None if there is none, or if a power cut took it.
 
-    Of an archive that was begun its mark tells even then, of a layer without a name. Raises deadline.Overdue if the
-    file system does not answer within `seconds`, OSError, and ValueError for a note that is none of ours.
+    If the mark is there even then, the state has no name, no parents, and `applying`. Raises deadline.Overdue if the
+    file system does not answer within `seconds`, OSError, and ValueError if layer.json is none of ours.
     """
     return deadline.call(lambda: _read(directory), directory, seconds)
 
 
-def write(directory: str, note: Note, seconds: float) -> None:
-    """Write a note. It is whole or not there, but may be empty after a power cut, as if it had never been.
+def write(directory: str, state: LayerState, seconds: float) -> None:
+    """Write a state. It is whole or not there. A power cut may leave it empty, as if it had never been written.
 
-    That of a container is there for good: only it tells the init layer, of whose note it takes the place. Raises
-    deadline.Overdue, OSError.
+    The state of a container is durable when this returns: nothing else names its init layer, whose state it replaces.
+    Raises deadline.Overdue if that takes more than `seconds`, OSError.
     """
-    deadline.call(lambda: _replace(directory, note, durable=bool(note.init)), directory, seconds)
+    deadline.call(lambda: _replace(directory, state, durable=bool(state.init)), directory, seconds)
 
 
 def begin(directory: str, seconds: float) -> None:
-    """Mark that an archive is being laid down. Mark and note are there for good afterwards. Raises deadline.Overdue."""
+    """Mark that an archive is being laid down. Mark and state are durable when this returns.
+
+    Raises deadline.Overdue if that takes more than `seconds`, OSError.
+    """
 
     def work() -> None:
         with contextlib.suppress(FileNotFoundError), open(os.path.join(directory, NAME), "rb") as written:
@@ -69,16 +72,16 @@ def begin(directory: str, seconds: float) -> None:
     deadline.call(work, directory, seconds)
 
 
-def finish(directory: str, note: Note, seconds: float) -> None:
-    """Write that a layer is finished. The note is whole, and there for good when this returns.
+def finish(directory: str, state: LayerState, seconds: float) -> None:
+    """Write that a layer is finished, and remove the mark. The state is whole and durable when this returns.
 
-    So is all that was written to the file system before: a layer must not be called finished whose files were still in
-    memory, as they are as long as it is mounted. Raises deadline.Overdue if that takes more than `seconds`.
+    So is all that was written to the file system before: a layer must not be called finished while its files are in
+    memory only. Raises deadline.Overdue if that takes more than `seconds`, OSError.
     """
 
     def work() -> None:
         with _opened(directory) as opened:
-            _replace(directory, note._replace(finished=True, applying=False), opened)
+            _replace(directory, state._replace(finished=True, applying=False), opened)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(MARK, dir_fd=opened)
             os.fsync(opened)
@@ -87,21 +90,21 @@ def finish(directory: str, note: Note, seconds: float) -> None:
 
 
 def flush(directory: str) -> None:
-    """Write out all of a layer's file system that is still in memory, however long that takes. Raises OSError."""
+    """Write out all of a layer's file system that is still in memory. This has no deadline. Raises OSError."""
     with _opened(directory) as opened:
         _flush(opened)
 
 
-def _read(directory: str) -> Note | None:
-    path, said = os.path.join(directory, NAME), b""
+def _read(directory: str) -> LayerState | None:
+    path, content = os.path.join(directory, NAME), b""
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as source:
-        said = source.read()
+        content = source.read()
     applying = os.path.lexists(os.path.join(directory, MARK))
-    if not said:
-        return Note("", (), applying=True) if applying else None
+    if not content:
+        return LayerState("", (), applying=True) if applying else None
     try:
-        fields = json.loads(said)
-        return Note(
+        fields = json.loads(content)
+        return LayerState(
             str(fields["layer"]),
             tuple(map(str, fields["parents"])),
             str(fields.get("init", "")),
@@ -109,18 +112,18 @@ def _read(directory: str) -> Note | None:
             applying=applying,
         )
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise ValueError(f"{path} says {said[:80]!r}, which no driver of this version wrote") from error
+        raise ValueError(f"{path} says {content[:80]!r}, which no driver of this version wrote") from error
 
 
-def _replace(directory: str, note: Note, flushed: int | None = None, *, durable: bool = False) -> None:
-    """Replace the note, which is never empty then if it is `durable`.
+def _replace(directory: str, state: LayerState, flushed: int | None = None, *, durable: bool = False) -> None:
+    """Replace the state. If it is `durable`, no power cut leaves it empty.
 
     `flushed`: the open directory, if all else in its file system is to be written out before.
     """
     path = os.path.join(directory, NAME)
-    said = {"layer": note.layer, "parents": note.parents, "init": note.init, "finished": note.finished}
+    fields = {"layer": state.layer, "parents": state.parents, "init": state.init, "finished": state.finished}
     with open(path + ".new", "w", encoding="utf-8") as target:
-        json.dump(said, target)
+        json.dump(fields, target)
         if durable:
             target.flush()
             os.fsync(target.fileno())

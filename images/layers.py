@@ -1,10 +1,10 @@
-"""The images of a pool as layers: made and removed, whose a layer is, and what is below it.
+"""The images of a pool as layers: how they are made and removed, their owners, and what is below each.
 
 Each is a clone of the base image's one snapshot, so that an image holds only what its layer brought. The layer of a
 container is a copy of its init layer (`ID-init`), of which Docker makes one for each container: so a container holds
 one device of its own, and not two.
 
-Ceph holds everything that must be remembered. What is kept here in memory is a cache.
+Ceph holds everything that must be remembered. What stands here in memory is a cache.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import rbdcli
 from cluster import rados_objects
 from cluster.owner import Owner
 from host import command
+from host.failure import Failure
 from images.family import Family
 from images.options import Options, format_size
 from images.record import KEY, Record
@@ -29,27 +30,28 @@ log = logging.getLogger("layers")
 
 BASE = "base_image"
 BASE_SNAPSHOT = "empty"
-# An image that was taken over from another host: its own name, so that copies, which inherit it, are none.
+# In the image-meta of an image that was taken over from another host. The value is the image's own name: copies inherit
+# the key, but have another name, so they do not count as taken over.
 TAKEN_KEY = "docker_graph_driver.taken_over"
-# How an image came to the trash that somebody has removed: by `rbd rm`, not to its end, or since it had clones. What an
-# operator moved there is none (Ceph, librbd/Types.h).
+# The sources (Ceph, librbd/Types.h) of trashed images that were removed: a `rbd rm` was cut short, or the image had
+# clones. An image that an operator moved to the trash has another source.
 REMOVED_SOURCES = ("REMOVING", "USER_PARENT")
-# The name of a base image, or of one that is being made; it tells the prefix.
+# The name of a base image, or of one that is being made. It begins with the prefix.
 _BASE_NAME = re.compile(rf"(.+)_{BASE}(?:\.[0-9a-f]{{12}})?")
-# What is written is stored in such pieces, and so is what is left of one; see HACKING.md.
+# Bytes. What is written is stored in such pieces; see HACKING.md.
 OBJECT_SIZE = 256 << 10
 INIT_SUFFIX = "-init"
-# How many objects go between two looks whether to give up.
+# After so many deleted objects it is asked whether to give up.
 EMPTY_AT_ONCE = 100
 
 
-class LayerError(Exception):
-    """A layer cannot be had, made or removed: one line that says why."""
+class LayerError(Failure):
+    """A layer cannot be used, made or removed. The text is one line that says why."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What is known of a layer's image: its size in bytes, and the pool of its content, "" if that is its own."""
+    """What is known of a layer's image: its size in bytes, and the pool of its content ("": the image's own pool)."""
 
     size: int
     data_pool: str = ""
@@ -60,7 +62,10 @@ def _nobody() -> bool:
 
 
 class Layers:
-    """The layers of one pool, namespace and image prefix; the caller holds the locks of the layers named in a call."""
+    """The layers of one pool, namespace and image prefix. The caller holds the locks of the layers named in a call.
+
+    Each method that asks Ceph raises command.CommandError if Ceph fails or does not answer, and what else it names.
+    """
 
     def __init__(self, pool: rbdcli.Pool, options: Options, home: str) -> None:
         self.pool = pool
@@ -71,7 +76,7 @@ class Layers:
         self._known: dict[str, Layer] = {}
         self._parents: dict[str, tuple[str, ...]] = {}
         self._family = Family(self._names, self.parents_if_there)
-        # When it was asked, on the monotonic clock, that a layer belongs to this host.
+        # The layers that belong to this host, and when Ceph was asked for that, on the monotonic clock.
         self._ours: dict[str, float] = {}
 
     def image(self, layer: str) -> str:
@@ -79,7 +84,7 @@ class Layers:
         return f"{self._options.imageprefix}_{layer}"
 
     def describe(self, layer: str) -> Layer:
-        """Say what is known of a layer's image, asking Ceph once. Raises LayerError if there is none."""
+        """Return what is known of a layer's image. Ceph is asked once. Raises LayerError if there is no image."""
         if layer not in self._known:
             try:
                 info = self.pool.info(self.image(layer))
@@ -111,15 +116,15 @@ class Layers:
         return self.among(self.images())
 
     def among(self, images: Iterable[str]) -> list[str]:
-        """Name the layers of images of this prefix; base images, whole or half made, have none."""
+        """Name the layers of some images of this prefix; base images, whole or half made, are left out."""
         return [self.layer(name) for name in images if not name.startswith(self.image(BASE))]
 
     # -- what is below a layer, and on it -----------------------------------------------------
 
     def parents(self, layer: str) -> tuple[str, ...]:
-        """Return what is below a layer, nearest first, asking Ceph once. Raises LayerError, rbdcli.ImageMissing."""
+        """Return what is below a layer, nearest first. Ceph is asked once. Raises LayerError, rbdcli.ImageMissing."""
         if layer not in self._parents:
-            # In a way that a full pool answers, too: `docker inspect` asks for it.
+            # `docker inspect` asks for the parents, also while the pool is full.
             record = self._record_in_full_pool(layer)
             if record is None:
                 raise LayerError(
@@ -129,12 +134,15 @@ class Layers:
         return self._parents[layer]
 
     def record(self, layer: str) -> Record | None:
-        """Return what stands in the metadata of a layer's image. Raises LayerError, rbdcli.ImageMissing."""
-        return self._read(layer, self.pool.metadata(self.image(layer)).get(KEY, ""))
+        """Return the record in the metadata of a layer's image, if it has one. Raises LayerError, rbdcli.ImageMissing.
 
-    def _read(self, layer: str, said: str) -> Record | None:
+        LayerError: the record cannot be read.
+        """
+        return self._parse(layer, self.pool.metadata(self.image(layer)).get(KEY, ""))
+
+    def _parse(self, layer: str, text: str) -> Record | None:
         try:
-            return Record.parse(said)
+            return Record.parse(text)
         except ValueError as error:
             raise LayerError(
                 f"layer {layer}: {error}; what is below it is not known, so nothing is removed; if nobody needs it: "
@@ -142,17 +150,17 @@ class Layers:
             ) from None
 
     def needing(self, layer: str) -> list[str]:
-        """Name the layers of the pool that stand on one. Raises rbdcli.RbdError, command.CommandError."""
+        """Name the layers of the pool that stand on `layer`. Raises LayerError if the record of any cannot be read."""
         return self._family.needing(layer)
 
     def known_children(self, layer: str) -> list[str]:
-        """Name the layers that were made on one, as far as that is known without asking Ceph."""
+        """Name the layers that stand on `layer` directly, as far as that is known without asking Ceph."""
         return self._family.known_children(layer)
 
     def parents_if_there(self, layer: str) -> tuple[str, ...] | None:
-        """Return what is below a layer; None if it is gone, or was never made to its end. Raises LayerError.
+        """Return what is below a layer; None if the layer is gone, or was never made to its end. Raises LayerError.
 
-        Answered in a full pool, too: what fills it must be able to go.
+        A full pool answers this, too: what fills it must be able to go.
         """
         try:
             record = self._record_in_full_pool(layer)
@@ -163,7 +171,7 @@ class Layers:
     # -- whose a layer is --------------------------------------------------------------------
 
     def owner(self) -> Owner:
-        """Return this host and home, as it stands in the metadata of its layers."""
+        """Return this host and home, as they stand in the metadata of their layers."""
         return self._owner
 
     def scratch(self, owner: Owner | None = None) -> str:
@@ -171,7 +179,10 @@ class Layers:
         return f"{self.image(BASE)}.{(owner or self._owner).digest[:12]}"
 
     def holder(self, layer: str) -> str:
-        """Say who has a layer that cannot be mapped here, for an error message, and since when as far as Ceph tells."""
+        """Say who has a layer that cannot be mapped here, and when it was last written, for an error message.
+
+        Raises LayerError, rbdcli.ImageMissing.
+        """
         image = self.image(layer)
         record = self.record(layer)
         owner = record.owner if record else Owner("unknown", "", "")
@@ -184,7 +195,7 @@ class Layers:
     def check_owner(self, layer: str, *, lease: float) -> None:
         """Raise LayerError if a layer belongs to another host, and rbdcli.ImageMissing if there is none.
 
-        An answer that is younger than `lease` seconds will do.
+        Ceph is asked unless its last answer is younger than `lease` seconds.
         """
         asked = self._ours.get(layer)
         if asked is not None and time.monotonic() - asked < lease:
@@ -194,16 +205,16 @@ class Layers:
         self._refuse_stranger(layer, record)
         self._ours[layer] = began
         if record:
-            # What is below it will be asked for next.
+            # The caller will ask for the parents next.
             self._parents[layer] = record.parents
 
     def check_owner_of_removed(self, layer: str) -> None:
-        """Do the same in a way that a full pool answers, too; it takes one command more."""
+        """Do what `check_owner` does in a way that a full pool answers, too. It takes one command more."""
         self._refuse_stranger(layer, self._record_in_full_pool(layer))
 
     def _record_in_full_pool(self, layer: str) -> Record | None:
         image_id = self.pool.data(self.image(layer)).image_id
-        return self._read(layer, rados_objects.metadata(self.pool, image_id, KEY) or "")
+        return self._parse(layer, rados_objects.metadata(self.pool, image_id, KEY) or "")
 
     def _refuse_stranger(self, layer: str, record: Record | None) -> None:
         if record is None or self._is_of_this_host(record.owner):
@@ -221,14 +232,14 @@ class Layers:
             return False
         if owner.host == self._owner.host:
             return True
-        # Our home under another name: our former one, unless it is a clone that lives.
+        # Our machine and home under another name: our former name, unless it is a clone that lives.
         name = owner.object(self._options.imageprefix)
         return owner.home == self._owner.home and not rados_objects.watching(self.pool, name)
 
     def is_abandoned(self, layer: str) -> bool:
-        """Tell whether what this host has mapped of a layer may be taken by us: it is ours, or its home is gone.
+        """Tell whether we may unmap what this host has mapped of a layer: the layer is ours, or its home is gone.
 
-        Answered in a full pool, too.
+        A full pool answers this, too. Raises LayerError, rbdcli.ImageMissing.
         """
         record = self._record_in_full_pool(layer)
         if record is None:
@@ -244,13 +255,14 @@ class Layers:
         """Make the image of a new layer on `parent` (None: on nothing) with at least `size` bytes.
 
         The parent is finished, or an init layer, of which the image of its container is a copy. Tell whether the file
-        system in it is smaller than the image. On failure no image is left behind. Raises LayerError.
+        system in it is smaller than the image. On failure the image is deleted; if that fails, too, it is left behind
+        and logged. Raises LayerError.
         """
         copied = parent if parent and parent.endswith(INIT_SUFFIX) else None
         origin = self.describe(copied or BASE)
         parents = () if parent is None else self.parents(parent) if copied else (parent, *self.parents(parent))
         if parent:
-            # Its owner is the new layer's, too.
+            # The parent must belong to us, too.
             self.check_owner(parent, lease=float("inf"))
         wanted = size or (origin.size if copied else max(origin.size, self._options.basesize))
         if wanted < origin.size:
@@ -272,31 +284,32 @@ class Layers:
         return wanted > origin.size
 
     def grow(self, layer: str, size: int) -> None:
-        """Let the image of a layer have `size` bytes; it is not mapped exclusively. Raises rbdcli.ImageLocked."""
+        """Grow a layer's image to `size` bytes. Raises LayerError, rbdcli.ImageLocked: it is mapped exclusively."""
         self.pool.resize(self.image(layer), size)
         self._known[layer] = replace(self.describe(layer), size=size)
 
     def remove(self, layer: str, give_up: Callable[[], bool] = _nobody) -> None:
-        """Delete a layer's image, as `delete` does."""
+        """Delete a layer's image, as `delete` does, and forget the layer. Raises what `delete` raises."""
         try:
             self.delete(self.image(layer), give_up)
         except rbdcli.ImageMissing:
             self._forget(layer)
             raise
         self._forget(layer)
-        # It may have been listed until then.
+        # Somebody may have listed it while it was being deleted.
         self._family.drop(layer)
 
     def undo(self, layer: str) -> None:
-        """Delete the image of a layer that was just made, within the request's time; what cannot be is logged."""
+        """Delete the image of a layer that was just made, within the request's time. A failure is logged."""
         self._forget(layer)
         self._discard(self.image(layer))
 
     def delete(self, image: str, give_up: Callable[[], bool] = _nobody) -> None:
-        """Delete an image that nobody has mapped, and its snapshots; one with clones goes with the last of them.
+        """Delete an image that nobody has mapped, and its snapshots. If it has clones, it goes with the last of them.
 
-        Works in a full pool; takes as long as there is progress, or until `give_up`. Raises rbdcli.ImageBusy if
-        somebody has it mapped, rbdcli.ImageMissing, rbdcli.ImageHasChildren for a snapshot that cannot be deleted.
+        Works in a full pool. Takes as long as there is progress, or until `give_up`: then it raises
+        command.CommandGivenUp. Raises rbdcli.ImageBusy if somebody has the image mapped, rbdcli.ImageMissing,
+        rbdcli.ImageHasChildren for a snapshot that cannot be deleted.
         """
         try:
             self.pool.remove_slowly(image, give_up)
@@ -306,10 +319,11 @@ class Layers:
             self.delete(image, give_up)
 
     def empty(self, layer: str, give_up: Callable[[], bool] = _nobody) -> None:
-        """Delete the content of a removed layer's image, mapped or not, until `give_up`; the image stays.
+        """Delete the content of a removed layer's image, mapped or not, until `give_up`. The image itself stays.
 
-        Works in a full pool, too. `rbd diff` names the base image's objects as well: to delete those in this image does
-        nothing. One that has snapshots (an operator's) keeps its content, which clones of them may need.
+        Works in a full pool, too. `rbd diff` names the base image's objects as well: their namesakes in this image do
+        not exist, which is no failure. An image that has snapshots (an operator's) keeps its content, since clones of
+        them may need it. Raises rbdcli.ImageMissing.
         """
         image = self.image(layer)
         if self.pool.snapshots(image):
@@ -328,7 +342,7 @@ class Layers:
         return [item for item in found if item.name in ours]
 
     def removed(self) -> list[rbdcli.Trashed]:
-        """Return those of them that were removed: every driver of this prefix may delete them for all."""
+        """Return the images of `trashed` that were removed. Every driver of this prefix may delete them."""
         return [item for item in self.trashed() if item.source in REMOVED_SOURCES]
 
     def layer(self, image: str) -> str:
@@ -336,9 +350,10 @@ class Layers:
         return image[len(self.image("")) :]
 
     def delete_trashed(self, image_id: str, give_up: Callable[[], bool] = _nobody) -> bool:
-        """Delete an image in the trash and its snapshots; tell whether it is gone now: one with clones waits for them.
+        """Delete an image in the trash and its snapshots. Tell whether it is gone: an image with clones waits for them.
 
-        Raises rbdcli.RbdError if somebody is at work with it, or it was put there until a date.
+        Raises rbdcli.RbdError if somebody is at work with it, or it was put there until a date; command.CommandGivenUp
+        after `give_up`.
         """
         try:
             self.pool.remove_trashed(image_id, give_up)
@@ -349,8 +364,8 @@ class Layers:
         return True
 
     def reap(self) -> None:
-        """Delete what can be deleted of the trash now."""
-        # A parent can go only after its children: begin anew as long as something went.
+        """Delete the removed images in the trash that can be deleted now. A failure is logged."""
+        # A parent can go only after its children. So look again as long as an image went.
         while sum(self._reap(item.image_id) for item in self.removed()):
             pass
 
@@ -385,9 +400,9 @@ class Layers:
             self.pool.clone(snapshot, image, self._features, OBJECT_SIZE, data_pool)
 
     def mend_base(self) -> None:
-        """Take the base image's snapshot that somebody has deleted (`rbd snap purge`): nobody ever wrote to that image.
+        """Take the base image's snapshot anew that somebody has deleted (`rbd snap purge`).
 
-        Another host may do the same.
+        It is the same as before, since nobody ever wrote to that image. Another host may do this at the same time.
         """
         base = self.image(BASE)
         with contextlib.suppress(rbdcli.ImageExists):
@@ -399,10 +414,10 @@ class Layers:
 
     @contextlib.contextmanager
     def _undone(self, image: str, undo: contextlib.ExitStack) -> Iterator[None]:
-        """Make `image` within the `with` block, to be deleted by `undo` as far as it was made.
+        """Make `image` within the `with` block; `undo` deletes it as far as it was made.
 
-        What timed out may have been made all the same; nobody was told of it, so nobody will miss it.
-        One that existed before is not ours to delete.
+        After a timeout the image may have been made all the same. Nobody was told of it, so nobody will miss it.
+        An image that existed before is not ours to delete.
         """
         try:
             yield
@@ -426,12 +441,12 @@ class Layers:
         except rbdcli.ImageMissing:
             return
         except command.CommandError as error:
-            # The reason why it was being undone is worth more to the caller than this one.
+            # The error for which the image is deleted is worth more to the caller than this one.
             log.error("image %s is left behind: %s", image, error)
 
 
 class _OfPrefix:
-    """The names that are of a prefix. Where one prefix begins another, the longest that has a base image decides."""
+    """The image names of a prefix. If a longer prefix that has a base image fits a name, the name is that prefix's."""
 
     def __init__(self, prefix: str, existing: Iterable[str]) -> None:
         self._ours = f"{prefix}_"

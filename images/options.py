@@ -1,4 +1,4 @@
-"""The storage options: what `dockerd --storage-opt ceph.X=Y` and `docker run --storage-opt size=` may say."""
+"""The storage options: what `dockerd --storage-opt ceph.X=Y` and `docker run --storage-opt size=` take."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
+
+from host.failure import Failure
 
 PREFIX = "ceph."
 FILE_SYSTEMS = ("xfs", "ext4")
@@ -18,12 +20,12 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([bkmgtp]?)(?:i?b)?", re.IGNORECASE)
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
 
-class OptionError(Exception):
-    """A storage option is unknown or has a bad value; one line that names it and what is valid."""
+class OptionError(Failure):
+    """A storage option is unknown or has a bad value. The text is one line that names it and what is valid."""
 
 
 def parse_size(text: str) -> int:
-    """Read a size such as 10G, 512M, 1.5T (powers of 1024; a bare number is bytes) as bytes."""
+    """Read a size such as 10G, 512M, 1.5T (powers of 1024; a bare number is bytes) as bytes. Raises ValueError."""
     match = _SIZE.fullmatch(text.strip())
     if not match:
         raise ValueError(f"{text!r} is not a size; expected a number with a unit, such as 10G, 512M or 1.5T")
@@ -87,14 +89,14 @@ def _file(text: str) -> str:
 
 
 def _words(text: str) -> str:
-    """Arguments that are handed on to a tool: anything but control characters, which no tool expects."""
+    """Read arguments for a tool: anything but control characters, which no tool expects."""
     if not text.strip() or not text.isprintable():
         raise ValueError(f"{text!r} is empty or not printable")
     return text.strip()
 
 
-# Options of overlayfs that may be chosen. With one of the others an upper directory would not tell what has changed.
-# Not "auto", which is the same as "off" where all file systems have one UUID, as clones do.
+# The options of overlayfs that a user may choose. With any other an upper directory would not tell what has changed.
+# xino=auto is not among them: it is the same as "off" where all file systems have one UUID, as clones do.
 _OF_VIEWS = {"xino": ("on", "off")}
 _OF_ANY_MOUNT = (
     *("atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime", "strictatime", "lazytime", "nolazytime"),
@@ -104,14 +106,14 @@ _NOT_OF_VIEWS = (
     *("index", "metacopy", "redirect_dir", "nfs_export", "uuid", "verity", "fsync", "default_permissions"),
     *("lowerdir", "lowerdir+", "datadir+", "upperdir", "workdir", "userxattr", "volatile", "override_creds"),
 )
-# Labels are given to views, by dockerd's own option, and hold commas.
+# dockerd's own option labels the views. A label holds commas, which would end a mount option.
 _LABELS = ("context", "fscontext", "defcontext", "rootcontext")
 
 
 def _mount_option(text: str) -> str:
     """Read one mount option, or several with commas between them."""
-    said = _words(text)
-    for option in map(str.strip, said.split(",")):
+    words = _words(text)
+    for option in map(str.strip, words.split(",")):
         key, _, value = option.partition("=")
         if key in _NOT_OF_VIEWS:
             raise ValueError(f"{option!r} cannot be chosen: the driver needs its own")
@@ -119,7 +121,7 @@ def _mount_option(text: str) -> str:
             raise ValueError(f"{option!r} is not for the driver: dockerd --selinux-enabled labels what containers see")
         if key in _OF_VIEWS and value not in _OF_VIEWS[key]:
             raise ValueError(f"{option!r} is not one of {', '.join(f'{key}={choice}' for choice in _OF_VIEWS[key])}")
-    return said
+    return words
 
 
 def _is_of_views(option: str) -> bool:
@@ -127,7 +129,7 @@ def _is_of_views(option: str) -> bool:
 
 
 def _is_of_any_mount(option: str) -> bool:
-    """Tell whether an option is the kernel's own, and none of a file system (mount(8), "FILESYSTEM-INDEPENDENT")."""
+    """Tell whether an option is the same for every file system (mount(8), "FILESYSTEM-INDEPENDENT")."""
     return option in _OF_ANY_MOUNT
 
 
@@ -156,31 +158,31 @@ class Options:
 
     @property
     def fs_options(self) -> tuple[str, ...]:
-        """What `mountopt` says of the layers' own file systems."""
+        """The options in `mountopt` that are for the layers' own file systems."""
         return tuple(option for option in self._mount_options() if not _is_of_views(option))
 
     @property
     def view_options(self) -> tuple[str, ...]:
-        """What `mountopt` says of the overlays that join them, which are what containers see."""
+        """The options in `mountopt` that are for the overlays, which join the layers and are what containers see."""
         options = self._mount_options()
         return tuple(option for option in options if _is_of_views(option) or _is_of_any_mount(option))
 
     def _mount_options(self) -> Sequence[str]:
-        return [option.strip() for said in self.mountopt for option in said.split(",")]
+        return [option.strip() for words in self.mountopt for option in words.split(",")]
 
 
 DEFAULTS = Options()
 
 
 def names() -> list[str]:
-    """Return every option as a user writes it, in the order of the documentation."""
+    """Return the name of every option, as a user writes it, in the order of the documentation."""
     return [PREFIX + item.name for item in fields(Options)]
 
 
 def parse(pairs: Sequence[str] | None, defaults: Options = DEFAULTS) -> Options:
-    """Read Init's Opts; what they leave out is as in `defaults`.
+    """Read Init's Opts. An option that they leave out is as in `defaults`.
 
-    Raises OptionError that names the option, the value and what is valid.
+    Raises OptionError, which names the option, the value and what is valid.
     """
     known = {item.name: item for item in fields(Options)}
     values: dict[str, Any] = {}
@@ -202,7 +204,7 @@ def parse(pairs: Sequence[str] | None, defaults: Options = DEFAULTS) -> Options:
 
 
 def parse_layer_size(storage_opt: Mapping[str, str] | None) -> int | None:
-    """Read a layer's own StorageOpt (`docker run --storage-opt size=20G`): bytes, or None if no size was asked.
+    """Read a layer's own StorageOpt (`docker run --storage-opt size=20G`): bytes, or None if there is no size.
 
     Raises OptionError for any other option or a bad size.
     """

@@ -1,10 +1,10 @@
 """Removes what an inspection has proven dead, and nothing else; safe beside a running driver and dockerd.
 
-Each thing is looked at once more just before it goes. An image is deleted, which Ceph refuses while anybody has it
-mapped writable; where this host has it mapped read-only, it is kept. A device is unmapped if it is still that image's,
-which the kernel refuses while it is in use. A directory is removed only if it is empty. What Docker's layer store keeps
-of a container that is gone is taken from it: a dockerd that runs has it in memory until its next start. What drivers of
-this prefix have moved to the trash goes at the end.
+Each finding is looked at once more just before it goes. An image is deleted: Ceph refuses that while anybody has it
+mapped writable, and where this host has it mapped read-only, it is kept. A device is unmapped if it is still that
+image's: the kernel refuses that while it is in use. A directory is removed only if it is empty. The record of a
+container that is gone is removed from Docker's layer store; a dockerd that runs has it in memory until its next start.
+Images that drivers of this prefix have moved to the trash go at the end.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from maintenance.docker_database import DatabaseMissing, DockerDatabase
 
 
 class Outcome(NamedTuple):
-    """What became of a finding: removed, or why not."""
+    """What became of a finding. `why` it was not removed, or how it went, is "" if there is nothing to say."""
 
     finding: inspection.Finding
     removed: bool
@@ -32,9 +32,12 @@ class Outcome(NamedTuple):
 def collect(
     found: Sequence[inspection.Finding], look: inspection.Inspection, layers: Layers, docker: DockerDatabase
 ) -> list[Outcome]:
-    """Remove what is dead of `found`. One that cannot be removed does not keep the others; it is left as it was."""
+    """Remove what is dead of `found`, in that order. A finding that cannot be removed stays, and the others go on.
+
+    Raises command.CommandError if the trash cannot be listed.
+    """
     outcomes: list[Outcome] = []
-    # What stands on others comes before them: what of it is kept keeps those, too.
+    # A layer comes before the layers below it. If it is kept, these must be kept, too.
     needed: set[str] = set()
     for finding in found:
         if finding.dead and finding.id in needed:

@@ -1,4 +1,4 @@
-"""The commands for an operator, beside serving: check, gc and takeover.
+"""The commands for an operator: check, gc and takeover.
 
 They find pool, namespace, client and home where the driver keeps them: in Init's state file.
 """
@@ -13,33 +13,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
-from cluster.claim import Claim, OwnerTaken
-from graph.driver import DriverError, pool_of
-from host import command, deadline, logs
+from cluster.claim import Claim
+from graph.driver import pool_of
+from host import logs
+from host.failure import EXPECTED_OF_PROGRAMS, Failure
 from images import options
-from images.layers import LayerError, Layers
+from images.layers import Layers
 from maintenance import collector, docker_database, inspection, takeover
-from mounts import MountError
-from protocol.plugin import BadRequest, read_state
+from protocol import init_state
 
 # Exit codes, for monitoring.
 NOTHING, FOUND, FAILED = 0, 1, 2
-# What is told in one line; anything else is a defect.
-EXPECTED = (
-    BadRequest,
-    DriverError,
-    LayerError,
-    MountError,
-    OSError,
-    OwnerTaken,
-    command.CommandError,
-    deadline.Overdue,
-    docker_database.DatabaseMissing,
-    options.OptionError,
-    takeover.Refused,
-    LookupError,
-    ValueError,
-)
+
+
+class NoHome(Failure):
+    """It is not known which driver is meant: one line that says what to give."""
 
 
 class Site(NamedTuple):
@@ -51,13 +39,13 @@ class Site(NamedTuple):
 
 
 def main(argv: Sequence[str], socket: str) -> int:
-    """Run one command; 2, with a line on stderr, if it could not do its work."""
+    """Run one command and return its exit status: FAILED, with a line on stderr, if it could not do its work."""
     arguments = _parser(socket).parse_args(argv)
     logs.start("%(levelname)s %(message)s", arguments.log_level)
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
         return run(arguments)
-    except EXPECTED as error:
+    except EXPECTED_OF_PROGRAMS as error:
         print(f"{arguments.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return FAILED
 
@@ -110,14 +98,14 @@ def _seconds(text: str) -> float:
 
 
 def _site(arguments: argparse.Namespace) -> Site:
-    """Find the driver that the arguments name. Raises DriverError, BadRequest, OptionError."""
+    """Find the driver that the arguments name. Raises NoHome, BadRequest, OptionError."""
     defaults = options.parse(arguments.default)
     state = arguments.state or arguments.socket + ".state"
     try:
-        home, wanted, _ = read_state(state, defaults)
+        home, wanted, _ = init_state.read(state, defaults)
     except FileNotFoundError:
         if not arguments.own_home:
-            raise DriverError(
+            raise NoHome(
                 f"{state} does not exist: no Docker ever used this driver; "
                 f"give --socket, --state, or the home and --default"
             ) from None
@@ -152,7 +140,7 @@ def _gc(arguments: argparse.Namespace) -> int:
     docker = _docker(site, arguments)
     look = _look(site, docker, arguments)
     dead = [finding for finding in look.findings() if finding.dead]
-    # Docker here does not know what another machine of our name has.
+    # The Docker of this machine does not know the layers of another machine of our name.
     Claim(site.layers.pool, site.options.imageprefix, site.layers.owner()).wait_single()
     outcomes: list[collector.Outcome] = []
     if not arguments.json:

@@ -1,4 +1,4 @@
-"""What Docker itself knows of its layers, read from its data root without asking it.
+"""What Docker itself knows of its layers, read from the files in its data root.
 
 - Its layer store keeps text files: `image/DRIVER/layerdb/sha256/CHAIN/{cache-id,diff,parent}` for a layer of an image,
   `mounts/CONTAINER/{mount-id,init-id,parent}` for a container, `tmp/*/cache-id` while a layer is being registered
@@ -9,15 +9,15 @@
   in one piece (bbolt, page.go): an id whose bytes are nowhere in these files is in none of them. The reverse
   proves nothing, since what was deleted stays in the file for a while.
 
-What Docker does not name is removed. So what is here must be all: an image names its layers, a layer its parent, a
-container its record and a record its container. Something that is missing says that a part of the data root is not
-mounted, copied or readable, and then nothing can be concluded.
+gc removes what Docker does not name. So nothing may be missing here: an image names its layers, a layer its parent, a
+container its record and a record its container. If one of these is missing, a part of the data root is not mounted,
+copied or readable, and then nothing can be concluded.
 
 A record without its container needs a proof that the container is gone. `docker rm --force` leaves such records when it
 cannot reach the driver, although it says that all went well, and no dockerd ever forgets them. But a dockerd that
-started without its `containers/` looks the same: so a dockerd proves it only for records that were made since it
-started. And they must not be newer than `containers/`, in which each container was made after its record: else that is
-not the directory in which it was made.
+started without its `containers/` looks the same. So a running dockerd proves it only for records that were made since
+it started. And a record must not be newer than `containers/`: each container was made after its record, so it would
+have been made in another directory.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
+from host.failure import Failure
 from maintenance import dockerd_process
 
-# What Docker calls a container, and by the sha256 of what they hold: an image, a layer. BuildKit's names are shorter.
+# The ids of containers, and those of images and layers, which are the sha256 of their content. BuildKit's are shorter.
 _ID = re.compile(r"[0-9a-f]{64}")
 # Ids of layers: Docker's own, BuildKit's (moby: pkg/stringid; buildkit: identity).
 _LAYER_ID = re.compile(r"[0-9a-f]{64}|[0-9a-z]{25}")
@@ -44,36 +45,36 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 # The head of each of a Bolt database's first two pages (bbolt, db.go and page.go): the page's own 16 bytes, the magic
 # number, version and page size; root, freelist, and how many pages there are.
 _BOLT_META, _BOLT_MAGIC = struct.Struct("=16xIII4x24xQ"), 0xED0CDAED
-# What Docker makes or removes while it is read looks damaged for a moment.
+# Seconds between two looks: what Docker makes or removes meanwhile looks damaged for a moment.
 PAUSE_SECONDS = 1.0
 _LOOKS = 10
-# The start of a process and the times of files are told by different clocks, in steps.
+# Seconds by which two clocks may differ: that of a process's start, and that of the times of files. Both go in steps.
 _CLOCKS = 1.0
-# In which BuildKit writes down the layers that it has made (moby, builder-next/adapters/snapshot).
+# The database in which BuildKit writes down the layers that it has made (moby, builder-next/adapters/snapshot).
 _BUILDKIT_LAYERS = "snapshots.db"
 # How many records are told at once.
 _TOLD = 5
 _MOUNT_FIRST = "mount or restore Docker's data root"
 
 
-class DatabaseMissing(Exception):
-    """What Docker knows cannot be read, or not all of it: one line that says what is missing, and what to do."""
+class DatabaseMissing(Failure):
+    """A part of Docker's databases is missing. The text is one line that says which, and what to do."""
 
 
 @dataclass
 class Known:
     """What Docker knows.
 
-    `named`: layers, each with what it is to Docker. `gone`: records of containers that are gone, each with the layers
-    that it names.
+    `named`: layers, each with what it is to Docker. `gone`: the paths of records of containers that are gone, each with
+    the layers that it names.
     """
 
     named: dict[str, str] = field(default_factory=dict)
     gone: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-class _Places:
-    """Where a Docker with one storage driver keeps what; `driver` is how it calls that."""
+class _Paths:
+    """The paths of the databases of a Docker with one storage driver; `driver` is its name for that."""
 
     def __init__(self, root: str, driver: str) -> None:
         self.root, self.driver = root, driver
@@ -89,39 +90,43 @@ class DockerDatabase:
     """The databases of one Docker daemon and storage driver; each method reads them anew."""
 
     def __init__(self, data_root: str, driver: str) -> None:
-        self._places = _Places(data_root, driver)
+        self._paths = _Paths(data_root, driver)
 
     def known(self) -> Known:
         """Return what Docker knows, if all of it is there.
 
-        Raises DatabaseMissing if something is missing, and still is after a moment; OSError.
+        Raises DatabaseMissing if one thing is missing in two looks in a row, or something in each look; OSError,
+        ValueError.
         """
-        places = self._places
-        for place in (places.layers, places.images, places.containers):
-            if not os.path.isdir(place):
+        paths = self._paths
+        for path in (paths.layers, paths.images, paths.containers):
+            if not os.path.isdir(path):
                 raise DatabaseMissing(
-                    f"{place} does not exist: Docker's data root is not here, or not mounted; name it by --data-root"
+                    f"{path} does not exist: Docker's data root is not here, or not mounted; name it by --data-root"
                 )
-        reading = _Reading(places)
+        reading = _Reading(paths)
         known, missing = reading.read()
         for _ in range(_LOOKS):
             if not missing:
                 return known
             time.sleep(PAUSE_SECONDS)
             known, now = reading.read()
-            # One after the other may look so while Docker is busy.
+            # While Docker is busy, one thing after the other may seem to be missing.
             for words in missing:
                 if words in now:
                     raise DatabaseMissing(words)
             missing = now
-        raise DatabaseMissing(missing[0])
+        if missing:
+            raise DatabaseMissing(missing[0])
+        return known
 
     def forget(self, record: str) -> None:
-        """Remove the record of a container that is gone; it would keep its layers from going.
+        """Remove the record of a container that is gone, which would make Docker keep its layers.
 
-        It goes in one step, to where Docker looks for no record. Raises FileNotFoundError if it has gone, OSError.
+        It is renamed in one step, to where Docker looks for no record, and deleted there. Raises FileNotFoundError if
+        it has gone, OSError.
         """
-        away = os.path.join(self._places.layers, "tmp", f"{os.path.basename(record)}-forgotten")
+        away = os.path.join(self._paths.layers, "tmp", f"{os.path.basename(record)}-forgotten")
         shutil.rmtree(away, ignore_errors=True)
         os.makedirs(os.path.dirname(away), exist_ok=True)
         os.rename(record, away)
@@ -134,14 +139,14 @@ class DockerDatabase:
         """
         found: set[str] = set()
         try:
-            names = [name for name in os.listdir(self._places.buildkit) if name.endswith(".db")]
+            names = [name for name in os.listdir(self._paths.buildkit) if name.endswith(".db")]
         except FileNotFoundError:
-            # Docker has BuildKit since 18.06.
+            # Docker before 18.06 has no BuildKit.
             return found
         if _BUILDKIT_LAYERS not in names:
-            raise DatabaseMissing(f"{self._places.buildkit} holds no {_BUILDKIT_LAYERS} of BuildKit's; {_MOUNT_FIRST}")
+            raise DatabaseMissing(f"{self._paths.buildkit} holds no {_BUILDKIT_LAYERS} of BuildKit's; {_MOUNT_FIRST}")
         for name in names:
-            found |= _mentioned(os.path.join(self._places.buildkit, name), layers)
+            found |= _mentioned(os.path.join(self._paths.buildkit, name), layers)
         return found
 
 
@@ -156,7 +161,7 @@ def _mentioned(path: str, layers: Collection[str]) -> set[str]:
 
 
 def _check_whole(database: BinaryIO) -> None:
-    """Raise ValueError if a Bolt database has not all of its pages. It never becomes smaller."""
+    """Raise ValueError if a Bolt database has not all of its pages. Such a file never becomes smaller."""
     head = database.read(_BOLT_META.size)
     pages, page_size = _pages(head)
     database.seek(page_size)
@@ -166,7 +171,7 @@ def _check_whole(database: BinaryIO) -> None:
 
 
 def _pages(head: bytes) -> tuple[int, int]:
-    """Return how many pages a database has, as one of its first two tells, and the bytes of each. Raises ValueError."""
+    """Return the number of a database's pages, and the bytes of each, from a head of a page. Raises ValueError."""
     if len(head) < _BOLT_META.size:
         raise ValueError
     magic, _, page_size, pages = _BOLT_META.unpack(head)
@@ -178,18 +183,18 @@ def _pages(head: bytes) -> tuple[int, int]:
 class _Reading:
     """One look at the files of the layer store, of the images and of the containers."""
 
-    def __init__(self, places: _Places) -> None:
-        self._places = places
+    def __init__(self, paths: _Paths) -> None:
+        self._paths = paths
         self._known = Known()
         self._missing: list[str] = []
 
     def read(self) -> tuple[Known, list[str]]:
         """Return what is known, and what is missing, each in one line."""
         self._known, self._missing = Known(), []
-        # What needs something before what is needed: Docker makes the latter first.
+        # Read a thing before those that it needs: Docker makes these first.
         references, images = self._references(), self._read_images()
-        containers = _list(self._places.containers)
-        # An unfinished layer first: it is renamed to be a finished one.
+        containers = _list(self._paths.containers)
+        # Unfinished layers before finished ones: Docker finishes a layer by renaming it.
         self._read_unfinished()
         chains = self._read_layers()
         self._check_images(references, images, chains)
@@ -197,8 +202,8 @@ class _Reading:
         return self._known, self._missing
 
     def _read_unfinished(self) -> None:
-        for name in _list(os.path.join(self._places.layers, "tmp")):
-            self._name(_text(os.path.join(self._places.layers, "tmp", name, "cache-id")), "a layer being registered")
+        for name in _list(os.path.join(self._paths.layers, "tmp")):
+            self._name(_text(os.path.join(self._paths.layers, "tmp", name, "cache-id")), "a layer being registered")
 
     def _name(self, layer: str | None, what: str) -> None:
         if layer and _LAYER_ID.fullmatch(layer):
@@ -208,13 +213,13 @@ class _Reading:
 
     def _read_layers(self) -> set[str]:
         """Read the layers of images; return their chain ids."""
-        place = os.path.join(self._places.layers, "sha256")
+        store = os.path.join(self._paths.layers, "sha256")
         parents: dict[str, str] = {}
-        for name in _list(place):
-            directory = os.path.join(place, name)
+        for name in _list(store):
+            directory = os.path.join(store, name)
             layer = _text(os.path.join(directory, "cache-id"))
             self._name(layer, "a layer of an image")
-            # Docker passes over other names: CHAIN-RANDOM-removing is a layer that it is removing.
+            # Docker ignores other names: CHAIN-RANDOM-removing is a layer that it is removing.
             if not _ID.fullmatch(name):
                 continue
             diff, parent = (_text(os.path.join(directory, file)) for file in ("diff", "parent"))
@@ -227,15 +232,15 @@ class _Reading:
                 self._miss(directory, f"{directory} has not the diff and parent that its name was made of")
         for chain, parent in parents.items():
             if parent and parent not in parents:
-                directory = os.path.join(place, chain.partition(":")[2])
+                directory = os.path.join(store, chain.partition(":")[2])
                 self._miss(directory, f"{directory} needs its parent {parent}, which is not there")
         return set(parents)
 
     def _read_images(self) -> dict[str, list[str]]:
         """Return the images, each with the diff ids of its layers, from the lowest on."""
         found: dict[str, list[str]] = {}
-        for name in filter(_ID.fullmatch, _list(self._places.images)):
-            content = _bytes(path := os.path.join(self._places.images, name))
+        for name in filter(_ID.fullmatch, _list(self._paths.images)):
+            content = _bytes(path := os.path.join(self._paths.images, name))
             if content is not None and hashlib.sha256(content).hexdigest() == name:
                 found[name] = [str(diff) for diff in (json.loads(content).get("rootfs") or {}).get("diff_ids") or ()]
             elif content is not None:
@@ -247,41 +252,41 @@ class _Reading:
     ) -> None:
         for reference, image in references.items():
             if image.partition(":")[2] not in images:
-                self._missing.append(f"{reference} is an image that is not in {self._places.images}; {_MOUNT_FIRST}")
+                self._missing.append(f"{reference} is an image that is not in {self._paths.images}; {_MOUNT_FIRST}")
         for name, diffs in images.items():
             chain = ""
             for diff in diffs:
                 chain = _chain(chain, diff)
                 if chain not in chains:
                     self._missing.append(
-                        f"image {name[:12]} needs layer {chain}, which is not in {self._places.layers}; {_MOUNT_FIRST},"
-                        f" or remove the image, while dockerd is stopped: rm {os.path.join(self._places.images, name)}"
+                        f"image {name[:12]} needs layer {chain}, which is not in {self._paths.layers}; {_MOUNT_FIRST},"
+                        f" or remove the image, while dockerd is stopped: rm {os.path.join(self._paths.images, name)}"
                     )
                     break
 
     def _references(self) -> Mapping[str, str]:
-        content = _bytes(self._places.names)
+        content = _bytes(self._paths.names)
         if content is None:
             return {}
         try:
             repositories = json.loads(content)["Repositories"]
             return {str(name): str(image) for names in repositories.values() for name, image in names.items()}
         except (ValueError, LookupError, AttributeError, TypeError):
-            self._missing.append(f"{self._places.names} is empty or damaged; {_MOUNT_FIRST}")
+            self._missing.append(f"{self._paths.names} is empty or damaged; {_MOUNT_FIRST}")
             return {}
 
     # -- containers --------------------------------------------------------------------------
 
     def _read_containers(self, containers: Collection[str], chains: Collection[str]) -> None:
-        """Read the records that the layer store has of containers, and whether there are such containers."""
-        place = os.path.join(self._places.layers, "mounts")
-        records = _list(place)
+        """Read the records that the layer store has of containers, and compare them with the containers."""
+        store = os.path.join(self._paths.layers, "mounts")
+        records = _list(store)
         alone: list[str] = []
         for name in records:
             if _ID.fullmatch(name) and name not in containers:
                 alone.append(name)
             else:
-                self._check_record(os.path.join(place, name), chains, is_container=name in containers)
+                self._check_record(os.path.join(store, name), chains, is_container=name in containers)
                 self._name_record(name)
         self._judge(alone)
         for name in set(containers).difference(records):
@@ -300,23 +305,23 @@ class _Reading:
             self._known.named[layer] = f"of container {name[:12]}"
 
     def _layers_of(self, name: str) -> tuple[str, ...]:
-        found = (_text(os.path.join(self._places.layers, "mounts", name, file)) for file in ("mount-id", "init-id"))
+        found = (_text(os.path.join(self._paths.layers, "mounts", name, file)) for file in ("mount-id", "init-id"))
         return tuple(layer for layer in found if layer)
 
     def _judge(self, alone: Collection[str]) -> None:
-        """Tell of each record without its container whether that is gone, not seen, or not yet there."""
-        daemon = dockerd_process.running(self._places.root) if alone else None
-        if daemon and not daemon.shares(self._places.containers):
+        """Decide for each record without a container: the container is gone, or it is not proven that it is."""
+        daemon = dockerd_process.running(self._paths.root) if alone else None
+        if daemon and not daemon.shares(self._paths.containers):
             daemon = None
         unproven: list[str] = []
         for name in alone:
-            record = os.path.join(self._places.layers, "mounts", name)
+            record = os.path.join(self._paths.layers, "mounts", name)
             try:
-                made, changed = os.stat(record).st_mtime, os.stat(self._places.containers).st_mtime
+                made, changed = os.stat(record).st_mtime, os.stat(self._paths.containers).st_mtime
             except FileNotFoundError:
                 continue
             is_new = daemon is not None and made > daemon.started + _CLOCKS
-            # Docker's own builder makes such records too, for itself, without an init layer; they end with its dockerd.
+            # Docker's own builder makes such records too, without an init layer. They mean nothing to a later dockerd.
             is_builders = not os.path.lexists(os.path.join(record, "init-id"))
             if daemon and (not is_new if is_builders else is_new and changed >= made):
                 self._known.gone[record] = self._layers_of(name)
@@ -330,21 +335,21 @@ class _Reading:
     def _unproven(self, names: list[str]) -> str:
         them = f"{names[0][:12]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
         return (
-            f"container {them} has layers but is not in {self._places.containers}; if that is not mounted or whole, "
+            f"container {them} has layers but is not in {self._paths.containers}; if that is not mounted or whole, "
             f"make it so and start dockerd; if the container was removed, remove what is left of it: "
-            f"rm -r {' '.join(os.path.join(self._places.layers, 'mounts', name) for name in names[:_TOLD])}"
+            f"rm -r {' '.join(os.path.join(self._paths.layers, 'mounts', name) for name in names[:_TOLD])}"
         )
 
     def _check_container(self, name: str) -> None:
-        """Look for a container of this driver's which has no layers."""
-        content = _bytes(path := os.path.join(self._places.containers, name, "config.v2.json"))
+        """Report a container of this driver that has no record."""
+        content = _bytes(path := os.path.join(self._paths.containers, name, "config.v2.json"))
         if content is None:
-            # Docker does not know such a one either.
+            # Docker does not know a container without this file, either.
             return
         try:
-            said = json.loads(content)
-            state: Mapping[str, Any] = said.get("State") or {}
-            is_ours = said.get("Driver") == self._places.driver and not (
+            config = json.loads(content)
+            state: Mapping[str, Any] = config.get("State") or {}
+            is_ours = config.get("Driver") == self._paths.driver and not (
                 state.get("Dead") or state.get("RemovalInProgress")
             )
         except (ValueError, AttributeError):
@@ -352,7 +357,7 @@ class _Reading:
             return
         if is_ours:
             self._missing.append(
-                f"container {name[:12]} is not in {self._places.layers}/mounts; {_MOUNT_FIRST}, or remove the container"
+                f"container {name[:12]} is not in {self._paths.layers}/mounts; {_MOUNT_FIRST}, or remove the container"
             )
 
     # -- what is missing ---------------------------------------------------------------------
@@ -363,7 +368,7 @@ class _Reading:
             self._miss(directory, f"{os.path.join(directory, file)} {what}")
 
     def _miss(self, directory: str, words: str) -> None:
-        """Note what is missing in a directory, unless Docker has just removed it."""
+        """Report what is missing in a directory, unless Docker has just removed the directory."""
         if os.path.lexists(directory):
             self._missing.append(f"{words}; {_MOUNT_FIRST}")
 
@@ -374,7 +379,7 @@ def _chain(parent: str | None, diff: str) -> str:
 
 
 def _list(directory: str) -> list[str]:
-    """Name what a directory holds; Docker makes some of them with the first thing in it. Raises OSError."""
+    """Name what a directory holds. If it does not exist, it is empty: Docker makes some with their first content."""
     try:
         return sorted(os.listdir(directory))
     except FileNotFoundError:
@@ -382,7 +387,7 @@ def _list(directory: str) -> list[str]:
 
 
 def _bytes(path: str) -> bytes | None:
-    """Read a file; None if there is none. Raises OSError."""
+    """Read a file; None if it does not exist. Raises OSError."""
     try:
         with open(path, "rb") as source:
             return source.read()

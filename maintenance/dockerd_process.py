@@ -1,7 +1,7 @@
 """The dockerd that runs on a data root, found by the locks that it holds, without asking it.
 
-A dockerd holds BuildKit's databases open and locked (Bolt takes an flock) from the moment when it has read what its
-data root holds until it ends; seen with 20.10 and 26. Before 18.06 there is no BuildKit: then none is found.
+A dockerd has BuildKit's databases open and locked (Bolt takes an flock) from the moment when it has read its data root
+until it ends; seen with 20.10 and 26. Docker before 18.06 has no BuildKit: then no dockerd is found.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ _FLOCK = re.compile(r"FLOCK +ADVISORY +WRITE +(\d+) ")
 
 
 class Dockerd(NamedTuple):
-    """A process, its data root as it sees it (its mounts may differ from ours), and when it started (since 1970)."""
+    """A process; its data root, by the path that the process sees; and when it started, in seconds since 1970."""
 
     pid: int
     root: str
     started: float
 
     def shares(self, directory: str) -> bool:
-        """Tell whether what we see as a directory is what it sees below its data root by that name, since it started.
+        """Tell whether the dockerd has seen our `directory` as that of this name in its data root, since it started.
 
-        A mount point may have been mounted later, or may be mounted for one of us only; so may what a symlink leads to:
-        of that nothing is known.
+        False for a mount point, which may have been mounted later, or for one of us only. False for a symlink, since
+        its target may be such a mount point.
         """
         if os.path.islink(directory):
             return False
@@ -38,12 +38,12 @@ class Dockerd(NamedTuple):
                 points = {line.split(" ")[4] for line in source}
         except OSError:
             return False
-        # The kernel writes a space as \\040 (proc(5)); a data root with one in its path is never proven.
+        # The kernel writes a space as \\040 (proc(5)). For a data root with a space in its path the answer is False.
         return same and theirs not in points and not re.search(r"\s|\\", theirs)
 
 
 def running(data_root: str) -> Dockerd | None:
-    """Return the dockerd that runs on a data root, None if none is seen (or it is of another pid namespace)."""
+    """Return the dockerd that runs on a data root; None if there is none, or if it is in another pid namespace."""
     for pid in _lockers():
         with contextlib.suppress(OSError, ValueError):
             root = _data_root(pid, os.path.join(data_root, "buildkit"))
@@ -53,7 +53,7 @@ def running(data_root: str) -> Dockerd | None:
 
 
 def _lockers() -> Iterator[int]:
-    """Processes named dockerd that hold an exclusive flock of anything."""
+    """Yield the processes named dockerd that have an exclusive flock of any file."""
     with open("/proc/locks", encoding="ascii") as source:
         pids = {int(found[1]) for line in source if (found := _FLOCK.search(line))}
     for pid in sorted(pids):
@@ -63,7 +63,7 @@ def _lockers() -> Iterator[int]:
 
 
 def _data_root(pid: int, buildkit: str) -> str:
-    """Return the data root of a process, as it sees it, if it holds a lock of a database in our `buildkit`; else ""."""
+    """Return the data root of a process, as it sees it; "" unless it has a lock of a database in our `buildkit`."""
     for number in os.listdir(f"/proc/{pid}/fd"):
         with contextlib.suppress(FileNotFoundError):
             path = os.readlink(f"/proc/{pid}/fd/{number}")

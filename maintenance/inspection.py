@@ -1,14 +1,14 @@
 """Looks for what belongs to nobody: in the pool, among mappings, mounts and directories, against what Docker knows.
 
-Only things of this host and this home are looked for: the owner stands in the metadata of each image. Nothing
-is changed here, and nothing is opened that a running driver or Docker could stumble over.
+It looks only for things of this host and this home: the owner stands in the metadata of each image. It changes
+nothing, and opens nothing that a running driver or Docker could stumble over.
 
-What is `dead` is proven to be so, for `collector.py` to remove: an image that
+A finding that is proven `dead` is for `collector.py` to remove. An image is dead if it
 
-- is of this host by its name of now, and of this home, or of nobody, since its Create was killed; and has an id as
-  Docker makes them,
-- is named neither by Docker's layer store nor in BuildKit's databases, read before the pool and after it, which are
-  whole (`docker_database.py`),
+- belongs to this host under its present name, and to this home, or to nobody, since its Create was killed; and has an
+  id as Docker makes them,
+- is named neither by Docker's layer store nor in BuildKit's databases, which are read before the pool and after it,
+  and are whole (`docker_database.py`),
 - was made more than an hour ago: Docker writes a layer down within moments after it was made or filled,
 - is mapped by nobody (no watcher, no mapping, no mount, no directory), so that nothing fills it now,
 - has no image standing on it that is not dead, and was not taken over from another host.
@@ -34,12 +34,12 @@ from images.family import parents_of
 from images.layers import BASE, REMOVED_SOURCES, TAKEN_KEY, Layers
 from images.record import KEY, Record
 from maintenance.docker_database import DockerDatabase, Known
-from mapped.file_systems import REMOVED
+from mapped.paths import REMOVED
 
 MIN_AGE_SECONDS = 3600.0
-# Younger than that is the driver's work in progress: it empties the trash and unmaps in the background.
+# A finding younger than that is the driver's work in progress: it empties the trash and unmaps in the background.
 BEHIND_SECONDS = 600.0
-# A driver's own steps follow each other faster.
+# Seconds between two looks: the steps of a driver follow each other faster.
 SETTLE_SECONDS = 1.0
 # Layers of Docker's layer store, its init layers, and BuildKit's (moby: pkg/stringid; buildkit: identity).
 _DOCKER_ID = re.compile(r"[0-9a-f]{64}(-init)?|[0-9a-z]{25}")
@@ -54,9 +54,9 @@ MISSING, STALE_RECORD = "missing-image", "stale-record"
 class Finding:
     """Something that belongs to nobody.
 
-    `place` is what to act upon: image, trash id, device or path. `age` in seconds and `size` in bytes, None
-    where nobody knows. `dead`: proven so. `idle`: this is how things look that are in order. `below`: the layers that
-    an image stands on.
+    `place` is what to act upon: an image, an id in the trash, a device or a path. `age` in seconds and `size` in bytes
+    are None where nobody knows. `dead`: it is proven. `idle`: a pool in order has such things, too. `below`: the layers
+    that an image stands on.
     """
 
     kind: str
@@ -72,7 +72,7 @@ class Finding:
 
 @dataclass
 class _Here:
-    """What there is on this host, read once: devices by image; mount points, and when it changed, by directory."""
+    """What this host has, read once: devices by image; mount points by layer; directories by layer, with their time."""
 
     devices: Mapping[str, str]
     mounted: Mapping[str, Sequence[str]]
@@ -81,7 +81,7 @@ class _Here:
 
 @dataclass
 class _Seen:
-    """What there is, read once. `gone`: the layers of containers that are gone."""
+    """What there is, read once. `namesakes`: machine-ids of our name; `gone`: layers of containers that are gone."""
 
     images: Collection[str]
     here: _Here
@@ -106,9 +106,10 @@ class Inspection:
         self._min_age = min_age
 
     def findings(self) -> list[Finding]:
-        """Look, and return what was found, images in an order in which they can be removed.
+        """Look, and return the findings, with images in an order in which they can be removed. Changes nothing.
 
-        Raises rbdcli.RbdError and the like, dockerdb.DatabaseMissing, OSError: nothing can be said then.
+        Raises command.CommandError, docker_database.DatabaseMissing, LayerError, OSError, ValueError: nothing is known
+        then.
         """
         seen = self._look()
         found = [*self._orphans(seen), *self._scratch(seen), *self._missing(seen)]
@@ -118,13 +119,13 @@ class Inspection:
     def still_dead(self, finding: Finding) -> bool:
         """Look once more at one finding, just before it is removed.
 
-        Raises FileNotFoundError if it went by itself, and what `findings` does.
+        Raises FileNotFoundError if it went by itself, and what `findings` raises.
         """
         look: dict[str, Callable[[], bool]] = {
             ORPHAN: lambda: self._is_unknown(finding),
             HALF_MADE: lambda: not self._in_use(finding.place),
             STALE_RECORD: lambda: _holds(self._records(self._docker.known()), finding),
-            # Whether it is still this image's is asked last, when it is unmapped.
+            # `Pool.unmap` looks itself whether the image is still mapped there.
             STALE_MAPPING: lambda: not (os.path.lexists(self._directory(finding.id)) or _is_used(finding.place)),
             STALE_DIRECTORY: lambda: self._is_stale_still(finding),
             TRASH: lambda: _holds(self._trash(), finding),
@@ -156,7 +157,7 @@ class Inspection:
     # -- what is there -----------------------------------------------------------------------
 
     def _look(self) -> _Seen:
-        # Docker's word before and after: a layer that is being made, or being removed, is in one of them.
+        # Docker's databases are read before and after: a layer that is being made, or removed, is in one of the two.
         before = self._docker.known()
         directories = self._read_directories()
         images = set(self._layers.images())
@@ -178,7 +179,7 @@ class Inspection:
         return _Here(devices, points, directories)
 
     def _read_directories(self) -> dict[str, float]:
-        """Return the directories of layers, each with when something was made or removed in it."""
+        """Return the directories of layers, each with the time when something was last made or removed in it."""
         found: dict[str, float] = {}
         with contextlib.suppress(FileNotFoundError):
             for name in os.listdir(self._root):
@@ -188,7 +189,7 @@ class Inspection:
         return found
 
     def _changed(self, layer: str) -> float | None:
-        """Say when something was made or removed in a layer's directory; None if there is none."""
+        """Return when something was last made or removed in a layer's directory; None if there is no directory."""
         try:
             return os.stat(self._directory(layer)).st_mtime
         except FileNotFoundError:
@@ -198,11 +199,11 @@ class Inspection:
         return os.path.join(self._root, layer)
 
     def _is_removed(self, layer: str) -> bool:
-        """Tell whether the driver is about to remove a layer (removals.py)."""
+        """Tell whether Docker has removed a layer whose image the driver has yet to delete (removals.py)."""
         return os.path.isdir(os.path.join(self._directory(layer), REMOVED))
 
     def _in_use(self, image: str) -> bool:
-        """Tell whether anybody has an image open; one that is gone is in use by whoever removed it."""
+        """Tell whether anybody has an image open. True also if the image is gone: somebody is removing it."""
         try:
             return bool(self._pool.watchers(image)) or image in [item.image for item in self._pool.mappings()]
         except rbdcli.ImageMissing:
@@ -226,7 +227,7 @@ class Inspection:
         return self._without_needed(found, seen.images)
 
     def _without_needed(self, found: Sequence[Finding], images: Collection[str]) -> list[Finding]:
-        """Take from the dead what others stand on; those come first that stand on others."""
+        """Return the findings, those no longer dead on which a living layer stands; a layer before its parents."""
         if not any(finding.dead for finding in found):
             return list(found)
         layers = self._layers.among(images)
@@ -240,16 +241,16 @@ class Inspection:
         return sorted(kept, key=lambda item: -len(item.below))
 
     def _orphan(self, image: str, seen: _Seen) -> Finding | None:
-        """Describe an image that Docker does not name; None if it is another's, or gone by now."""
+        """Describe an image that Docker does not name; None if it belongs to another host or home, or is gone."""
         layer = self._layers.layer(image)
         if self._is_removed(layer):
             return None
         try:
-            said = self._pool.metadata(image)
-            # Without an owner, but a clone of a base image of ours: a Create that was killed before it named one. Soon
-            # it is as dead as anything, whosever it was.
-            unowned = said.get(FORMAT_KEY) == FORMAT and KEY not in said
-            owner = self._owner_in(said)
+            metadata = self._pool.metadata(image)
+            # It has no owner, but it is a clone of our base image: its Create was killed before it wrote the owner.
+            # Whichever host made it, it is dead once it is old enough.
+            unowned = metadata.get(FORMAT_KEY) == FORMAT and KEY not in metadata
+            owner = self._owner_in(metadata)
             if not owner.is_same(self._owner) and not unowned:
                 return None
             age = time.time() - self._pool.created(image)
@@ -258,7 +259,7 @@ class Inspection:
         except rbdcli.ImageMissing:
             return None
         reasons = {
-            "it was taken over from another host; Docker here does not know it": said.get(TAKEN_KEY) == image,
+            "it was taken over from another host; Docker here does not know it": metadata.get(TAKEN_KEY) == image,
             self._doubt(owner, seen): bool(self._doubt(owner, seen)) and not unowned,
             "its name is not an id of Docker's": not _DOCKER_ID.fullmatch(layer),
             "it is mounted here, until dockerd starts anew": layer in seen.here.mounted,
@@ -274,16 +275,16 @@ class Inspection:
         why = why or ("its container is gone" if layer in seen.gone else "Docker knows no such layer")
         return Finding(ORPHAN, layer, why, image, age, size, dead=dead, idle=age < self._min_age)
 
-    def _owner_in(self, said: Mapping[str, str]) -> Owner:
-        """Return the owner that an image's metadata names; what we cannot read is nobody's that we know."""
+    def _owner_in(self, metadata: Mapping[str, str]) -> Owner:
+        """Return the owner that an image's metadata names; an empty one if there is none, or it cannot be read."""
         try:
-            record = Record.parse(said.get(KEY, ""))
+            record = Record.parse(metadata.get(KEY, ""))
         except ValueError:
             record = None
         return record.owner if record else Owner("", "", "")
 
     def _doubt(self, owner: Owner, seen: _Seen) -> str:
-        """Say why a layer of ours may be another machine's, "" if it cannot."""
+        """Say why a layer of ours may belong to another machine; "" if it cannot."""
         if owner.host != self._owner.host:
             return (
                 f"it was made by host {owner.host}, of which this one may be a clone; if it was that itself: takeover"
@@ -295,7 +296,7 @@ class Inspection:
         return ""
 
     def _scratch(self, seen: _Seen) -> Iterator[Finding]:
-        """Base images that never got their name."""
+        """Yield the base images that never got their name."""
         ours = self._layers.scratch()
         for image in sorted(seen.images):
             if not image.startswith(self._layers.image(BASE) + "."):
@@ -314,9 +315,10 @@ class Inspection:
                 yield Finding(HALF_MADE, self._layers.layer(image), why, image, age, size, dead=not busy)
 
     def _missing(self, seen: _Seen) -> Iterator[Finding]:
-        """Layers that Docker names and the pool does not have."""
+        """Yield the layers that Docker names and the pool does not have."""
         gone = [layer for layer in seen.known.named if self._layers.image(layer) not in seen.images]
-        # Made while we looked, or being removed: Docker forgets a layer moments after the driver has removed it.
+        # Not those that were made while we looked, or are being removed: Docker forgets a layer moments after the
+        # driver has removed it.
         gone = [layer for layer in gone if not self._layers.exists(layer)]
         if gone:
             time.sleep(SETTLE_SECONDS)
@@ -340,7 +342,7 @@ class Inspection:
     # -- Docker ------------------------------------------------------------------------------
 
     def _records(self, known: Known) -> Iterator[Finding]:
-        """What Docker's layer store still has of containers that are gone."""
+        """Yield the records that Docker's layer store still has of containers that are gone."""
         for place, layers in known.gone.items():
             with contextlib.suppress(FileNotFoundError):
                 age = time.time() - os.stat(place).st_mtime
@@ -351,10 +353,10 @@ class Inspection:
     # -- this host ---------------------------------------------------------------------------
 
     def _mappings(self, seen: _Seen) -> Iterator[Finding]:
-        """Devices that no driver will unmap: it finds its own by the directory."""
+        """Yield the devices that no driver will unmap: a driver finds its own by their directories."""
         devices = self._without_directory(seen.here.devices)
         if devices:
-            # A driver that has just unmapped one removes its directory next; or maps it anew, with a directory first.
+            # A driver may be at work: it removes the directory after it has unmapped, and makes it before it maps.
             time.sleep(SETTLE_SECONDS)
             mapped = {item.image: item.device for item in self._pool.mappings() if item.image in seen.images}
             now = self._without_directory(mapped)
@@ -378,13 +380,13 @@ class Inspection:
         }
 
     def _directories(self, here: _Here) -> Iterator[Finding]:
-        """Directories of layers without what they stand for, and mounts without an image."""
+        """Yield the directories for layers that are neither mapped nor mounted, and mounts without an image."""
         for layer, changed in here.directories.items():
             age = time.time() - changed
             if age < min(self._min_age, BEHIND_SECONDS):
                 continue
             found = self._stale(layer, age, here)
-            # Whatever the driver does to a layer makes or removes something in its directory: else it was not at work.
+            # Each step of the driver makes or removes something in the layer's directory. So it was not at work.
             if found and self._changed(layer) == changed:
                 yield found
 
@@ -408,7 +410,7 @@ class Inspection:
 
 
 def _is_used(device: str) -> bool:
-    """Tell whether somebody has a device; one that does not answer, since the cluster takes nothing, is in use."""
+    """Tell whether somebody uses a device. True also if it does not answer, since the cluster takes no writes."""
     try:
         return mounts.in_use(device)
     except deadline.Overdue:
@@ -416,5 +418,5 @@ def _is_used(device: str) -> bool:
 
 
 def _holds(found: Iterable[Finding], finding: Finding) -> bool:
-    """Tell whether something was found once more."""
+    """Tell whether a finding was found once more."""
     return (finding.kind, finding.place, True) in [(item.kind, item.place, item.dead) for item in found]

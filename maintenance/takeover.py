@@ -1,16 +1,16 @@
 """Takes over the layers of a host that died, when an operator asks for it, and never from one that lives.
 
 A host answers while its driver watches its object (`liveness.py`), or while anybody has one of its images
-open. The cluster drops a watch 30 s after its client died, so that a host that answers no more was silent for
-as long. Then, in this order:
+open. The cluster drops a watch 30 s after its client died. So a host that does not answer was silent for that long.
+Then, in this order:
 
-1. each client that still holds a lock on one of its images is put on the cluster's blocklist: should the host
-   come back, what it had not written yet is refused,
+1. each client that still holds a lock on one of its images is put on the cluster's blocklist: if the host comes
+   back, the cluster refuses what it had not written yet,
 2. the locks are broken,
-3. each image gets this host and home as its owner. Its driver asks for the owner before it maps, so a host that
+3. each image gets this host and home as its owner. A driver asks for the owner before it maps, so a host that
    comes back leaves the layers alone.
 
-What was done is never undone, and the owner comes last: after a failure or a crash in the middle the same call
+No step is ever undone, and the owner comes last: after a failure or a crash in the middle, the same call made again
 goes on where it ended.
 """
 
@@ -25,24 +25,25 @@ from typing import TypeVar
 import rbdcli
 from cluster import claim, rados_objects
 from cluster.owner import Owner, parse_host
+from host.failure import Failure
 from images.layers import BASE, TAKEN_KEY, LayerError, Layers
 from images.record import KEY, Record
 
-# As long as Rook and csi-addons fence; an address with its nonce is never used by another client.
+# Rook and csi-addons fence for so long (5 years). No other client ever uses an address with its nonce.
 BLOCKLIST_SECONDS = 157_784_760
 _AT_ONCE = 8
 Answer = TypeVar("Answer")
 
 
-class Refused(Exception):
-    """Nothing was taken: one line that says why."""
+class Refused(Failure):
+    """The takeover is refused. The text is one line that says why."""
 
 
 class Takeover:
-    """The taking over of one host's layers: all of them, or those of one home.
+    """The takeover of one host's layers: all of them, or those of one home ("": all homes).
 
-    `host` is its name, or "NAME/MACHINE" with its machine-id. Two machines may have one name, ours too: the name alone
-    is all of them but ours.
+    `host` is its name, or "NAME/MACHINE" with its machine-id. Several machines may have one name, and we may have it,
+    too: the name alone stands for all of them but ours.
     """
 
     def __init__(self, layers: Layers, prefix: str, host: str, home: str, say: Callable[[str], None]) -> None:
@@ -55,7 +56,10 @@ class Takeover:
         self._say = say
 
     def run(self) -> int:
-        """Take over and return the number of images. Raises Refused, rbdcli.RbdError, command.CommandError."""
+        """Take over and return the number of images. The same call goes on after a failure.
+
+        Raises Refused, command.CommandError. Refused: nothing was taken, but a client may be on the blocklist.
+        """
         ours = self._layers.owner()
         records = self._records()
         owners = {image: record.owner for image, record in records.items()}
@@ -79,11 +83,11 @@ class Takeover:
     def _records(self) -> dict[str, Record]:
         base = self._layers.image(BASE)
         names = [name for name in self._layers.images() if not name.startswith(base)]
-        said = _each(self._record, names)
-        return {image: record for image, record in said.items() if record}
+        found = _each(self._record, names)
+        return {image: record for image, record in found.items() if record}
 
     def _record(self, image: str) -> Record | None:
-        """Return an image's record; one that cannot be read is left alone, whosever it is."""
+        """Return an image's record; None if it has none, or it cannot be read: then the image is left alone."""
         try:
             return self._layers.record(self._layers.layer(image))
         except LayerError as error:
@@ -91,7 +95,7 @@ class Takeover:
             return None
 
     def _homes(self, named: Owner) -> set[Owner]:
-        """Return the owners that a host without layers may have had, if its home is named."""
+        """Return the owners that a host without layers may have had; none unless the operator named its home."""
         if not self._home:
             return set()
         known = [] if self._machine else claim.machines(self._pool, self._prefix, named)
@@ -103,17 +107,17 @@ class Takeover:
         return owner.host == self._name and self._machine in ("", owner.machine) and not self._is_here(owner)
 
     def _is_here(self, owner: Owner) -> bool:
-        """Tell whether an owner is this host by its name of now; a former name may be a clone's."""
+        """Tell whether an owner is this host under its present name; a former name may be that of a clone."""
         ours = self._layers.owner()
         return owner.host == ours.host and owner.is_same_host(ours)
 
     def _locks_of_the_dead(
         self, theirs: Mapping[str, Owner], homes: Iterable[Owner]
     ) -> dict[str, Sequence[rbdcli.Lock]]:
-        """Return the locks that were there before and after nobody was seen to live. Raises Refused.
+        """Return the locks of the images, if nobody is alive and no lock is newer than that look. Raises Refused.
 
-        Who maps an image meanwhile lives, and so does who unmaps it: this very host may do both, and has one address
-        for all that it has mapped.
+        A host that maps or unmaps an image meanwhile lives. This very host may do both, and has one address for all
+        that it has mapped.
         """
         before = _each(self._pool.locks, theirs)
         self._refuse_if_alive(theirs, homes)
@@ -137,7 +141,7 @@ class Takeover:
                 raise Refused(f"{self._host} lives: {image} is open at {', '.join(addresses)}; {hint}")
 
     def _objects(self, owner: Owner) -> set[str]:
-        """Name the objects that the driver of an owner may watch, which may tell its machine-id by now, or not yet."""
+        """Name the objects that the driver of an owner may watch: it may know its machine-id by now, or not yet."""
         known = [owner] if owner.machine else claim.machines(self._pool, self._prefix, owner)
         ours = self._layers.owner()
         return {item.object(self._prefix) for item in (owner, owner.by_name, *known)} - {ours.object(self._prefix)}
@@ -157,7 +161,7 @@ class Takeover:
             self._say(f"fenced {address}")
 
     def _take(self, image: str, record: Record, locks: Iterable[rbdcli.Lock]) -> None:
-        """Make an image ours; one that is gone meanwhile is nobody's."""
+        """Make an image ours, unless it has gone meanwhile."""
         try:
             for lock in locks:
                 self._break(image, lock)
@@ -168,7 +172,7 @@ class Takeover:
             self._say(f"{image} is gone")
 
     def _break(self, image: str, lock: rbdcli.Lock) -> None:
-        """Break a lock, unless it has gone by itself. Raises rbdcli.ImageMissing if the image has."""
+        """Break a lock, unless it has gone by itself. Raises rbdcli.ImageMissing if the image has gone."""
         try:
             self._pool.break_lock(image, lock)
         except rbdcli.ImageMissing:
@@ -178,7 +182,7 @@ class Takeover:
         self._say(f"broke the lock of {lock.locker} ({lock.address}) on {image}")
 
     def _remove_scratch(self, homes: Iterable[Owner]) -> None:
-        """Remove base images that the host never made to their end."""
+        """Delete the base images that the host never made to their end."""
         for owner in homes:
             try:
                 self._layers.delete(self._layers.scratch(owner))
@@ -188,7 +192,7 @@ class Takeover:
 
 
 def _each(ask: Callable[[str], Answer], images: Iterable[str]) -> dict[str, Answer]:
-    """Ask something of many images at once; one that is gone meanwhile has no answer."""
+    """Ask something about many images at once. An image that has gone meanwhile is left out."""
 
     def answer(image: str) -> list[tuple[str, Answer]]:
         try:

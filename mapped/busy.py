@@ -10,6 +10,7 @@ from typing import Protocol
 
 import mounts
 from host import command, deadline
+from host.failure import Failure
 from mapped import holders
 
 log = logging.getLogger("busy")
@@ -22,7 +23,7 @@ BUSY_PAUSE = 0.02
 LIVE_SECONDS = 1.0
 
 
-class LayerBusy(Exception):
+class LayerBusy(Failure):
     """A layer cannot be unmounted or unmapped: one line that names who holds it."""
 
 

@@ -12,7 +12,7 @@ import signal
 from collections.abc import Collection, Iterator
 
 import rbdcli
-from host import command
+from host import processes
 from mapped import busy
 
 log = logging.getLogger("former")
@@ -24,7 +24,7 @@ def end_maps(pool: rbdcli.Pool, images: Collection[str]) -> set[str]:
     for process, image in found.items():
         log.warning("killed: process %d, which maps %s for an earlier life of this one", process, image)
         _kill(process)
-    for _ in busy.until_free(command.REAP_SECONDS) if found else ():
+    for _ in busy.until_free(processes.REAP_SECONDS) if found else ():
         found = dict(_maps(pool, images))
         if not found:
             break
@@ -59,7 +59,7 @@ def _parent(name: str) -> int:
 
 
 def _kill(process: int) -> None:
-    """Kill a command with all that it has started: it has a process group of its own (command.start)."""
+    """Kill a command with all that it has started: it has a process group of its own (processes.start)."""
     try:
         if os.getpgid(process) == process:
             os.killpg(process, signal.SIGKILL)

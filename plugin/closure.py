@@ -19,7 +19,8 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from modulefinder import ModuleFinder
 
-# `rbd trash mv` reads its own default for --expires-at, "now", by running /bin/date (Ceph, include/utime.h).
+# The driver's list says what each is for (host/programs.py). It cannot be read here: this file runs alone, in another
+# system; tests/unit/test_programs.py compares.
 PROGRAMS = (
     "rbd",
     "rados",

@@ -99,7 +99,7 @@ class Floor:
         self._stopped = ""
 
     def make_parents(self) -> None:
-        """Make floor_base with a snapshot, a sealed parent that stays mounted, and a container that was stopped."""
+        """Make floor_base with a snapshot, a finished parent that stays mounted, and a container that was stopped."""
         run = self._commands()
         layout = [*self._features, *self._object_size]
         run.step("create", ["rbd", "create", "rbd/floor_base", "--size", f"{self._size}B", *layout])
@@ -110,8 +110,8 @@ class Floor:
             os.mkdir(f"{self._points}/{point}/{name}")
         self._release(run, point, device)
         run.step("snap create", ["rbd", "snap", "create", "rbd/floor_base@s"])
-        self._below = [self._look(run, self._sealed_layer())[0]]
-        self._stopped = self._sealed_layer()
+        self._below = [self._look(run, self._finished_layer())[0]]
+        self._stopped = self._finished_layer()
 
     def close(self) -> None:
         """Unmount and unmap whatever is left, after a failure too; what resists is found by the search for leaks."""
@@ -211,8 +211,8 @@ class Floor:
 
     @contextlib.contextmanager
     def image(self, number: int) -> Iterator[list[str]]:
-        """The images of so many sealed layers, none of them mapped; they are deleted in the end."""
-        images = in_parallel([self._sealed_layer] * number, SIDE_BY_SIDE)
+        """The images of so many finished layers, none of them mapped; they are deleted in the end."""
+        images = in_parallel([self._finished_layer] * number, SIDE_BY_SIDE)
         yield images
         self._delete(images)
 
@@ -244,7 +244,7 @@ class Floor:
         return layer, init
 
     def _layer(self, run: Commands, image: str, below: Sequence[str]) -> tuple[str, str]:
-        """A layer of an image, written and sealed; where it stays mounted, read-only, and its device."""
+        """A layer of an image, written and finished; where it stays mounted, read-only, and its device."""
         point, device = self._writable(run, image)
         view = self._view(run, _lower(below) or [f"{point}/none"], point)
         for number in range(3):
@@ -262,7 +262,7 @@ class Floor:
         device = self._map(run, image)
         return self._mount(run, device), device
 
-    def _sealed_layer(self) -> str:
+    def _finished_layer(self) -> str:
         """A layer with a file of a mebibyte that is mounted nowhere."""
         run, image = self._commands(), self._new()
         point, device = self._writable(run, image)

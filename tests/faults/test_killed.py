@@ -53,10 +53,10 @@ def commands(plugin: PluginProcess) -> list[str]:
             open(f"/proc/{pid(plugin)}/task/{task}/children", encoding="ascii") as said,
         ):
             running += said.read().split()
-    return [child for child in running if not _is_presence(child)]
+    return [child for child in running if not _is_watcher(child)]
 
 
-def _is_presence(child: str) -> bool:
+def _is_watcher(child: str) -> bool:
     """Tell whether a process shows that the host lives (liveness.py), which it does as long as the plugin."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError), open(f"/proc/{child}/cmdline", "rb") as said:
         words = said.read().split(b"\0")

@@ -18,6 +18,8 @@ from lab import Cluster, mounts_below
 from lab_fixtures import end, new_plugin
 from plugin_client import PYTHON, REPO, PluginProcess, Refused, make_tar, tar_names
 
+from host import programs
+
 # Of --userns-remap: the container's root on this host.
 REMAPPED = 1650000000
 RANGE = [{"container_id": 0, "host_id": REMAPPED, "size": 65536}]
@@ -31,7 +33,7 @@ argparse array base64 calendar contextlib contextvars copy ctypes dataclasses da
 hashlib http inspect json locale logging mmap pathlib queue random re resource select selectors shlex shutil signal
 socket socketserver string struct subprocess tempfile threading time traceback typing urllib uuid warnings weakref zlib
 """
-PROGRAMS = ("bsdtar", "ceph", "mkfs.xfs", "mount", "python3", "rados", "rbd", "umount", "xfs_growfs")
+PROGRAMS = ("python3", *(program.name for program in programs.PROGRAMS if not os.path.isabs(program.name)))
 STAND_IN = os.path.join(REPO, "tests", "bin")
 
 

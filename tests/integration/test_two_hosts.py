@@ -54,12 +54,12 @@ def device_servers(plugin: PluginProcess) -> list[int]:
 def send(plugin: PluginProcess, number: signal.Signals) -> None:
     """Send a signal to all that a host runs, but the containers."""
     assert plugin.process
-    for pid in [plugin.process.pid, *device_servers(plugin), *presence_of(plugin)]:
+    for pid in [plugin.process.pid, *device_servers(plugin), *watcher_of(plugin)]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
 
 
-def presence_of(plugin: PluginProcess) -> list[int]:
+def watcher_of(plugin: PluginProcess) -> list[int]:
     """The process that shows that the plugin lives."""
     assert plugin.process
     said = subprocess.run(
@@ -127,7 +127,7 @@ def test_a_host_that_lives_is_left_alone(hosts: tuple[PluginProcess, PluginProce
     status, said = takeover(b, "host-a")
     assert (status, "host-a lives: its driver answers from 127.0.0.1:0/" in said) == (2, True), said
     # Its watch is lost, and made again.
-    for pid in presence_of(a):
+    for pid in watcher_of(a):
         os.kill(pid, signal.SIGKILL)
 
     root = a.client.get(layer)

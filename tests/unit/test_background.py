@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from unittest.mock import Mock
 
 import pytest
 
 from host import background
-from host.background import Behind
+from host.background import Background
 
 
 class Work:
@@ -36,7 +37,7 @@ class Work:
 
 def test_each_name_is_done_once_its_time_has_come() -> None:
     work = Work()
-    jobs = Behind("test", work, ())
+    jobs = Background("test", work)
     jobs.later("late", 0.2)
     jobs.later("soon", 0.0)
     work.wait(2)
@@ -45,7 +46,7 @@ def test_each_name_is_done_once_its_time_has_come() -> None:
 
 def test_asked_again_the_time_begins_anew_but_not_for_ever() -> None:
     work = Work()
-    jobs = Behind("test", work, ())
+    jobs = Background("test", work)
     begin = time.monotonic()
     while not work.done:
         jobs.later("name", 0.3, at_most=1.0)
@@ -55,7 +56,7 @@ def test_asked_again_the_time_begins_anew_but_not_for_ever() -> None:
 
 def test_what_is_pending_can_be_postponed_but_not_for_ever() -> None:
     work = Work()
-    jobs = Behind("test", work, ())
+    jobs = Background("test", work)
     begin = time.monotonic()
     jobs.later("name", 0.1, at_most=0.8)
     while not work.done:
@@ -81,7 +82,7 @@ class Defect(Exception):
 @pytest.mark.parametrize("failure", [False, ValueError("busy"), Defect("oops"), OSError(5, "EIO")])
 def test_what_could_not_be_done_is_tried_again_whatever_was_in_the_way(failure: bool | Exception) -> None:
     work = Work(failure, failure, True)
-    jobs = Behind("test", work, (ValueError,))
+    jobs = Background("test", work)
     jobs.later("name", 0.0)
     work.wait(3)
     assert jobs.drain(5)
@@ -91,7 +92,7 @@ def test_what_could_not_be_done_is_tried_again_whatever_was_in_the_way(failure: 
 @pytest.mark.usefixtures("quick")
 def test_what_fails_is_told_once_and_a_defect_with_its_trace(caplog: pytest.LogCaptureFixture) -> None:
     work = Work(Defect("oops"), Defect("oops"), ValueError("busy"), ValueError("busy"), True)
-    jobs = Behind("test", work, (ValueError,))
+    jobs = Background("test", work)
     jobs.later("name", 0.0)
     work.wait(5)
     told = [(record.levelname, record.exc_info is not None) for record in caplog.records]
@@ -110,7 +111,7 @@ def test_after_a_success_what_failed_before_is_tried_at_once(monkeypatch: pytest
     monkeypatch.setattr(background, "FIRST_RETRY_SECONDS", 1000.0)
     monkeypatch.setattr(background, "RETRY_SECONDS", 1000.0)
     work = Work(False, True, True)
-    jobs = Behind("test", work, ())
+    jobs = Background("test", work)
     jobs.later("first", 0.0)
     work.wait(1)
     jobs.later("second", 0.0)
@@ -122,7 +123,7 @@ def test_who_knows_that_the_cluster_is_back_can_say_so(monkeypatch: pytest.Monke
     monkeypatch.setattr(background, "FIRST_RETRY_SECONDS", 1000.0)
     monkeypatch.setattr(background, "RETRY_SECONDS", 1000.0)
     work = Work(False, False)
-    jobs = Behind("test", work, ())
+    jobs = Background("test", work)
     for name in ("one", "two"):
         jobs.later(name, 0.0)
     jobs.later("not yet", 1000.0)
@@ -136,13 +137,13 @@ def test_who_knows_that_the_cluster_is_back_can_say_so(monkeypatch: pytest.Monke
 
 def test_one_that_takes_long_does_not_keep_the_others() -> None:
     hold, work = threading.Event(), Work()
-    jobs = Behind("test", lambda name: hold.wait(10) if name == "slow" else work(name), (), at_once=2)
+    jobs = Background("test", lambda name: hold.wait(10) if name == "slow" else work(name), at_once=2)
     for name in ("slow", "a", "b", "c"):
         jobs.later(name, 0.0)
     work.wait(3)
-    assert not jobs.finish("slow", 0.1)
+    assert not jobs.wait_for("slow", 0.1)
     hold.set()
-    assert jobs.finish("slow", 5)
+    assert jobs.wait_for("slow", 5)
 
 
 def test_one_name_is_never_done_twice_at_once() -> None:
@@ -152,7 +153,7 @@ def test_one_name_is_never_done_twice_at_once() -> None:
         began(name)
         return hold.wait(10)
 
-    jobs = Behind("test", work, (), at_once=4)
+    jobs = Background("test", work, at_once=4)
     jobs.later("name", 0.0)
     began.wait(1)
     jobs.later("name", 0.0)
@@ -167,17 +168,17 @@ def test_one_name_is_never_done_twice_at_once() -> None:
 @pytest.mark.usefixtures("quick")
 def test_finish_waits_for_one_name_until_it_is_done() -> None:
     work = Work(False, False, True)
-    jobs = Behind("test", work, ())
+    jobs = Background("test", work)
     jobs.later("name", 1000.0)
     jobs.later("other", 1000.0)
-    assert jobs.finish("name", 5)
+    assert jobs.wait_for("name", 5)
     assert work.done == ["name"] * 3
-    assert jobs.finish("never asked for", 5)
+    assert jobs.wait_for("never asked for", 5)
 
 
 def test_a_defect_does_not_end_the_thread() -> None:
     work = Work(KeyError("oops"))
-    jobs = Behind("test", work, (ValueError,))
+    jobs = Background("test", work)
     jobs.later("bad", 0.0)
     jobs.later("good", 0.1)
     work.wait(2)
@@ -186,7 +187,7 @@ def test_a_defect_does_not_end_the_thread() -> None:
 
 def test_drain_does_everything_now_and_tells_when_it_could_not_wait() -> None:
     hold, work = threading.Event(), Work()
-    slow = Behind("test", lambda name: hold.wait(10) and work(name), ())
+    slow = Background("test", lambda name: hold.wait(10) and work(name))
     slow.later("name", 1000.0)
     assert not slow.drain(0.1)
     hold.set()
@@ -204,7 +205,7 @@ def test_drain_does_what_is_asked_for_meanwhile() -> None:
             jobs.later("listed", 1000.0)
         return True
 
-    jobs = Behind("test", work, ())
+    jobs = Background("test", work)
     jobs.later("list", 1000.0)
     assert jobs.drain(5)
     assert done == ["list", "listed"]
@@ -212,19 +213,19 @@ def test_drain_does_what_is_asked_for_meanwhile() -> None:
 
 def test_what_is_paused_goes_on_where_it_was() -> None:
     work = Work()
-    jobs = Behind("test", work, ())
+    jobs = Background("test", work)
     jobs.later("name", 1000.0)
     assert jobs.pause(5)
-    assert not jobs.finish("name", 0.3)
+    assert not jobs.wait_for("name", 0.3)
     assert work.done == []
     jobs.resume()
-    assert jobs.finish("name", 60)
+    assert jobs.wait_for("name", 60)
     assert work.done == ["name"]
 
 
 def test_pause_tells_that_something_did_not_end() -> None:
     hold, began = threading.Event(), Work()
-    jobs = Behind("test", lambda name: began(name) and hold.wait(10), ())
+    jobs = Background("test", lambda name: began(name) and hold.wait(10))
     jobs.later("name", 0.0)
     began.wait(1)
     assert not jobs.pause(0.1)
@@ -235,7 +236,7 @@ def test_pause_tells_that_something_did_not_end() -> None:
 def test_its_threads_end_and_what_had_not_begun_is_left() -> None:
     """A driver is made anew by each Init: threads must not stay behind."""
     work = Work()
-    jobs = Behind("of a former driver", work, (), at_once=3)
+    jobs = Background("of a former driver", work, at_once=3)
     for name in "abc":
         jobs.later(name, 1000.0)
     jobs.end()
@@ -247,19 +248,20 @@ def test_its_threads_end_and_what_had_not_begun_is_left() -> None:
     assert work.done == []
 
 
-def test_works_in_turn_share_one_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first takes longer than there is time for both: the second has none left, or is not begun at all."""
+def test_the_works_of_a_group_share_one_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first takes longer than there is time for both: the second is asked for what it can do at once."""
     now, given = 100.0, list[float]()
     monkeypatch.setattr(time, "monotonic", lambda: now)
 
-    def work(left: float) -> bool:
+    def drain(left: float) -> bool:
         nonlocal now
         given.append(left)
         now += 4
         return left >= 4
 
-    assert list(background.in_turn(6, work, work, work)) == [True, False, False]
+    work = Mock(drain=drain)
+    assert not background.Group(work, work, work).drain(6)
     assert given == [6, 2, 0]
     given.clear()
-    assert not all(background.in_turn(3, work, work))
-    assert given == [3]
+    assert background.Group(work, work).drain(8)
+    assert given == [8, 4]

@@ -148,16 +148,6 @@ def test_a_child_that_outlives_its_parent_does_not_outlive_the_deadline(tmp_path
     wait_until(lambda: process_state(int(pid.read_text(encoding="ascii"))) in ("", "Z"), "the child is gone")
 
 
-def test_what_is_stopped_tells_that_it_had_failed_before() -> None:
-    failed = command.start(["sh", "-c", "echo 'no such thing' >&2; exit 2"])
-    failed.wait(20)
-    assert command.stop(failed) == "no such thing (exit 2)"
-
-
-def test_what_is_stopped_while_it_works_has_not_failed() -> None:
-    assert command.stop(command.start(["sleep", "60"])) == ""
-
-
 def test_what_still_runs_at_our_end_does_not_outlive_us(tmp_path: Path) -> None:
     """A daemon's thread ends with its process, and the deadline of its command with it."""
     with ThreadPoolExecutor(1) as threads:

@@ -294,3 +294,20 @@ def test_containers_behind_a_symlink_prove_nothing(host: Host) -> None:
     os.rename(host.docker.containers, host.directory / "elsewhere")
     os.symlink(host.directory / "elsewhere", host.docker.containers)
     refuses(host, f"container {name[:12]} has layers but is not in")
+
+
+@pytest.mark.parametrize("last", [[], ["something"]])
+def test_a_docker_that_is_busy_at_every_look_is_judged_by_the_last(
+    monkeypatch: pytest.MonkeyPatch, last: list[str]
+) -> None:
+    """Each time something else is not there yet; only what is missing twice in a row is missing for good."""
+    looks = iter([[f"file {at}"] for at in range(docker_database._LOOKS)] + [last])
+    known = docker_database.Known()
+    monkeypatch.setattr(docker_database._Reading, "read", lambda self: (known, next(looks)))
+    database = docker_database.DockerDatabase("/var/lib/docker", "ceph")
+    monkeypatch.setattr(os.path, "isdir", lambda path: True)
+    if last:
+        with pytest.raises(docker_database.DatabaseMissing, match="something"):
+            database.known()
+    else:
+        assert database.known() is known

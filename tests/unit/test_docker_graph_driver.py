@@ -20,7 +20,7 @@ import pytest
 from plugin_client import PYTHON, REPO, UNANSWERED, PluginProcess, Refused, wait_until
 
 import docker_graph_driver
-from host.gate import Gate, GateTimeout
+from host.locks import Gate, GateTimeout
 
 PROGRAM = [PYTHON, os.path.join(REPO, "docker_graph_driver.py")]
 # How a program of a test's own begins.
@@ -223,7 +223,7 @@ def test_no_request_begins_once_all_is_finished() -> None:
     """Python takes itself down then, and starts no threads any more: it would end as a defect of ours."""
     server, plugin = Mock(requests=Gate()), Mock()
     assert docker_graph_driver._finish(server, plugin)
-    plugin.finish.assert_called_once()
+    plugin.drain.assert_called_once()
     with pytest.raises(GateTimeout), server.requests.shared(0.05):
         pytest.fail("a request began")
 

@@ -24,11 +24,12 @@ import rbdcli
 from archive import transfer
 from graph import driver as driver_module
 from graph import reaper
-from graph.driver import Driver, DriverError
+from graph.driver import Driver
 from host import background, deadline
 from host.command import CommandError
 from images import layer_state, options
 from images.layers import LayerError
+from mapped import host_layers
 from mapped.busy import LayerBusy
 from mapped.file_systems import FileSystems, LayerLost
 
@@ -53,12 +54,12 @@ def lives(pool: FakePool, host: FakeHost, tmp_path: Path, monkeypatch: pytest.Mo
 
     def begin() -> Driver:
         made.append(Driver(str(tmp_path / "home"), options.DEFAULTS, owner))
-        made[-1].learn()
+        made[-1].lifetime.learn()
         return made[-1]
 
     yield begin
     for life in made:
-        life.end()
+        life.lifetime.end()
     titles = {"removing layer", "unmapping layer", "deleting from the trash", "mapping layer", "reading layer"}
     wait_until(lambda: not titles & {thread.name for thread in threading.enumerate()}, "its threads have ended")
 
@@ -96,7 +97,7 @@ def gone(pool: FakePool, layer: str) -> Callable[[], bool]:
 def test_a_layer_is_not_its_own_parent(driver: Driver) -> None:
     """It would wait for itself."""
     create(driver, "a")
-    with pytest.raises(DriverError, match="layer a cannot be its own parent"):
+    with pytest.raises(LayerError, match="layer a cannot be its own parent"):
         create(driver, "a", "a")
 
 
@@ -104,7 +105,7 @@ def test_another_host_s_layer_is_not_removed(driver: Driver, pool: FakePool) -> 
     pool.add_layer("a", owner="another /home")
     with pytest.raises(LayerError, match="belongs to host another"):
         driver.remove("a")
-    driver.finish(5)
+    driver.lifetime.drain(5)
     assert "docker_image_a" in pool.images
 
 
@@ -130,15 +131,15 @@ def test_what_is_no_id_is_refused_by_every_call(driver: Driver, pool: FakePool, 
         *([lambda: driver.changes("a", layer)] if layer else []),
     ]
     for ask in asked:
-        with pytest.raises(DriverError, match="is not a layer id"):
+        with pytest.raises(LayerError, match="is not a layer id"):
             ask()
     assert len(pool.calls) == calls
 
 
 def test_a_parent_that_is_not_there(driver: Driver, pool: FakePool) -> None:
-    with pytest.raises(DriverError, match="layer b: its parent a does not exist: no image docker_image_a"):
+    with pytest.raises(LayerError, match="layer b: its parent a does not exist: no image docker_image_a"):
         create(driver, "b", "a")
-    with pytest.raises(DriverError, match="layer c: its parent c-init does not exist: no image docker_image_c-init"):
+    with pytest.raises(LayerError, match="layer c: its parent c-init does not exist: no image docker_image_c-init"):
         create(driver, "c", "c-init")
     assert [*pool.images] == [BASE_IMAGE]
 
@@ -146,16 +147,16 @@ def test_a_parent_that_is_not_there(driver: Driver, pool: FakePool) -> None:
 def test_a_parent_that_was_removed(driver: Driver) -> None:
     chain(driver, "a", "c-init")
     for layer in ("a", "c-init"):
-        driver.pause(5)
+        driver.lifetime.pause(5)
         driver.remove(layer)
-        with pytest.raises(DriverError, match=f"layer {layer} does not exist: it was removed"):
+        with pytest.raises(LayerError, match=f"layer {layer} does not exist: it was removed"):
             create(driver, "new", layer)
-        driver.resume()
+        driver.lifetime.resume()
 
 
 def test_a_layer_that_is_not_there(driver: Driver, pool: FakePool) -> None:
     for ask in (lambda: driver.get("a", ""), lambda: driver.changes("a", "")):
-        with pytest.raises(DriverError, match="layer a does not exist: no image docker_image_a"):
+        with pytest.raises(LayerError, match="layer a does not exist: no image docker_image_a"):
             ask()
     driver.put("a")
 
@@ -164,7 +165,7 @@ def test_a_layer_that_is_in_use_elsewhere(driver: Driver, pool: FakePool) -> Non
     pool.add_layer("a", watchers=["10.0.0.2:0/9"])
     for ask in (lambda: driver.get("a", ""), lambda: driver.create("b", "a", None)):
         pool.fails["map"] = [failed(rbdcli.ImageLocked, 30)]
-        with pytest.raises(DriverError, match=r"layer a is in use elsewhere: .*it is open at 10\.0\.0\.2:0/9"):
+        with pytest.raises(LayerError, match=r"layer a is in use elsewhere: .*it is open at 10\.0\.0\.2:0/9"):
             ask()
 
 
@@ -173,7 +174,7 @@ def test_a_parent_that_is_in_use_elsewhere_since_it_was_made(driver: Driver, poo
     create(driver, "a")
     pool.images["docker_image_a"].watchers = ["10.0.0.2:0/9"]
     pool.fails["map"] = [failed(rbdcli.ImageLocked, 30)]
-    with pytest.raises(DriverError, match=r"layer a is in use elsewhere: .*it is open at 10\.0\.0\.2:0/9"):
+    with pytest.raises(LayerError, match=r"layer a is in use elsewhere: .*it is open at 10\.0\.0\.2:0/9"):
         driver.create("b", "a", None)
     pool.fails.update({"map": [failed(rbdcli.ImageLocked, 30)], "info": [failed(rbdcli.PoolMissing, 2)]})
     with pytest.raises(rbdcli.PoolMissing):
@@ -196,7 +197,7 @@ def test_a_create_that_fails_leaves_nothing(
     fails[step] = [(failure, True) if late else failure] * (2 if step == "unmount" and not late else 1)
     with pytest.raises((CommandError, LayerBusy)):
         driver.create("a", "", {"size": "20G"})
-    assert driver.finish(60)
+    assert driver.lifetime.drain(60)
     assert ([*pool.images], pool.devices, host.mounted) == ([BASE_IMAGE], {}, {})
     driver.create("a", "", {"size": "20G"})
     driver.get("a", "")
@@ -216,9 +217,9 @@ def test_what_is_below_a_new_layer_is_mapped_ahead(
     driver: Driver, pool: FakePool, lives: Lives, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever comes next needs it."""
-    monkeypatch.setattr(driver_module, "MAPPED_SECONDS", 300.0)
+    monkeypatch.setattr(host_layers, "MAPPED_SECONDS", 300.0)
     chain(driver, "a", "b", "c", "other")
-    driver.finish(60)
+    driver.lifetime.drain(60)
     again = lives()
     create(again, "d", "c")
     wait_until(lambda: len(pool.devices) == 3, "what is below it is mapped")
@@ -228,12 +229,12 @@ def test_what_is_below_a_new_layer_is_mapped_ahead(
 def test_nothing_is_mapped_ahead_for_a_daemon_that_has_ended(driver: Driver, lives: Lives) -> None:
     """It lets go of its data root, and the next one would mount that above."""
     chain(driver, "a", "b", "c")
-    driver.finish(60)
+    driver.lifetime.drain(60)
     again = lives()
-    again.pause(60)
+    again.lifetime.pause(60)
     create(again, "d", "b")
-    again.cleanup()
-    assert again._mapping.is_stopped()
+    again.lifetime.cleanup()
+    assert again._here.mapping.is_stopped()
 
 
 def test_what_a_daemon_asks_for_while_it_ends_is_mounted_no_more_when_it_has(
@@ -242,11 +243,11 @@ def test_what_a_daemon_asks_for_while_it_ends_is_mounted_no_more_when_it_has(
     """A build goes on to the last. What the next daemon asks for is mounted."""
     create(driver, "a")
     with contextlib.ExitStack() as asked:
-        monkeypatch.setattr(driver, "finish", lambda _: asked.enter_context(driver.request()))
-        driver.cleanup()
+        monkeypatch.setattr(driver.lifetime, "drain", lambda _: asked.enter_context(driver.bounds.request()))
+        driver.lifetime.cleanup()
         with pytest.raises(LayerBusy, match="layer a is not mounted: the daemon that asked for it has ended"):
             driver.get("a", "")
-    with driver.request():
+    with driver.bounds.request():
         driver.get("a", "")
     driver.put("a")
 
@@ -255,9 +256,9 @@ def test_a_put_that_cannot_have_the_layer_in_time_counts_all_the_same(driver: Dr
     """A sick cluster holds up a request that came before it."""
     create(driver, "a")
     driver.get("a", "")
-    with driver._locks.hold("a"), deadline.within(0.05), pytest.raises(deadline.Overdue):
+    with driver._home.locks.hold("a"), deadline.within(0.05), pytest.raises(deadline.Overdue):
         driver.put("a")
-    driver.finish(60)
+    driver.lifetime.drain(60)
     assert pool.devices == {}
 
 
@@ -267,7 +268,7 @@ def test_a_finished_layer_is_got_after_a_restart_without_the_cluster(
     """What is mounted needs no cluster; to read ahead is a favour."""
     chain(driver, "a", "b")
     driver.get("a", "")
-    driver.end()
+    driver.lifetime.end()
     again = lives()
     pool.fails.update(dict.fromkeys(("metadata", "data", "info"), [timed_out()] * 9))
     again.get("a", "")
@@ -292,7 +293,7 @@ def test_what_reads_a_layer_and_cannot_die_keeps_nobody_from_removing_it(
 # -- finished, or broken ---------------------------------------------------------------------------
 
 
-def says(pool: FakePool, layer: str) -> layer_state.Note:
+def says(pool: FakePool, layer: str) -> layer_state.LayerState:
     """What the note of a layer says."""
     said = layer_state.read(str(pool.files(f"docker_image_{layer}")), 60)
     assert said
@@ -308,9 +309,9 @@ def test_a_layer_is_finished_by_its_first_child(driver: Driver, pool: FakePool, 
     for _ in range(2):
         assert host.mounted[driver.get("a", "")].read_only
         driver.put("a")
-        with pytest.raises(DriverError, match="layer a is finished: it had its archive, or has children"):
+        with pytest.raises(LayerError, match="layer a is finished: it had its archive, or has children"):
             driver.apply_diff("a", io.BytesIO())
-        driver.finish(60)
+        driver.lifetime.drain(60)
 
 
 def test_layers_that_nobody_ever_mounted_have_children(driver: Driver, pool: FakePool, host: FakeHost) -> None:
@@ -319,12 +320,12 @@ def test_layers_that_nobody_ever_mounted_have_children(driver: Driver, pool: Fak
     os.chmod(pool.files("docker_image_a") / "rootfs", 0o711)
     for parent, layer in zip("abc", "bcd"):
         create(driver, layer, parent)
-        driver.finish(60)
+        driver.lifetime.drain(60)
         assert (host.mounted, pool.devices) == ({}, {})
     assert [says(pool, layer) for layer in "abc"] == [
-        layer_state.Note("a", (), finished=True),
-        layer_state.Note("b", ("a",), finished=True),
-        layer_state.Note("c", ("b", "a"), finished=True),
+        layer_state.LayerState("a", (), finished=True),
+        layer_state.LayerState("b", ("a",), finished=True),
+        layer_state.LayerState("c", ("b", "a"), finished=True),
     ]
     assert (pool.files("docker_image_c") / "rootfs").stat().st_mode & 0o777 == 0o711
 
@@ -335,7 +336,7 @@ def test_a_parent_that_is_mounted_is_not_built_upon(driver: Driver, pool: FakePo
     create(driver, "c-init")
     for layer in ("a", "c-init"):
         driver.get(layer, "")
-        with pytest.raises(DriverError, match=f"its parent {layer} is mounted writable; put it first"):
+        with pytest.raises(LayerError, match=f"its parent {layer} is mounted writable; put it first"):
             create(driver, "new", layer)
         driver.put(layer)
     create(driver, "new", "a")
@@ -349,7 +350,7 @@ def test_a_parent_that_was_put_in_a_former_life(driver: Driver, lives: Lives) ->
     create(again, "b", "a")
 
 
-@pytest.mark.parametrize("step", ["finish", "write", "_dress"])
+@pytest.mark.parametrize("step", ["finish", "write", "_prepare"])
 def test_a_parent_that_cannot_be_finished_has_no_child(
     driver: Driver, pool: FakePool, host: FakeHost, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -359,11 +360,11 @@ def test_a_parent_that_cannot_be_finished_has_no_child(
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"mapped.views.{step}" if step == "_dress" else f"images.layer_state.{step}", fails)
+        patch.setattr(f"mapped.overlays.{step}" if step == "_prepare" else f"images.layer_state.{step}", fails)
         with pytest.raises(OSError, match="Input/output error"):
             create(driver, "b", "a")
     assert "docker_image_b" not in pool.images
-    driver.finish(60)
+    driver.lifetime.drain(60)
     assert (host.mounted, pool.devices) == ({}, {})
     create(driver, "b", "a")
 
@@ -373,7 +374,7 @@ class Applied(NamedTuple):
 
     root: str
     mounted: mounts.Mount
-    note: layer_state.Note
+    note: layer_state.LayerState
 
 
 @pytest.fixture
@@ -394,6 +395,19 @@ def applied(host: FakeHost, monkeypatch: pytest.MonkeyPatch) -> list[Applied]:
     return seen
 
 
+def test_what_fails_before_an_archive_is_begun_may_be_tried_again(
+    driver: Driver, pool: FakePool, applied: list[Applied], lives: Lives
+) -> None:
+    """After a restart the size of the image is not known, and the cluster may be sick just then."""
+    create(driver, "a")
+    driver.lifetime.drain(60)
+    again = lives()
+    pool.fails["info"] = [failed(rbdcli.RbdError, 5)]
+    with pytest.raises(rbdcli.RbdError):
+        again.apply_diff("a", io.BytesIO(b"12345"))
+    assert again.apply_diff("a", io.BytesIO(b"12345")) == 5
+
+
 def test_an_archive_is_laid_down_in_a_view_of_our_own(
     driver: Driver, pool: FakePool, host: FakeHost, applied: list[Applied]
 ) -> None:
@@ -404,7 +418,7 @@ def test_an_archive_is_laid_down_in_a_view_of_our_own(
     assert not call.mounted.read_only
     # Cut off from here on it is broken, and not half a layer that nobody knows of.
     assert call.note.applying
-    assert says(pool, "b") == layer_state.Note("b", ("a",), finished=True)
+    assert says(pool, "b") == layer_state.LayerState("b", ("a",), finished=True)
     assert host.views() == {}
     # The next layer of a load stands on it.
     assert "docker_image_b" in pool.devices
@@ -417,7 +431,7 @@ def test_a_layer_takes_one_archive(driver: Driver, applied: list[Applied], lives
     driver.apply_diff("a", io.BytesIO(b"1"))
     again = lives()
     for life in (driver, again):
-        with pytest.raises(DriverError, match=r"layer a (is finished|takes one archive)"):
+        with pytest.raises(LayerError, match=r"layer a (is finished|takes one archive)"):
             life.apply_diff("a", io.BytesIO())
     assert len(applied) == 1
 
@@ -451,13 +465,13 @@ def test_a_layer_whose_archive_failed_is_broken_for_good(
         }
         for call in calls.values():
             with pytest.raises(
-                DriverError,
+                LayerError,
                 match=r"layer .* broken.*; remove it",
             ):
                 call()
     again.remove("a")
     again.remove("c-init")
-    again.finish(60)
+    again.lifetime.drain(60)
     assert ([*pool.images], pool.devices, host.mounted) == ([BASE_IMAGE], {}, {})
 
 
@@ -483,7 +497,7 @@ def test_a_container_is_made_of_an_init_layer_that_is_in_the_cluster(
     root = driver.get("c", "")
     view = host.views()[root]
     assert view.lower[0] == "../mnt/c/layer/init"
-    assert says(pool, "c") == layer_state.Note("c", ("a",), init="c-init")
+    assert says(pool, "c") == layer_state.LayerState("c", ("a",), init="c-init")
     # It may be used again, and be the init layer of another.
     use(driver, "c-init")
     create(driver, "d", "c-init")
@@ -494,7 +508,7 @@ def test_an_init_layer_that_was_never_mounted(driver: Driver, pool: FakePool, ho
     root = driver.get("c", "")
     view = host.views()[root]
     assert len(view.lower) == 1
-    assert says(pool, "c") == layer_state.Note("c", ("a",))
+    assert says(pool, "c") == layer_state.LayerState("c", ("a",))
 
 
 # -- compared ------------------------------------------------------------------------------------
@@ -556,7 +570,7 @@ def test_what_is_compared_with_what(
         assert compared == [(f"{home}/{root}", below and f"{home}/{below}", own)] * 3
         assert host.views() == {}
         compared.clear()
-    driver.finish(60)
+    driver.lifetime.drain(60)
     assert (host.mounted, pool.devices) == ({}, {})
 
 
@@ -602,7 +616,7 @@ def test_a_comparison_that_fails_says_why_and_leaves_nothing_mounted(
     monkeypatch.setattr(transfer, "changes", fails)
     with pytest.raises(transfer.ArchiveError, match="it broke off"):
         driver.changes("b", "a")
-    driver.finish(60)
+    driver.lifetime.drain(60)
     assert host.mounted == {}
 
 
@@ -626,10 +640,10 @@ def test_what_docker_has_put_is_unmapped_after_a_while(
     driver: Driver, pool: FakePool, host: FakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chain(driver, "a", "b", "c")
-    driver.finish(60)
+    driver.lifetime.drain(60)
     driver.get("c", "")
-    monkeypatch.setattr(driver_module, "MAPPED_SECONDS", 0.0)
-    driver.resume()
+    monkeypatch.setattr(host_layers, "MAPPED_SECONDS", 0.0)
+    driver.lifetime.resume()
     driver.put("c")
     wait_until(lambda: not pool.devices and not host.mounted, "all of it is unmapped")
 
@@ -639,11 +653,11 @@ def test_what_took_long_to_map_stays_mapped_for_longer(
 ) -> None:
     """Where everything takes long, Docker's next call comes later, too."""
     chain(driver, "a")
-    driver.finish(60)
+    driver.lifetime.drain(60)
     took = iter([100.0])
     monkeypatch.setattr(FileSystems, "cost", lambda self, layer: next(took, 0.0) if layer == "a" else 0.0)
-    monkeypatch.setattr(driver_module, "MAPPED_SECONDS", 0.0)
-    driver.resume()
+    monkeypatch.setattr(host_layers, "MAPPED_SECONDS", 0.0)
+    driver.lifetime.resume()
     driver.get("a", "")
     driver.put("a")
     create(driver, "other")
@@ -671,8 +685,8 @@ def test_two_who_need_the_same_layers_at_once(driver: Driver, pool: FakePool, ho
     chain(driver, "a", "b", "c")
     for number in range(8):
         create(driver, f"d{number}", "c")
-    driver.finish(60)
-    driver.resume()
+    driver.lifetime.drain(60)
+    driver.lifetime.resume()
     together, failures = threading.Barrier(8, timeout=300), list[BaseException]()
 
     def work(layer: str) -> None:
@@ -694,7 +708,7 @@ def test_two_who_need_the_same_layers_at_once(driver: Driver, pool: FakePool, ho
     assert len([point for point in host.systems() if point.split("/")[-2] in "abc"]) == 3
     for number in range(8):
         driver.put(f"d{number}")
-    driver.finish(60)
+    driver.lifetime.drain(60)
     assert (host.mounted, pool.devices) == ({}, {})
 
 
@@ -721,7 +735,7 @@ def test_a_removal_is_done_when_it_is_done(driver: Driver, pool: FakePool, failu
     pool.fails["remove_slowly"] = [failure, failure]
     driver.remove("a")
     wait_until(gone(pool, "a"), "its image is gone")
-    wait_until(lambda: driver.finish(1) and not pool.devices, "nothing is left to do")
+    wait_until(lambda: driver.lifetime.drain(1) and not pool.devices, "nothing is left to do")
 
 
 def test_an_unmount_that_hangs_keeps_no_remove(driver: Driver, pool: FakePool, host: FakeHost) -> None:
@@ -730,7 +744,7 @@ def test_an_unmount_that_hangs_keeps_no_remove(driver: Driver, pool: FakePool, h
     driver.get("a", "")
     host.fails["unmount"] = [timed_out()]
     driver.remove("a")
-    with pytest.raises(DriverError, match="layer a does not exist"):
+    with pytest.raises(LayerError, match="layer a does not exist"):
         driver.get("a", "")
     wait_until(gone(pool, "a"), "its image is gone")
     assert (host.mounted, pool.devices) == ({}, {})
@@ -763,7 +777,7 @@ def test_an_image_stays_until_nothing_stands_on_it_whatever_the_order(driver: Dr
     driver.put("d")
     driver.remove("d")
     wait_until(gone(pool, "d"), "its image is gone")
-    driver.finish(60)
+    driver.lifetime.drain(60)
     assert {"docker_image_a", "docker_image_b"} <= {*pool.images}
     driver.put("c")
     driver.remove("c")
@@ -778,10 +792,10 @@ def test_what_another_host_made_on_a_layer_keeps_it(
     create(driver, "a")
     pool.add_layer("theirs", "a", owner="another /home")
     driver.remove("a")
-    driver.finish(60)
+    driver.lifetime.drain(60)
     assert "docker_image_a" in pool.images
     del pool.images["docker_image_theirs"]
-    driver.resume()
+    driver.lifetime.resume()
     wait_until(gone(pool, "a"), "its image is gone")
 
 
@@ -791,11 +805,11 @@ def test_a_removed_layer_that_others_stand_on_does_not_stay_mapped(lives: Lives,
     create(before, "a")
     before.get("a", "")
     pool.add_layer("theirs", "a", owner="another /home")
-    before.end()
+    before.lifetime.end()
     before.remove("a")
     assert "docker_image_a" in pool.devices
     again = lives()
-    again.start()
+    again.lifetime.start()
     wait_until(lambda: pool.devices == {}, "it is unmapped")
     assert "docker_image_a" in pool.images
     del pool.images["docker_image_theirs"]
@@ -807,7 +821,7 @@ def test_a_pool_that_does_not_tell_what_stands_on_a_layer_loses_none(driver: Dri
     pool.add_layer("theirs", "a", owner="another /home")
     pool.fails[verb] = [failed(rbdcli.RbdError, 110)] * 3
     driver.remove("a")
-    driver.finish(60)
+    driver.lifetime.drain(60)
     assert "docker_image_a" in pool.images
 
 
@@ -816,11 +830,11 @@ def test_a_layer_that_was_removed_with_its_parents_is_no_reason_to_keep_them(
 ) -> None:
     """Nor in the next life, which asks the pool."""
     chain(driver, "a", "b", "c")
-    driver.pause(5)
+    driver.lifetime.pause(5)
     for layer in "abc":
         driver.remove(layer)
     again = lives()
-    again.start()
+    again.lifetime.start()
     wait_until(lambda: [*pool.images] == [BASE_IMAGE], "all of them are gone")
 
 
@@ -846,7 +860,7 @@ def test_a_slow_removal_keeps_nobody(driver: Driver, pool: FakePool) -> None:
     driver.remove("a")
     driver.remove("b")
     wait_until(gone(pool, "b"), "the other image is gone")
-    with pytest.raises(DriverError, match="does not exist: it was removed"):
+    with pytest.raises(LayerError, match="does not exist: it was removed"):
         driver.get("a", "")
     driver.put("a")
     driver.remove("a")
@@ -893,22 +907,22 @@ def test_a_layer_that_is_still_being_removed_is_made_anew_after_it(driver: Drive
 
 def test_a_driver_that_is_paused_begins_nothing_and_goes_on_after_it(driver: Driver, pool: FakePool) -> None:
     create(driver, "a")
-    driver.pause(5)
+    driver.lifetime.pause(5)
     driver.remove("a")
     pool.calls.clear()
-    assert not driver.finish(0.3)
+    assert not driver.lifetime.drain(0.3)
     assert not pool.named("remove_slowly")
-    driver.resume()
+    driver.lifetime.resume()
     wait_until(gone(pool, "a"), "its image is gone")
 
 
 def test_the_next_life_removes_what_was_removed(driver: Driver, pool: FakePool, lives: Lives, host: FakeHost) -> None:
     create(driver, "a")
-    driver.pause(5)
+    driver.lifetime.pause(5)
     driver.remove("a")
     again = lives()
     assert not again.exists("a")
-    again.start()
+    again.lifetime.start()
     wait_until(gone(pool, "a"), "its image is gone")
 
 

@@ -18,9 +18,13 @@ from cluster.owner import Owner
 from host import deadline
 from host.command import CommandError, CommandTimeout
 from images import layer_state
-from mapped import file_systems, former_maps
+from images.layers import Layers
+from mapped import former_maps
 from mapped.busy import LayerBusy
+from mapped.daemon import Daemon
+from mapped.devices import Devices
 from mapped.file_systems import FileSystems, LayerLost
+from mapped.paths import REMOVED, Paths
 
 
 @pytest.fixture
@@ -28,14 +32,29 @@ def systems(life: Life) -> FileSystems:
     return life.systems
 
 
+@pytest.fixture
+def devices(life: Life) -> Devices:
+    return life.devices
+
+
+@pytest.fixture
+def paths(life: Life) -> Paths:
+    return life.paths
+
+
+@pytest.fixture
+def daemon(life: Life) -> Daemon:
+    return life.home.daemon
+
+
 def share(systems: FileSystems, layer: str, user: str) -> None:
     """A finished layer, as everybody uses it who stands on it."""
-    systems.acquire(layer, user, write=False, sealed=True)
+    systems.acquire(layer, user, write=False, finished=True)
 
 
 def write(systems: FileSystems, layer: str, user: str = "me") -> None:
     """One that is not finished."""
-    systems.acquire(layer, user, write=True, sealed=False)
+    systems.acquire(layer, user, write=True, finished=False)
 
 
 def leave(systems: FileSystems, layer: str, user: str = "me") -> None:
@@ -47,25 +66,27 @@ def leave(systems: FileSystems, layer: str, user: str = "me") -> None:
 # -- shared --------------------------------------------------------------------------------------
 
 
-def test_a_finished_layer_is_mapped_once_and_read_only(systems: FileSystems, host: FakeHost, pool: FakePool) -> None:
+def test_a_finished_layer_is_mapped_once_and_read_only(
+    devices: Devices, paths: Paths, systems: FileSystems, host: FakeHost, pool: FakePool
+) -> None:
     share(systems, "a", "x")
     share(systems, "a", "y")
     share(systems, "a", "y")
     assert pool.named("map") == ["docker_image_a"]
     [mounted] = host.mounted.values()
-    assert (mounted.point, mounted.read_only) == (systems.point("a"), True)
+    assert (mounted.point, mounted.read_only) == (paths.point("a"), True)
     assert mounts.is_read_only(mounted.source)
     assert systems.users("a") == {"x", "y"}
     assert [systems.release("a", user) for user in "xyy"] == [False, False, True]
     # It is wanted again soon.
     assert systems.is_mounted("a")
-    assert systems.unused() == ["a"]
+    assert devices.unused() == ["a"]
     share(systems, "a", "z")
     assert pool.named("map") == ["docker_image_a"]
-    systems.let_go("a")
+    systems.unmap_unused("a")
     assert systems.is_mounted("a")
     systems.release("a", "z")
-    systems.let_go("a")
+    systems.unmap_unused("a")
     assert (host.mounted, pool.devices) == ({}, {})
 
 
@@ -75,65 +96,67 @@ def test_one_that_is_not_finished_is_in_the_cluster_when_its_last_user_leaves_it
     """It stays mounted for a while: dockerd gets each container twice to start it."""
     systems = life.systems
     write(systems, "a", "x")
-    systems.acquire("a", "y", write=False, sealed=False)
+    systems.acquire("a", "y", write=False, finished=False)
     assert not systems.release("a", "x")
     assert host.flushed == []
     assert systems.release("a", "y")
-    assert host.flushed == [systems.point("a")]
+    assert host.flushed == [life.paths.point("a")]
     assert systems.is_mounted("a")
     write(systems, "a", "x")
     assert pool.named("map") == ["docker_image_a"]
     systems.release("a", "x")
-    systems.let_go("a")
+    systems.unmap_unused("a")
     assert nothing_left(life, host)
 
 
 def test_a_layer_that_somebody_writes_to_does_not_become_read_only_under_him(
-    systems: FileSystems, host: FakeHost
+    paths: Paths, systems: FileSystems, host: FakeHost
 ) -> None:
     """The kernel would do it under a view that is written to, too, and without a word."""
     write(systems, "a", "writer")
     share(systems, "a", "x")
-    assert not host.mounted[systems.point("a")].read_only
+    assert not host.mounted[paths.point("a")].read_only
     systems.release("a", "writer")
     share(systems, "a", "y")
-    assert host.mounted[systems.point("a")].read_only
+    assert host.mounted[paths.point("a")].read_only
 
 
 @pytest.mark.parametrize("done", [True, False])
 def test_a_remount_that_timed_out_is_looked_at_before_the_next_step(
-    systems: FileSystems, host: FakeHost, done: bool
+    paths: Paths, systems: FileSystems, host: FakeHost, done: bool
 ) -> None:
-    systems.acquire("a", "x", write=False, sealed=False)
+    systems.acquire("a", "x", write=False, finished=False)
     host.fails["remount"] = [(timed_out(), True) if done else timed_out()]
     with pytest.raises(CommandTimeout):
         write(systems, "a", "y")
     assert systems.users("a") == {"x"}
     write(systems, "a", "y")
-    assert not host.mounted[systems.point("a")].read_only
+    assert not host.mounted[paths.point("a")].read_only
     systems.release("a", "y")
     systems.release("a", "x")
-    assert host.flushed == [systems.point("a")]
+    assert host.flushed == [paths.point("a")]
 
 
-def test_an_image_that_is_to_be_copied_is_mounted_by_nobody(systems: FileSystems, host: FakeHost) -> None:
+def test_an_image_that_is_to_be_copied_is_mounted_by_nobody(
+    devices: Devices, systems: FileSystems, host: FakeHost
+) -> None:
     """And one that is not mapped at all may be copied."""
     systems.quiesce("a")
     write(systems, "a")
     with pytest.raises(LayerBusy):
         systems.quiesce("a")
     systems.release("a", "me")
-    host.writing.add(str(systems.device("a")))
+    host.writing.add(str(devices.device("a")))
     with pytest.raises(LayerBusy):
         systems.quiesce("a")
     host.writing.clear()
     systems.quiesce("a")
     assert host.mounted == {}
-    assert systems.device("a")
+    assert devices.device("a")
 
 
 def test_what_is_still_being_written_out_is_not_unmounted(
-    systems: FileSystems, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+    devices: Devices, systems: FileSystems, host: FakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is our own thread that has it open, and hangs in the kernel; it is unmounted once that has come to its end."""
     answer, ended = threading.Event(), threading.Event()
@@ -148,12 +171,12 @@ def test_what_is_still_being_written_out_is_not_unmounted(
     with deadline.within(0.1), pytest.raises(deadline.Overdue):
         systems.release("a", "me")
     with pytest.raises(deadline.Overdue, match="layer a: the cluster has not taken yet what was written to it"):
-        systems.let_go("a")
+        systems.unmap_unused("a")
     assert host.mounted
     answer.set()
     assert ended.wait(300)
-    wait_until(lambda: not systems._entries["a"].flushing, "it is written out")
-    systems.let_go("a")
+    wait_until(lambda: not getattr(devices.get("a"), "flushing", True), "it is written out")
+    systems.unmap_unused("a")
     assert host.mounted == {}
 
 
@@ -168,7 +191,7 @@ def test_what_is_not_written_out_in_time_is_told_and_the_rest_goes(life: Life, h
     host.fails["flush"] = [deadline.Overdue("no answer")]
     with pytest.raises(deadline.Overdue):
         life.systems.release("a", "x")
-    life.systems.let_go("a")
+    life.systems.unmap_unused("a")
     assert nothing_left(life, host)
 
 
@@ -183,36 +206,36 @@ def test_a_device_that_takes_nothing_is_unmounted_and_may_be_mapped_anew(
     assert host.mounted == {}
     assert f"its device {dead} takes nothing: [Errno 5] Input/output error" in caplog.text
     write(life.systems, "a", "x")
-    assert life.systems.device("a") == pool.devices["docker_image_a"] != dead
+    assert life.devices.device("a") == pool.devices["docker_image_a"] != dead
 
 
-def test_who_only_looks_does_not_write(systems: FileSystems, host: FakeHost, pool: FakePool) -> None:
-    systems.acquire("a", "x", write=False, sealed=False)
-    assert host.mounted[systems.point("a")].read_only
+def test_who_only_looks_does_not_write(paths: Paths, systems: FileSystems, host: FakeHost, pool: FakePool) -> None:
+    systems.acquire("a", "x", write=False, finished=False)
+    assert host.mounted[paths.point("a")].read_only
     # It may be written to by the next.
     assert not mounts.is_read_only(pool.devices["docker_image_a"])
     write(systems, "a", "y")
-    assert not host.mounted[systems.point("a")].read_only
+    assert not host.mounted[paths.point("a")].read_only
 
 
 def test_one_that_is_finished_while_it_is_mounted_becomes_read_only_for_the_next(
-    systems: FileSystems, host: FakeHost, pool: FakePool
+    paths: Paths, systems: FileSystems, host: FakeHost, pool: FakePool
 ) -> None:
     """Its mapping stays: the next layer of a load stands on it."""
     write(systems, "a", "archive")
-    systems.seal("a")
+    systems.set_finished("a")
     assert systems.release("a", "archive")
     assert systems.is_mounted("a")
     share(systems, "a", "x")
-    assert host.mounted[systems.point("a")].read_only
+    assert host.mounted[paths.point("a")].read_only
     assert pool.named("map") == ["docker_image_a"]
 
 
-def test_one_that_is_made_writable_at_last(systems: FileSystems, host: FakeHost) -> None:
-    systems.acquire("a", "x", write=False, sealed=False)
+def test_one_that_is_made_writable_at_last(paths: Paths, systems: FileSystems, host: FakeHost) -> None:
+    systems.acquire("a", "x", write=False, finished=False)
     systems.make_writable("a")
     systems.make_writable("a")
-    assert not host.mounted[systems.point("a")].read_only
+    assert not host.mounted[paths.point("a")].read_only
 
 
 def test_what_grows_is_mapped_so_that_it_can(systems: FileSystems, pool: FakePool, host: FakeHost) -> None:
@@ -231,25 +254,29 @@ def test_what_grows_is_mapped_so_that_it_can(systems: FileSystems, pool: FakePoo
         systems.release(layer, "me")
         if not stays_mounted:
             systems.unmount(layer)
-        systems.acquire(layer, "archive", write=True, sealed=False, growing=True)
+        systems.acquire(layer, "archive", write=True, finished=False, growing=True)
         assert log == [True, False]
-    systems.acquire("a", "x", write=True, sealed=False)
+    systems.acquire("a", "x", write=True, finished=False)
     assert log == [True, False]
 
 
-def test_a_link_of_few_letters_leads_to_what_the_layer_brought(systems: FileSystems, pool: FakePool) -> None:
+def test_a_link_of_few_letters_leads_to_what_the_layer_brought(
+    paths: Paths, systems: FileSystems, pool: FakePool
+) -> None:
     share(systems, "a", "x")
-    link = os.path.join(systems.links, systems.short("a"))
+    link = os.path.join(paths.links, paths.short("a"))
     assert os.path.realpath(link) == str(pool.files("docker_image_a") / "rootfs")
-    assert (len(systems.short("a")), systems.short("a") != systems.short("b")) == (13, True)
+    assert (len(paths.short("a")), paths.short("a") != paths.short("b")) == (13, True)
     systems.release("a", "x")
-    systems.let_go("a")
+    systems.unmap_unused("a")
     assert not os.path.lexists(link)
 
 
-def test_a_link_of_another_layer_is_not_taken_for_this_one_s(systems: FileSystems, pool: FakePool) -> None:
-    os.makedirs(systems.links)
-    os.symlink("../mnt/b/layer/rootfs", os.path.join(systems.links, systems.short("a")))
+def test_a_link_of_another_layer_is_not_taken_for_this_one_s(
+    paths: Paths, systems: FileSystems, pool: FakePool
+) -> None:
+    os.makedirs(paths.links)
+    os.symlink("../mnt/b/layer/rootfs", os.path.join(paths.links, paths.short("a")))
     with pytest.raises(mounts.MountError, match="is the link of another layer than a"):
         share(systems, "a", "x")
 
@@ -257,10 +284,10 @@ def test_a_link_of_another_layer_is_not_taken_for_this_one_s(systems: FileSystem
 # -- what fails ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize("step", ["map", "mount", "link"])
 def test_what_fails_leaves_nothing(
-    life: Life, host: FakeHost, pool: FakePool, monkeypatch: pytest.MonkeyPatch, step: str, sealed: bool
+    life: Life, host: FakeHost, pool: FakePool, monkeypatch: pytest.MonkeyPatch, step: str, finished: bool
 ) -> None:
     failure: Exception = failed(rbdcli.RbdError, 5)
     if step == "map":
@@ -268,15 +295,15 @@ def test_what_fails_leaves_nothing(
     elif step == "mount":
         # A finished layer is tried once more, writable.
         failure = refused()
-        host.fails["mount"] = [refused()] * sealed + [failure]
+        host.fails["mount"] = [refused()] * finished + [failure]
     else:
 
         def fails(*_: object) -> None:
             raise failure
 
-        monkeypatch.setattr(life.systems, "_link", fails)
+        monkeypatch.setattr(life.paths, "link", fails)
     with pytest.raises(CommandError) as raised:
-        life.systems.acquire("a", "x", write=not sealed, sealed=sealed)
+        life.systems.acquire("a", "x", write=not finished, finished=finished)
     assert raised.value is failure
     assert nothing_left(life, host)
 
@@ -287,23 +314,25 @@ def test_an_image_that_is_not_there(life: Life, host: FakeHost) -> None:
     assert nothing_left(life, host)
 
 
-def test_what_cannot_be_unmapped_again_stays_known(systems: FileSystems, host: FakeHost, pool: FakePool) -> None:
+def test_what_cannot_be_unmapped_again_stays_known(
+    devices: Devices, systems: FileSystems, host: FakeHost, pool: FakePool
+) -> None:
     """And why it had to be is what is told."""
     host.fails["mount"] = [refused()]
     pool.fails["unmap"] = [timed_out()]
     with pytest.raises(CommandError, match="wrong fs type"):
         write(systems, "a")
     device = pool.devices["docker_image_a"]
-    assert systems.device("a") == device
+    assert devices.device("a") == device
     write(systems, "a")
     assert pool.devices == {"docker_image_a": device}
 
 
 def test_release_of_what_was_never_mounted(systems: FileSystems, host: FakeHost) -> None:
     assert not systems.release("a", "x")
-    systems.let_go("a")
+    systems.unmap_unused("a")
     systems.unmount("a")
-    systems.seal("a")
+    systems.set_finished("a")
     share(systems, "a", "x")
     # By somebody else who has none: it is not his.
     assert not systems.release("a", "y")
@@ -313,13 +342,13 @@ def test_release_of_what_was_never_mounted(systems: FileSystems, host: FakeHost)
 
 
 @pytest.mark.parametrize("done", [True, False])
-@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize("finished", [True, False])
 def test_a_map_that_timed_out_is_ended_whether_it_was_done(
-    life: Life, host: FakeHost, pool: FakePool, done: bool, sealed: bool
+    life: Life, host: FakeHost, pool: FakePool, done: bool, finished: bool
 ) -> None:
     pool.fails["map"] = [(timed_out(), True) if done else timed_out()]
     with pytest.raises(CommandTimeout):
-        life.systems.acquire("a", "x", write=not sealed, sealed=sealed)
+        life.systems.acquire("a", "x", write=not finished, finished=finished)
     assert nothing_left(life, host)
 
 
@@ -330,26 +359,26 @@ def test_a_map_of_which_nothing_is_known_leaves_the_directory_by_which_the_next_
     pool.fails["mappings"] = [timed_out()]
     with pytest.raises(CommandTimeout):
         write(life.systems, "a")
-    assert life.systems.layers() == ["a"]
-    again = Life(life.home, pool)
+    assert life.paths.layers() == ["a"]
+    again = Life(life.path, pool)
     assert again.learn() == ["a"]
-    again.let_go("a")
+    again.unmap("a")
     assert nothing_left(again, host)
 
 
 @pytest.mark.parametrize("done", [True, False])
-@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize("finished", [True, False])
 def test_a_mount_that_timed_out_is_ended_whether_it_was_done(
-    life: Life, host: FakeHost, done: bool, sealed: bool
+    life: Life, host: FakeHost, done: bool, finished: bool
 ) -> None:
     """A finished layer is not mapped writable for that: nothing was said of its log."""
     host.fails["mount"] = [(timed_out(), True) if done else timed_out()]
     with pytest.raises(CommandTimeout):
-        life.systems.acquire("a", "x", write=not sealed, sealed=sealed)
-    life.systems.acquire("a", "x", write=not sealed, sealed=sealed)
-    assert list(host.mounted) == [life.systems.point("a")]
+        life.systems.acquire("a", "x", write=not finished, finished=finished)
+    life.systems.acquire("a", "x", write=not finished, finished=finished)
+    assert list(host.mounted) == [life.paths.point("a")]
     life.systems.release("a", "x")
-    life.systems.let_go("a")
+    life.systems.unmap_unused("a")
     assert nothing_left(life, host)
 
 
@@ -365,11 +394,11 @@ def test_an_unmount_that_timed_out_is_looked_at_before_the_next_step(
         life.systems.unmount("a")
     if then == "acquire":
         write(life.systems, "a", "x")
-        assert list(host.mounted) == [life.systems.point("a")]
+        assert list(host.mounted) == [life.paths.point("a")]
         assert life.systems.is_mounted("a")
     if then != "let_go":
         life.systems.release("a", "x")
-    life.systems.let_go("a")
+    life.systems.unmap_unused("a")
     assert nothing_left(life, host)
 
 
@@ -378,9 +407,9 @@ def test_what_somebody_has_is_unmounted_by_the_next_try(life: Life, host: FakeHo
     life.systems.release("a", "x")
     host.fails["unmount"] = [refused("target is busy")] * 2
     with pytest.raises(LayerBusy, match=r"cannot be unmounted: .*target is busy.*; process 1 \(sh\)"):
-        life.systems.let_go("a")
+        life.systems.unmap_unused("a")
     assert life.systems.is_mounted("a")
-    life.systems.let_go("a")
+    life.systems.unmap_unused("a")
     assert nothing_left(life, host)
 
 
@@ -388,7 +417,7 @@ def test_what_somebody_has_is_unmounted_by_the_next_try(life: Life, host: FakeHo
 
 
 def test_a_dead_device_of_a_shared_layer_is_named_and_mended_when_its_last_user_has_gone(
-    systems: FileSystems, host: FakeHost, pool: FakePool
+    devices: Devices, systems: FileSystems, host: FakeHost, pool: FakePool
 ) -> None:
     share(systems, "a", "c1/docker")
     share(systems, "a", "c2/docker")
@@ -402,7 +431,7 @@ def test_a_dead_device_of_a_shared_layer_is_named_and_mended_when_its_last_user_
     for user in ("c1/docker", "c2/docker"):
         systems.release("a", user)
     share(systems, "a", "c3/docker")
-    assert systems.device("a") == pool.devices["docker_image_a"] != dead
+    assert devices.device("a") == pool.devices["docker_image_a"] != dead
     systems.check_alive("a", "b")
 
 
@@ -410,20 +439,22 @@ def test_a_dead_device_that_nobody_uses_is_unmounted_and_forgotten(life: Life, h
     share(life.systems, "a", "x")
     life.systems.release("a", "x")
     host.die("a")
-    life.systems.let_go("a")
+    life.systems.unmap_unused("a")
     assert nothing_left(life, host)
 
 
-def test_a_device_that_died_while_it_was_mounted_nowhere(systems: FileSystems, host: FakeHost, pool: FakePool) -> None:
+def test_a_device_that_died_while_it_was_mounted_nowhere(
+    devices: Devices, systems: FileSystems, host: FakeHost, pool: FakePool
+) -> None:
     write(systems, "a")
     leave(systems, "a")
     dead = host.die("a")
     write(systems, "a")
-    assert systems.device("a") == pool.devices["docker_image_a"] != dead
+    assert devices.device("a") == pool.devices["docker_image_a"] != dead
 
 
 def test_a_finished_layer_with_a_dirty_log_is_mapped_writable_to_be_mended(
-    systems: FileSystems, host: FakeHost, pool: FakePool, caplog: pytest.LogCaptureFixture
+    devices: Devices, systems: FileSystems, host: FakeHost, pool: FakePool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The power went after it was finished, and before it was unmounted."""
     host.dirty = {"docker_image_a"}
@@ -433,16 +464,18 @@ def test_a_finished_layer_with_a_dirty_log_is_mapped_writable_to_be_mended(
     assert pool.named("map") == ["docker_image_a"] * 2
     assert "layer a is mapped writable, to be mended" in caplog.text
     systems.release("a", "x")
-    systems.let_go("a")
+    systems.unmap_unused("a")
     share(systems, "a", "x")
-    assert mounts.is_read_only(str(systems.device("a")))
+    assert mounts.is_read_only(str(devices.device("a")))
 
 
-def test_a_device_that_somebody_else_uses_is_not_mounted_writable(systems: FileSystems, host: FakeHost) -> None:
+def test_a_device_that_somebody_else_uses_is_not_mounted_writable(
+    devices: Devices, systems: FileSystems, host: FakeHost
+) -> None:
     """A container may have its view: a second one on the same directories would spoil both."""
     write(systems, "a")
     leave(systems, "a")
-    host.held.add(str(systems.device("a")))
+    host.held.add(str(devices.device("a")))
     with pytest.raises(LayerBusy, match=r"layer a: /dev/fake\d+ cannot be unmapped: process 1 \(sh\) has it mounted"):
         write(systems, "a")
     assert host.mounted == {}
@@ -450,20 +483,22 @@ def test_a_device_that_somebody_else_uses_is_not_mounted_writable(systems: FileS
     write(systems, "a")
 
 
-def test_a_finished_layer_that_somebody_else_uses_is_shared_with_him(systems: FileSystems, host: FakeHost) -> None:
+def test_a_finished_layer_that_somebody_else_uses_is_shared_with_him(
+    devices: Devices, systems: FileSystems, host: FakeHost
+) -> None:
     share(systems, "a", "x")
     systems.release("a", "x")
     systems.unmount("a")
-    host.held.add(str(systems.device("a")))
+    host.held.add(str(devices.device("a")))
     share(systems, "a", "x")
     systems.release("a", "x")
     with pytest.raises(LayerBusy, match="process 1"):
-        systems.let_go("a")
-    assert systems.device("a")
+        systems.unmap_unused("a")
+    assert devices.device("a")
 
 
 def test_a_device_that_is_another_image_s_by_now_is_left_alone(
-    systems: FileSystems, host: FakeHost, pool: FakePool
+    devices: Devices, systems: FileSystems, host: FakeHost, pool: FakePool
 ) -> None:
     """rbd-nbd was killed, and the name of its device given out again."""
     write(systems, "a")
@@ -471,14 +506,14 @@ def test_a_device_that_is_another_image_s_by_now_is_left_alone(
     device = pool.devices.pop("docker_image_a")
     pool.devices["another"] = device
     host.held.add(device)
-    systems.let_go("a")
-    assert systems.device("a") is None
+    systems.unmap_unused("a")
+    assert devices.device("a") is None
     assert pool.devices == {"another": device}
 
 
 @pytest.mark.parametrize("held", [True, False])
 def test_what_a_home_that_is_gone_has_mapped_is_taken(
-    systems: FileSystems, host: FakeHost, pool: FakePool, held: bool
+    devices: Devices, systems: FileSystems, host: FakeHost, pool: FakePool, held: bool
 ) -> None:
     """A managed plugin was removed and made anew. A container of its time may run."""
     former = pool.map("docker_image_a", read_only=False)
@@ -487,14 +522,14 @@ def test_what_a_home_that_is_gone_has_mapped_is_taken(
         with pytest.raises(LayerBusy, match="process 1"):
             write(systems, "a")
         # It is not ours, and ends without us.
-        assert systems.device("a") is None
+        assert devices.device("a") is None
     else:
         write(systems, "a")
-        assert systems.device("a") == pool.devices["docker_image_a"] != former
+        assert devices.device("a") == pool.devices["docker_image_a"] != former
 
 
 def test_what_another_driver_of_this_host_has_mapped_is_not(
-    systems: FileSystems, pool: FakePool, tmp_path: Path
+    devices: Devices, systems: FileSystems, pool: FakePool, tmp_path: Path
 ) -> None:
     """Its home is there, and so is the driver, even while it has just mapped and not mounted it yet."""
     theirs = tmp_path / "theirs"
@@ -504,7 +539,7 @@ def test_what_another_driver_of_this_host_has_mapped_is_not(
     with pytest.raises(rbdcli.ImageLocked):
         write(systems, "d")
     assert pool.devices == {"docker_image_d": device}
-    assert systems.device("d") is None
+    assert devices.device("d") is None
 
 
 def test_what_another_host_has_mapped_is_not(systems: FileSystems, pool: FakePool) -> None:
@@ -516,72 +551,78 @@ def test_what_another_host_has_mapped_is_not(systems: FileSystems, pool: FakePoo
 # -- who has it ----------------------------------------------------------------------------------
 
 
-def test_what_the_kernel_still_writes_is_nobody_s(systems: FileSystems, host: FakeHost) -> None:
+def test_what_the_kernel_still_writes_is_nobody_s(devices: Devices, systems: FileSystems, host: FakeHost) -> None:
     write(systems, "a")
     leave(systems, "a")
-    host.writing.add(str(systems.device("a")))
-    assert systems.is_written_back("a")
-    assert not systems.is_held("a")
-    systems.refuse_if_held("a")
+    host.writing.add(str(devices.device("a")))
+    assert devices.is_written_back("a")
+    assert not devices.is_held("a")
+    devices.refuse_if_held("a")
     with pytest.raises(LayerBusy):
-        systems.let_go("a")
+        systems.unmap_unused("a")
     host.writing.clear()
-    systems.let_go("a")
-    assert systems.device("a") is None
+    systems.unmap_unused("a")
+    assert devices.device("a") is None
 
 
-def test_to_what_is_finished_nothing_is_written_back(systems: FileSystems, host: FakeHost) -> None:
+def test_to_what_is_finished_nothing_is_written_back(devices: Devices, systems: FileSystems, host: FakeHost) -> None:
     """Somebody whom we do not see reads it: a container's view has it below."""
-    systems.acquire("a", "me", write=False, sealed=True)
+    systems.acquire("a", "me", write=False, finished=True)
     leave(systems, "a")
-    host.writing.add(str(systems.device("a")))
-    assert systems.is_in_use("a")
-    assert not systems.is_written_back("a")
+    host.writing.add(str(devices.device("a")))
+    assert devices.is_in_use("a")
+    assert not devices.is_written_back("a")
 
 
-def test_what_is_finished_and_hangs_at_its_end_is_written_back(systems: FileSystems, host: FakeHost) -> None:
+def test_what_is_finished_and_hangs_at_its_end_is_written_back(
+    devices: Devices, systems: FileSystems, host: FakeHost
+) -> None:
     """The pool was full a moment later. No view has it below: its file system is being ended."""
     write(systems, "a")
-    systems.seal("a")
+    systems.set_finished("a")
     systems.release("a", "me")
     host.fails["unmount"] = [(timed_out(), True)]
     with pytest.raises(CommandTimeout):
-        systems.let_go("a")
-    host.writing.add(str(systems.device("a")))
+        systems.unmap_unused("a")
+    host.writing.add(str(devices.device("a")))
     with pytest.raises(LayerBusy):
-        systems.let_go("a")
-    assert systems.is_written_back("a")
+        systems.unmap_unused("a")
+    assert devices.is_written_back("a")
 
 
-def test_what_a_daemon_asked_for_that_has_ended_is_not_mounted(systems: FileSystems, host: FakeHost) -> None:
+def test_what_a_daemon_asked_for_that_has_ended_is_not_mounted(
+    daemon: Daemon, devices: Devices, systems: FileSystems, host: FakeHost
+) -> None:
     """The next one would hide it. What is done in the background goes on."""
-    with systems.asked():
-        systems.end_daemon()
+    with daemon.asking():
+        daemon.end()
         with pytest.raises(LayerBusy, match="layer a is not mounted: the daemon that asked for it has ended"):
             write(systems, "a")
-    assert (host.mounted, systems.mapped()) == ({}, [])
+    assert (host.mounted, devices.mapped()) == ({}, [])
     write(systems, "a")
-    with systems.asked():
+    with daemon.asking():
         write(systems, "b")
 
 
-def test_a_view_that_a_container_has_holds_its_layer(systems: FileSystems, host: FakeHost) -> None:
+def test_a_view_that_a_container_has_holds_its_layer(
+    devices: Devices, paths: Paths, systems: FileSystems, host: FakeHost
+) -> None:
     """Nobody sees the device itself mounted."""
     write(systems, "a")
     leave(systems, "a")
-    host.writing.add(str(systems.device("a")))
-    view = systems.source("a")
+    host.writing.add(str(devices.device("a")))
+    view = paths.source("a")
     host.elsewhere[view] = mounts.Mount("0:1", "/", False, "", "overlay", view)
     host.overlays["0:1"] = FakeOverlay((), (), None, (), "", set())
-    assert systems.is_held("a")
-    for refuse in (systems.refuse_if_held, systems.refuse_if_viewed):
+    assert devices.is_held("a")
+    for refuse in (devices.refuse_if_held, devices.refuse_if_viewed):
         with pytest.raises(LayerBusy, match="process 1"):
             refuse("a")
         refuse("b")
-    assert not systems.is_held("b")
+    assert not devices.is_held("b")
     # One that has just ended may hold it for a moment more.
     host.ending = [view]
-    systems.refuse_if_viewed("a")
+    devices.refuse_if_viewed("a")
 
 
 # -- growing -------------------------------------------------------------------------------------
@@ -600,20 +641,21 @@ def test_one_that_cannot_grow_leaves_nothing(life: Life, host: FakeHost, step: s
     host.fails[step] = [refused("no")] * (2 if step == "unmount" else 1)
     with pytest.raises((CommandError, LayerBusy)):
         life.systems.grow("a")
-    life.systems.let_go("a")
+    life.systems.unmap_unused("a")
     assert nothing_left(life, host)
 
 
 def test_a_mounted_layer_grows_after_its_image(
-    systems: FileSystems, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+    devices: Devices, systems: FileSystems, host: FakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[str] = []
     monkeypatch.setattr(mounts, "check_growing", steps.append)
     monkeypatch.setattr(mounts, "await_size", lambda device, size, timeout: steps.append(f"{device} {size}"))
-    systems.acquire("a", "archive", write=True, sealed=False, growing=True)
-    device = str(systems.device("a"))
-    systems.grow_mounted("a", 7, lambda: steps.append("resize"))
-    assert (steps, host.grown) == (["xfs", "resize", f"{device} 7"], [device])
+    systems.acquire("a", "archive", write=True, finished=False, growing=True)
+    device = str(devices.device("a"))
+    monkeypatch.setattr(Layers, "grow", lambda self, layer, size: steps.append(f"resize {layer} {size}"))
+    systems.grow_mounted("a", 7)
+    assert (steps, host.grown) == (["xfs", "resize a 7", f"{device} 7"], [device])
 
 
 # -- after a crash -------------------------------------------------------------------------------
@@ -625,42 +667,42 @@ def test_a_new_life_finds_what_was_mapped_and_mounted(life: Life, host: FakeHost
     share(life.systems, "c", "x")
     life.systems.release("c", "x")
     life.systems.unmount("c")
-    again = Life(life.home, pool)
+    again = Life(life.path, pool)
     assert again.learn() == ["a", "b", "c"]
-    assert [again.systems.device(layer) for layer in "abc"] == [
+    assert [again.devices.device(layer) for layer in "abc"] == [
         pool.devices[f"docker_image_{layer}"] for layer in "abc"
     ]
     assert [again.systems.is_mounted(layer) for layer in "abc"] == [True, True, False]
-    again.let_go("a", "b", "c")
+    again.unmap("a", "b", "c")
     assert nothing_left(again, host)
 
 
 def test_a_second_mapping_of_a_layer_is_unmapped(life: Life, pool: FakePool) -> None:
     """A command that timed out had mapped it all the same."""
     write(life.systems, "a")
-    device = str(life.systems.device("a"))
+    device = str(life.devices.device("a"))
     mapped = [rbdcli.Mapping("docker_image_a", "/dev/further"), rbdcli.Mapping("docker_image_a", device)]
     unmapped: list[str] = []
     pool.__dict__["mappings"] = lambda: mapped
     pool.__dict__["unmap"] = lambda device, image: unmapped.append(device)
-    again = Life(life.home, pool)
+    again = Life(life.path, pool)
     again.learn()
-    assert (again.systems.device("a"), unmapped) == (device, ["/dev/further"])
+    assert (again.devices.device("a"), unmapped) == (device, ["/dev/further"])
 
 
 def test_a_mount_whose_device_has_gone_is_unmounted(life: Life, host: FakeHost, pool: FakePool) -> None:
     share(life.systems, "a", "x")
     host.die("a")
     host.fails["device_path"] = [mounts.MountError("block device is gone")]
-    again = Life(life.home, pool)
+    again = Life(life.path, pool)
     assert again.learn() == []
     assert nothing_left(again, host)
 
 
 def test_a_file_among_the_directories_keeps_nothing_from_being_learned(life: Life, pool: FakePool) -> None:
     share(life.systems, "b", "x")
-    (life.home / "mnt" / "a").write_text("", encoding="ascii")
-    again = Life(life.home, pool)
+    (life.path / "mnt" / "a").write_text("", encoding="ascii")
+    again = Life(life.path, pool)
     again.learn()
     assert again.systems.is_mounted("b")
 
@@ -668,18 +710,18 @@ def test_a_file_among_the_directories_keeps_nothing_from_being_learned(life: Lif
 def test_a_map_that_hangs_from_before_is_undone_when_it_has_come_to_its_end(
     life: Life, host: FakeHost, pool: FakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    os.makedirs(life.systems.directory("a"))
+    os.makedirs(life.paths.directory("a"))
     hanging = {"docker_image_a"}
     monkeypatch.setattr(former_maps, "end_maps", lambda *_: hanging)
     monkeypatch.setattr(former_maps, "maps", lambda *_: hanging)
     assert life.learn() == ["a"]
     with pytest.raises(LayerBusy, match="layer a: a command that maps it hangs"):
-        life.let_go("a")
+        life.unmap("a")
     hanging.clear()
     pool.map("docker_image_a", read_only=False)
-    life.let_go("a")
+    life.unmap("a")
     assert nothing_left(life, host)
-    assert life.systems.unused() == []
+    assert life.devices.unused() == []
 
 
 @pytest.mark.parametrize("removed", [False, True])
@@ -689,20 +731,20 @@ def test_a_mount_that_hung_in_the_kernel_comes_to_its_end_after_all(
     """Of a driver that was killed: its mount holds the device, so that the next one takes it for a container's."""
     write(life.systems, "a")
     leave(life.systems, "a")
-    device = str(life.systems.device("a"))
+    device = str(life.devices.device("a"))
     host.writing.add(device)
-    again = Life(life.home, pool)
+    again = Life(life.path, pool)
     again.learn()
     with pytest.raises(LayerBusy):
-        again.let_go("a")
+        again.unmap("a")
     host.writing.clear()
-    point = again.systems.point("a")
+    point = again.paths.point("a")
     os.makedirs(point)
     host.mount("xfs", device, point, (), read_only=False, timeout=1)
     if removed:
         again.views.discard("a")
         assert host.mounted == {}
-    again.let_go("a")
+    again.unmap("a")
     assert nothing_left(again, host)
 
 
@@ -710,7 +752,7 @@ def test_a_mount_that_hung_in_the_kernel_comes_to_its_end_after_all(
 
 
 def test_what_mounting_stored_is_given_back_once(
-    systems: FileSystems, host: FakeHost, monkeypatch: pytest.MonkeyPatch
+    devices: Devices, systems: FileSystems, host: FakeHost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not of a device that takes no writes, and not while it is mounted."""
     given: list[str] = []
@@ -721,18 +763,18 @@ def test_what_mounting_stored_is_given_back_once(
     leave(systems, "a")
     systems.tidy("a")
     systems.tidy("a")
-    assert given == [systems.device("a")]
-    systems.acquire("a", "x", write=False, sealed=False)
+    assert given == [devices.device("a")]
+    systems.acquire("a", "x", write=False, finished=False)
     leave(systems, "a", "x")
     systems.tidy("a")
     assert len(given) == 1
     write(systems, "a")
     leave(systems, "a")
-    systems.let_go("a")
+    systems.unmap_unused("a")
     assert len(given) == 2
     share(systems, "b", "x")
     systems.release("b", "x")
-    systems.let_go("b")
+    systems.unmap_unused("b")
     assert len(given) == 2
 
 
@@ -745,7 +787,7 @@ def test_a_log_that_cannot_be_given_back_keeps_nobody(
     monkeypatch.setattr(mounts, "give_back_log", fails)
     write(life.systems, "a")
     leave(life.systems, "a")
-    life.systems.let_go("a")
+    life.systems.unmap_unused("a")
     assert nothing_left(life, host)
 
 
@@ -753,5 +795,5 @@ def test_what_is_noted_of_a_removed_layer_stays(life: Life, host: FakeHost) -> N
     share(life.systems, "a", "x")
     life.removals.note("a")
     life.systems.release("a", "x")
-    life.systems.let_go("a")
-    assert os.listdir(life.systems.directory("a")) == [file_systems.REMOVED]
+    life.systems.unmap_unused("a")
+    assert os.listdir(life.paths.directory("a")) == [REMOVED]

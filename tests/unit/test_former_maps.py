@@ -12,7 +12,7 @@ import pytest
 from plugin_client import process_state, wait_until
 from unit.archives import needs_root
 
-from host import command
+from host import processes
 from mapped import former_maps
 from rbdcli import Pool
 
@@ -126,7 +126,7 @@ def test_a_process_in_a_container_is_not_looked_at(pool: Pool, tmp_path: Path) -
 
 def test_one_that_hangs_in_the_kernel_is_named(pool: Pool, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     pid = start(*MAP, "--image", IMAGE)
-    monkeypatch.setattr(command, "REAP_SECONDS", 0.1)
+    monkeypatch.setattr(processes, "REAP_SECONDS", 0.1)
     monkeypatch.setattr(os, "killpg", lambda *_: None)
     assert former_maps.end_maps(pool, {IMAGE}) == {IMAGE}
     assert lives(pid)

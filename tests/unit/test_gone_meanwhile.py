@@ -14,17 +14,14 @@ import pytest
 from docker_tree import DockerTree
 from unit.fake_host import FakeHost
 from unit.fakes import FakePool, failed, missing
+from unit.layered import Life
 
 import rbdcli
 from cluster import rados_objects
-from graph.removals import Removals
-from host.locks import Locks
 from images import options
 from images.layers import Layers
 from maintenance import collector, docker_database, inspection
 from maintenance.takeover import Takeover
-from mapped.file_systems import FileSystems
-from mapped.views import Views
 
 LOCK = rbdcli.Lock("auto 1", "client.5", "127.0.0.1:0/9")
 
@@ -155,22 +152,9 @@ def test_a_device_that_goes_before_it_is_looked_at(
         return listed
 
     object.__setattr__(pool, "mappings", goes)
-    systems = FileSystems(pool.as_pool(), str(tmp_path), layers_of(pool), fs="xfs", options=(), granule=4096)
-    views = Views(
-        pool.as_pool(),
-        systems,
-        layers_of(pool),
-        Locks(),
-        options=(),
-        root_owner=(0, 0),
-        idle=lambda layer: None,
-    )
-    removals = Removals(systems)
-    removals.learn()
-    left = views.learn(removals)
-    assert left == ([] if removed else ["a"])
-    views.settle(removals)
-    for layer in "a":
-        views.let_go(layer)
-    assert (systems.device("a"), host.mounted) == (None, {})
+    life = Life(tmp_path, pool)
+    assert life.learn() == ([] if removed else ["a"])
+    life.settle()
+    life.unmap("a")
+    assert (life.devices.device("a"), host.mounted) == (None, {})
     assert (tmp_path / "mnt" / "a" / "removed").exists() is removed

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from graph.driver import DriverError
+from graph.lifetime import StillAtWork
 from graph.preconditions import NotReady
 from protocol import plugin as plugin_module
 from protocol.plugin import Plugin
@@ -21,6 +21,7 @@ class FakeDriver:
 
     def __init__(self, name: str, log: list[str], fails: dict[str, Exception]) -> None:
         self._name, self._log, self._fails = name, log, fails
+        self.lifetime = self.bounds = self
 
     def request(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -93,7 +94,7 @@ def test_an_init_that_fails_leaves_the_former_driver_whole(
     plugin: Plugin, log: list[str], fails: dict[str, Exception], step: str, done: list[str]
 ) -> None:
     """What it waits for, and what shows that its host lives, goes on."""
-    fails[step] = {"prepare": NotReady("no pool"), "pause": DriverError("still unmapping")}.get(step, OSError("no"))
+    fails[step] = {"prepare": NotReady("no pool"), "pause": StillAtWork("still unmapping")}.get(step, OSError("no"))
     with pytest.raises(type(fails[step])):
         init(plugin)
     assert log == done

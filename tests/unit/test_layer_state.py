@@ -10,10 +10,10 @@ import pytest
 
 from host import deadline
 from images import layer_state
-from images.layer_state import Note
+from images.layer_state import LayerState
 
 SECONDS = 60.0
-MADE = Note("layer", ("b", "a"))
+MADE = LayerState("layer", ("b", "a"))
 
 
 @pytest.fixture
@@ -31,9 +31,15 @@ def test_a_layer_that_was_never_mounted_has_none(directory: str) -> None:
 
 @pytest.mark.parametrize(
     "made",
-    [MADE, Note("layer", ()), MADE._replace(init="layer-init"), MADE._replace(finished=True), Note("é\udcff", ("x",))],
+    [
+        MADE,
+        LayerState("layer", ()),
+        MADE._replace(init="layer-init"),
+        MADE._replace(finished=True),
+        LayerState("é\udcff", ("x",)),
+    ],
 )
-def test_what_is_written_is_read(directory: str, made: Note) -> None:
+def test_what_is_written_is_read(directory: str, made: LayerState) -> None:
     layer_state.write(directory, made, SECONDS)
     assert layer_state.read(directory, SECONDS) == made
     assert names(directory) == [layer_state.NAME]
@@ -101,10 +107,10 @@ def test_what_no_driver_wrote_is_none_of_ours(directory: str, said: bytes) -> No
         layer_state.read(directory, SECONDS)
 
 
-def test_all_of_a_layer_is_in_the_cluster_before_its_note_says_so(
+def test_all_of_a_layer_is_in_the_cluster_before_its_state_says_so(
     directory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And the note itself, and that the mark is gone, when it is told to be finished."""
+    """And the state itself, and that the mark is gone, when it is told to be finished."""
     layer_state.write(directory, MADE, SECONDS)
     layer_state.begin(directory, SECONDS)
     seen: list[str] = []
@@ -139,7 +145,7 @@ def test_a_container_s_note_is_never_lost_to_a_power_cut(
 
 
 def test_the_mark_of_an_archive_is_there_for_good(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before anything of the archive is laid down; and so is the note, without which nobody would look for the mark."""
+    """Before anything of the archive is laid down; and so is the state, without which nobody looks for the mark."""
     layer_state.write(directory, MADE, SECONDS)
     synced: list[tuple[str, list[str]]] = []
 

@@ -12,7 +12,7 @@ from unit.test_claim import OURS, THERE, holders, lives
 
 from cluster import claim, liveness
 from cluster.claim import OwnerTaken
-from cluster.liveness import Presence
+from cluster.liveness import Liveness
 from cluster.owner import boot_id
 
 # It watches until its input ends or it is told to lose the watch.
@@ -44,8 +44,8 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pool:
     return Pool(tmp_path / "lose")
 
 
-def of(pool: Pool) -> Presence:
-    return Presence(pool.as_pool(), "p", OURS, lambda: None)
+def of(pool: Pool) -> Liveness:
+    return Liveness(pool.as_pool(), "p", OURS, lambda: None)
 
 
 def test_a_claim_is_watched_from_then_on(pool: Pool) -> None:

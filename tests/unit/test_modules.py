@@ -21,6 +21,17 @@ MODULES = {
 # The modules that have no tests/unit/test_MODULE.py, each with who looks at it in its place.
 WITHOUT_UNIT_TESTS = {
     "archive.confined": "a program that runs as a process only: test_untar.py, test_changes.py, test_pack.py",
+    **dict.fromkeys(
+        (
+            *("graph.archives", "graph.bounds", "graph.lifetime", "mapped.access", "mapped.availability"),
+            *("mapped.daemon", "mapped.devices", "mapped.from_before", "mapped.host_layers", "mapped.overlays"),
+            *("mapped.parents", "mapped.paths", "mapped.states", "protocol.body", "protocol.init_state"),
+            "protocol.request",
+        ),
+        "to be had: tests of it are still in test_driver.py, test_views.py, test_file_systems.py, test_server.py",
+    ),
+    "host.failure": "the base of errors; it decides nothing",
+    "mapped.home": "what others share; it decides nothing",
     "archive.tar_format": "words that reading and writing share; it decides nothing",
     "graph.reaper": "driven through the driver: test_driver.py, from what is removed to what is deleted",
     "graph.status": "asks a cluster: tests/integration/test_options.py, and a sick one in tests/faults/test_sick.py",
@@ -39,7 +50,6 @@ THEMES = {
     "namesakes": "hosts of one name, in every room that asks whose a layer is",
     "needs": "tests/needs.py, where tests are skipped",
     "readme": "what the documents tell to type is run by a suite",
-    "server": "HTTP as dockerd speaks it, through the front door and the plugin",
 }
 
 
@@ -108,6 +118,46 @@ def test_nothing_below_the_protocol_knows_it() -> None:
 def test_no_room_has_a_name_of_the_standard_library() -> None:
     known: frozenset[str] = getattr(sys, "stdlib_module_names", frozenset())  # Python 3.10 and newer
     assert [name for name in {room(module) for module in MODULES} if name in known] == []
+
+
+# The names of what starts a process or replaces it, by the module of the library that has them.
+STARTERS = {
+    "subprocess": re.compile("Popen|run|call|check_call|check_output|getoutput|getstatusoutput"),
+    "os": re.compile("system|popen|startfile|fork|forkpty|(posix_)?spawn.*|exec.+"),
+    "pty": re.compile("fork|spawn"),
+    "multiprocessing": re.compile(".*"),
+    "asyncio": re.compile("create_subprocess_.*"),
+    "concurrent.futures": re.compile("ProcessPoolExecutor"),
+}
+
+
+def starters(module: str) -> set[str]:
+    """What a module names of those; `subprocess.Popen[bytes]` is a type."""
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    types = {node.value for node in ast.walk(tree) if isinstance(node, ast.Subscript)}
+    named: list[tuple[str, str]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node not in types:
+            named.append((ast.unparse(node.value), node.attr))
+        elif isinstance(node, ast.ImportFrom):
+            named += [(str(node.module), alias.name) for alias in node.names]
+        elif isinstance(node, ast.Import):
+            # Another name, by which it would not be found below, is none that we need.
+            named += [(alias.name, "*") for alias in node.names if alias.asname and alias.name in STARTERS]
+    return {
+        f"{library}.{name}"
+        for library, name in named
+        if library in STARTERS and (name == "*" or STARTERS[library].fullmatch(name))
+    }
+
+
+def test_one_module_starts_processes() -> None:
+    """And one starts ours anew, before there is any other."""
+    found = {module: starters(module) for module in MODULES}
+    assert {module: names for module, names in found.items() if names} == {
+        "host.processes": {"subprocess.Popen"},
+        "host.environment": {"os.execv"},
+    }
 
 
 def test_each_module_has_unit_tests_that_its_name_finds() -> None:

@@ -9,9 +9,8 @@ import pytest
 from unit.fakes import FakePool
 
 import mounts
-from images.layers import Layers
 from images.options import DEFAULTS
-from mapped.file_systems import FileSystems
+from mapped.home import Home
 from mounts import Mount
 
 TABLE = b"""\
@@ -183,9 +182,9 @@ def test_what_a_user_chose_for_views_wins_and_a_label_is_quoted(calls: Path, tmp
 def test_the_options_of_the_deepest_view_fit_into_a_page(calls: Path, tmp_path: Path) -> None:
     """mount(2) takes no more. Docker stacks 125 layers; a container's init layer is in its own."""
     pool = FakePool().as_pool()
-    systems = FileSystems(pool, "/home", Layers(pool, DEFAULTS, "/home"), fs="xfs", options=(), granule=1)
+    paths = Home("/home", DEFAULTS, pool).paths
     layer = 64 * "f"
-    lower = [f"../mnt/{layer}/layer/init", *(systems.short(f"{at:064x}") for at in range(125))]
+    lower = [f"../mnt/{layer}/layer/init", *(paths.short(f"{at:064x}") for at in range(125))]
     upper = (f"../mnt/{layer}/layer/rootfs", f"../mnt/{layer}/layer/work")
     label = "system_u:object_r:container_file_t:s0:c1022,c1023"
     mounts.overlay(
@@ -227,8 +226,3 @@ def test_a_device_that_is_gone() -> None:
     with pytest.raises(mounts.MountError, match="block device 4095:1048575 is gone"):
         mounts.device_path("4095:1048575")
     assert not mounts.in_use("/dev/surely-not-there")
-
-
-def test_the_tools_of_each_file_system() -> None:
-    assert mounts.tools("xfs") == ("mount", "umount", "mkfs.xfs", "xfs_growfs")
-    assert mounts.tools("ext4") == ("mount", "umount", "mkfs.ext4", "e2fsck", "resize2fs")

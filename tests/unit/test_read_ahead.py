@@ -12,8 +12,9 @@ from unit.fake_host import FakeHost, refused
 from unit.fakes import FakePool
 from unit.layered import Life, nothing_left
 
-from graph.read_ahead import Ahead
+from graph.read_ahead import ReadAhead
 from host import command
+from mapped.states import State
 
 
 class Reads:
@@ -55,33 +56,23 @@ def life(pool: FakePool, host: FakeHost, tmp_path: Path) -> Life:
         made.layers.create(layer, parent, None)
         made.get(layer)
         made.put(layer)
-    made.let_go()
+    for layer in "abc":
+        made.states.set(layer, State.FINISHED)
+    made.unmap()
     return made
 
 
 @pytest.fixture
-def finished() -> set[str]:
-    return {"a", "b", "c"}
-
-
-@pytest.fixture
-def ahead(life: Life, reads: Reads, finished: set[str]) -> Iterator[Ahead]:
-    made = Ahead(
-        life.layers,
-        life.views,
-        life.locks,
-        timeout=60,
-        is_finished=finished.__contains__,
-        expected=(command.CommandError,),
-    )
+def ahead(pool: FakePool, reads: Reads, tmp_path: Path, life: Life) -> Iterator[ReadAhead]:
+    made = ReadAhead(life)
     yield made
-    made.end()
+    made.reading.end()
     wait_until(lambda: "reading layer" not in {thread.name for thread in threading.enumerate()}, "its threads ended")
 
 
-def get(life: Life, ahead: Ahead, layer: str) -> None:
+def get(life: Life, ahead: ReadAhead, layer: str) -> None:
     """As Docker does to save it."""
-    life.get(layer, sealed=True)
+    life.get(layer, finished=True)
     ahead.got(layer)
 
 
@@ -89,17 +80,17 @@ def users(life: Life, layer: str) -> Callable[[], bool]:
     return lambda: f"{layer}/ahead" in life.systems.users(layer)
 
 
-def settled(ahead: Ahead) -> None:
+def settled(ahead: ReadAhead) -> None:
     """All that was asked for is done."""
     for layer in "abc":
-        assert ahead._reading.finish(layer, 10)
+        assert ahead.reading.wait_for(layer, 10)
 
 
 def is_read(reads: Reads, *layers: str) -> None:
     wait_until(lambda: reads.begun == [*layers], f"{layers} are read")
 
 
-def test_a_walk_reads_the_next_layer_too(life: Life, ahead: Ahead, reads: Reads, host: FakeHost) -> None:
+def test_a_walk_reads_the_next_layer_too(life: Life, ahead: ReadAhead, reads: Reads, host: FakeHost) -> None:
     get(life, ahead, "a")
     is_read(reads, "a", "b")
     wait_until(users(life, "b"), "it is kept until Docker gets it")
@@ -108,13 +99,14 @@ def test_a_walk_reads_the_next_layer_too(life: Life, ahead: Ahead, reads: Reads,
     is_read(reads, "a", "b", "b", "c")
     life.put("b")
     wait_until(lambda: not users(life, "b")() and not users(life, "c")(), "what nobody came for is left")
-    life.let_go()
+    life.unmap()
     assert nothing_left(life, host)
 
 
-def test_who_gets_one_layer_makes_no_walk(life: Life, ahead: Ahead, reads: Reads) -> None:
+def test_who_gets_one_layer_makes_no_walk(life: Life, ahead: ReadAhead, reads: Reads) -> None:
     get(life, ahead, "b")
-    life.get("other", sealed=True)
+    life.states.set("other", State.FINISHED)
+    life.get("other", finished=True)
     ahead.got("other")
     wait_until(lambda: sorted(reads.begun) == ["b", "other"], "both are read")
     settled(ahead)
@@ -122,7 +114,7 @@ def test_who_gets_one_layer_makes_no_walk(life: Life, ahead: Ahead, reads: Reads
     assert life.systems.users("c") == set()
 
 
-def test_who_gets_them_from_above_makes_no_walk(life: Life, ahead: Ahead, reads: Reads) -> None:
+def test_who_gets_them_from_above_makes_no_walk(life: Life, ahead: ReadAhead, reads: Reads) -> None:
     """As docker push does, several at once; the next one is one that it has had."""
     for layer in "cba":
         get(life, ahead, layer)
@@ -131,14 +123,12 @@ def test_who_gets_them_from_above_makes_no_walk(life: Life, ahead: Ahead, reads:
 
 
 @pytest.mark.parametrize("other", ["open", "two", "container"])
-def test_a_layer_that_may_not_be_the_next(
-    life: Life, ahead: Ahead, reads: Reads, finished: set[str], other: str
-) -> None:
+def test_a_layer_that_may_not_be_the_next(life: Life, ahead: ReadAhead, reads: Reads, other: str) -> None:
     if other == "open":
-        finished.discard("b")
+        life.states.set("b", State.OPEN)
     if other == "two":
         life.layers.create("d", "a", None)
-        finished.add("d")
+        life.states.set("d", State.FINISHED)
     if other == "container":
         # Its layers are none; the image's is.
         life.layers.create("box-init", "a", None)
@@ -151,7 +141,7 @@ def test_a_layer_that_may_not_be_the_next(
         assert reads.begun == ["a"]
 
 
-def test_reading_ends_with_the_put(life: Life, ahead: Ahead, reads: Reads, host: FakeHost) -> None:
+def test_reading_ends_with_the_put(life: Life, ahead: ReadAhead, reads: Reads, host: FakeHost) -> None:
     reads.hanging = {"a"}
     get(life, ahead, "a")
     is_read(reads, "a")
@@ -162,39 +152,39 @@ def test_reading_ends_with_the_put(life: Life, ahead: Ahead, reads: Reads, host:
     # It may not have died.
     assert ahead.hangs("a")
     assert not ahead.hangs("b")
-    life.let_go()
+    life.unmap()
     assert nothing_left(life, host)
 
 
-def test_the_next_layer_is_removed(life: Life, ahead: Ahead, reads: Reads, finished: set[str]) -> None:
+def test_the_next_layer_is_removed(life: Life, ahead: ReadAhead, reads: Reads) -> None:
     reads.hanging = {"b"}
     get(life, ahead, "a")
     is_read(reads, "a", "b")
-    finished.discard("b")
+    life.removals.note("b")
     wait_until(lambda: reads.given_up == ["b"] and not users(life, "b")(), "nothing holds it")
 
 
-def test_the_next_layer_cannot_be_mounted(life: Life, ahead: Ahead, reads: Reads, host: FakeHost) -> None:
-    assert ahead.pause(10)
+def test_the_next_layer_cannot_be_mounted(life: Life, ahead: ReadAhead, reads: Reads, host: FakeHost) -> None:
+    assert ahead.reading.pause(10)
     get(life, ahead, "a")
     host.fails["mount"] = [refused("bad superblock")] * 2
-    ahead.resume()
+    ahead.reading.resume()
     wait_until(lambda: not host.fails["mount"], "it was tried")
     settled(ahead)
     assert reads.begun == ["a"]
     assert not users(life, "b")()
 
 
-def test_nothing_is_kept_for_one_who_ends(life: Life, ahead: Ahead, reads: Reads) -> None:
+def test_nothing_is_kept_for_one_who_ends(life: Life, ahead: ReadAhead, reads: Reads) -> None:
     get(life, ahead, "a")
     is_read(reads, "a", "b")
     wait_until(users(life, "b"), "it is kept until Docker gets it")
-    assert ahead.pause(10)
+    assert ahead.reading.pause(10)
     assert not users(life, "b")()
 
 
 def test_a_layer_that_docker_reads_for_long_keeps_no_other(
-    life: Life, ahead: Ahead, reads: Reads, monkeypatch: pytest.MonkeyPatch
+    life: Life, ahead: ReadAhead, reads: Reads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("graph.read_ahead.KEPT_SECONDS", 0.0)
     get(life, ahead, "a")

@@ -43,16 +43,16 @@ def test_the_next_life_knows_it(life: Life, host: FakeHost, pool: FakePool) -> N
     life.put("a")
     life.removals.note("a")
     life.removals.note("b")
-    again = Life(life.home, pool)
+    again = Life(life.path, pool)
     assert list(again.removals) == []
     # Somebody else sees to it that they go.
     assert again.learn() == []
     assert list(again.removals) == ["a", "b"]
     for layer in "ab":
-        again.let_go(layer)
+        again.unmap(layer)
         again.removals.forget(layer)
     assert nothing_left(again, host)
-    last = Life(life.home, pool)
+    last = Life(life.path, pool)
     last.learn()
     assert list(last.removals) == []
 
@@ -61,10 +61,10 @@ def test_a_note_stays_while_the_layer_is_unmapped(life: Life) -> None:
     life.get("a")
     life.put("a")
     life.removals.note("a")
-    life.let_go("a")
-    assert os.listdir(life.systems.directory("a")) == ["removed"]
+    life.unmap("a")
+    assert os.listdir(life.paths.directory("a")) == ["removed"]
     life.removals.forget("a")
-    assert not os.path.exists(life.systems.directory("a"))
+    assert not os.path.exists(life.paths.directory("a"))
 
 
 def test_a_removed_layer_that_a_container_has_is_not_unmapped(life: Life, host: FakeHost, pool: FakePool) -> None:
@@ -73,13 +73,13 @@ def test_a_removed_layer_that_a_container_has_is_not_unmapped(life: Life, host: 
     life.put("a")
     life.removals.note("a")
     with pytest.raises(LayerBusy, match=r"process 1 \(sh\)"):
-        life.let_go("a")
-    again = Life(life.home, pool)
+        life.unmap("a")
+    again = Life(life.path, pool)
     again.learn()
     with pytest.raises(LayerBusy, match=r"process 1 \(sh\)"):
-        again.let_go("a")
+        again.unmap("a")
     del host.elsewhere[view]
-    again.let_go("a")
+    again.unmap("a")
     again.removals.forget("a")
     assert nothing_left(again, host)
 
@@ -91,13 +91,13 @@ def test_a_removed_layer_that_others_stand_on_is_mapped_for_them_still(
     pool.add_layer("child", "a")
     life.removals.note("a")
     life.get("child")
-    again = Life(life.home, pool)
+    again = Life(life.path, pool)
     again.learn()
     assert again.systems.users("a") == {"child/docker"}
-    again.let_go("a")
-    assert again.systems.device("a")
+    again.unmap("a")
+    assert again.devices.device("a")
     again.put("child")
-    again.let_go("child", "a")
+    again.unmap("child", "a")
     again.removals.forget("a")
     assert nothing_left(again, host)
 
@@ -108,8 +108,8 @@ def test_forgetting_what_was_never_noted(life: Life) -> None:
 
 
 def test_what_lies_beside_the_layers_is_no_removal(life: Life) -> None:
-    (life.home / "mnt" / "file").write_text("", encoding="ascii")
-    (life.home / "mnt" / "a").mkdir()
-    (life.home / "mnt" / "a" / "removed").write_text("", encoding="ascii")
+    (life.path / "mnt" / "file").write_text("", encoding="ascii")
+    (life.path / "mnt" / "a").mkdir()
+    (life.path / "mnt" / "a" / "removed").write_text("", encoding="ascii")
     life.removals.learn()
     assert list(life.removals) == []

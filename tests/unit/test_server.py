@@ -1,4 +1,4 @@
-"""The front door: HTTP as dockerd speaks it, on a unix socket, with a driver behind it that is not real."""
+"""server.py and body.py: HTTP as dockerd speaks it, on a unix socket, with a driver that is not real."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 from plugin_client import BrokenOff, Client, Connection, Refused, head_of, in_pieces, wait_until
 
-import docker_graph_driver
-from docker_graph_driver import Server
-from graph.driver import DriverError
+from images.layers import LayerError
+from protocol import server
 from protocol.plugin import Plugin
+from protocol.server import Server
 
 
 class FakeDriver:
@@ -35,6 +35,7 @@ class FakeDriver:
         self.on_get: Callable[[str], str] = lambda layer: f"/{layer}"
         self.applied = b""
         self.diffs_ended = 0
+        self.lifetime = self.bounds = self
 
     def request(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -97,11 +98,11 @@ def driver() -> FakeDriver:
 def client(driver: FakeDriver, tmp_path: Path) -> Iterator[Client]:
     plugin = Plugin(str(tmp_path / "state"))
     plugin._driver = driver  # type: ignore[assignment] # what Init would have put there
-    with tempfile.TemporaryDirectory() as directory, Server(os.path.join(directory, "s"), plugin) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    with tempfile.TemporaryDirectory() as directory, Server(os.path.join(directory, "s"), plugin) as serving:
+        thread = threading.Thread(target=serving.serve_forever, args=(0.01,))
         thread.start()
         yield Client(os.path.join(directory, "s"))
-        server.shutdown()
+        serving.shutdown()
         thread.join()
 
 
@@ -216,7 +217,7 @@ def test_a_connection_is_kept(connection: Connection, driver: FakeDriver) -> Non
 
 
 def explode(layer: str) -> str:
-    raise DriverError(f"{layer}\n  is refused\r\nfor good")
+    raise LayerError(f"{layer}\n  is refused\r\nfor good")
 
 
 def test_an_error_is_one_line(client: Client, driver: FakeDriver) -> None:
@@ -365,7 +366,7 @@ def test_a_request_that_is_no_http(client: Client) -> None:
 
 
 def test_a_body_that_is_too_large(client: Client, driver: FakeDriver) -> None:
-    too_much = docker_graph_driver.BODY_LIMIT + 1
+    too_much = server.BODY_LIMIT + 1
     with pytest.raises(Refused, match="bytes") as caught:
         client.post(GET, b'{"ID":"a","x":"' + b"x" * too_much + b'"}').json()
     assert caught.value.status == 400
@@ -428,7 +429,7 @@ def test_a_refused_archive_is_still_read(client: Client, driver: FakeDriver) -> 
     """The client sends on until it is answered; it must see the reason and not a broken pipe."""
 
     def refuse(_: Any) -> int:
-        raise DriverError("no archive today")
+        raise LayerError("no archive today")
 
     driver.apply = refuse
     with pytest.raises(Refused, match="no archive today"):
@@ -512,7 +513,7 @@ def test_an_archive_of_nothing(connection: Connection, driver: FakeDriver) -> No
 
 def test_an_error_before_the_first_byte_has_a_status(connection: Connection, driver: FakeDriver) -> None:
     def fail() -> Iterator[bytes]:
-        raise DriverError("no such layer")
+        raise LayerError("no such layer")
         yield b""
 
     driver.archive = fail
@@ -522,7 +523,7 @@ def test_an_error_before_the_first_byte_has_a_status(connection: Connection, dri
     assert connection.post(GET, BODY).json() == {"Dir": "/a"}
 
 
-@pytest.mark.parametrize("error", [DriverError("lost"), KeyError("lost"), OSError(5, "lost")])
+@pytest.mark.parametrize("error", [LayerError("lost"), KeyError("lost"), OSError(5, "lost")])
 def test_an_error_after_it_breaks_the_stream_off(client: Client, driver: FakeDriver, error: Exception) -> None:
     """Never an end of the chunks, never a text that would be read as a part of the archive."""
 
@@ -577,8 +578,8 @@ def test_slow_clients_do_not_hold_up_others(client: Client) -> None:
 
 
 def test_a_client_that_stops_in_the_middle_is_let_go(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(docker_graph_driver, "REQUEST_SECONDS", 0.2)
-    monkeypatch.setattr(docker_graph_driver, "STREAM_SECONDS", 0.2)
+    monkeypatch.setattr(server, "REQUEST_SECONDS", 0.2)
+    monkeypatch.setattr(server, "STREAM_SECONDS", 0.2)
     for pieces in ([b"POST /Graph"], [head_of(GET, "Content-Length: 11"), b'{"ID"'], [chunked(), b"5\r\nhel"]):
         assert b"200" not in read_to_end(raw(client, *pieces))
 
@@ -592,7 +593,7 @@ def test_an_archive_whose_client_falls_asleep_is_abandoned(
     sent: list[bytes],
 ) -> None:
     """No daemon will ever remove half a layer whose sender has stopped: it is removed, and its connection ends."""
-    monkeypatch.setattr(docker_graph_driver, "STREAM_SECONDS", 0.2)
+    monkeypatch.setattr(server, "STREAM_SECONDS", 0.2)
     caplog.set_level(logging.INFO)
     assert read_to_end(raw(client, *sent)) == b"", "there is nobody to answer"
     wait_until(lambda: "the client went away" in caplog.text, "the log says why")
@@ -603,7 +604,7 @@ def test_a_client_may_be_silent_between_requests(
     client: Client, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A request that meets a closing connection would be repeated with an empty body."""
-    monkeypatch.setattr(docker_graph_driver, "REQUEST_SECONDS", 0.2)
+    monkeypatch.setattr(server, "REQUEST_SECONDS", 0.2)
     assert connection.post(GET, BODY).status == 200
     sock = connection.sock
     threading.Event().wait(0.6)

@@ -17,8 +17,8 @@ import rbdcli
 from host import deadline
 from host.command import CommandError, CommandTimeout
 from images import layer_state
-from images.layer_state import Note
-from mapped import views as views_module
+from images.layer_state import LayerState
+from mapped import from_before, overlays
 from mapped.busy import LayerBusy
 from mapped.file_systems import LayerLost
 from mapped.views import Place
@@ -49,12 +49,12 @@ def host(pool: FakePool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fak
 
 def finish(pool: FakePool, layer: str, *parents: str) -> None:
     """Nobody writes to a layer any more, and its note says so."""
-    layer_state.write(str(pool.files(f"docker_image_{layer}")), Note(layer, parents, finished=True), 60)
+    layer_state.write(str(pool.files(f"docker_image_{layer}")), LayerState(layer, parents, finished=True), 60)
 
 
 def again(life: Life) -> Life:
     """A process that knows nothing yet."""
-    return Life(life.home, life.pool)
+    return Life(life.path, life.pool)
 
 
 def lower(host: FakeHost, point: str) -> list[str]:
@@ -62,23 +62,23 @@ def lower(host: FakeHost, point: str) -> list[str]:
 
 
 def links(life: Life, *layers: str) -> list[str]:
-    return [life.systems.short(layer) for layer in layers]
+    return [life.paths.short(layer) for layer in layers]
 
 
-def acquire(life: Life, layer: str, place: Place, *, sealed: bool = False) -> Place:
+def acquire(life: Life, layer: str, place: Place, *, finished: bool = False) -> Place:
     with life.locks.hold(layer):
-        return life.views.acquire(layer, place, sealed=sealed)
+        return life.views.acquire(layer, place, finished=finished)
 
 
 def release(life: Life, layer: str, place: Place) -> None:
     with life.locks.hold(layer):
-        life.views.leave(layer, place)
-        life.views.unmount_left(layer, place)
+        life.views.uncount(layer, place)
+        life.views.unmount_unused(layer, place)
 
 
 def container(life: Life) -> None:
     """As Docker makes one: its init layer is filled, and copied."""
-    brought = Path(life.systems.point("box-init"), "rootfs", "etc")
+    brought = Path(life.paths.point("box-init"), "rootfs", "etc")
     life.get("box-init")
     brought.mkdir()
     (brought / "hostname").write_text("box", encoding="ascii")
@@ -103,15 +103,15 @@ def test_a_layer_that_is_not_finished_is_written_to_above_its_parents(life: Life
     assert view.lower == links(life, "b", "a")
     assert view.upper == ("../mnt/c/layer/rootfs", "../mnt/c/layer/work")
     assert view.options == ("xino=off",)
-    assert (mounted.source, mounted.read_only, life.views.is_writable("c")) == (life.systems.source("c"), False, True)
-    systems = {life.systems.point(layer): layer != "c" for layer in "abc"}
+    assert (mounted.source, mounted.read_only, life.views.is_writable("c")) == (life.paths.source("c"), False, True)
+    systems = {life.paths.point(layer): layer != "c" for layer in "abc"}
     assert {place: item.read_only for place, item in host.systems().items()} == systems
     assert [Path(path) for path in view.lower_paths] == [life.pool.files(f"docker_image_{x}") / "rootfs" for x in "ba"]
 
 
 def test_a_finished_one_is_never_written_to(life: Life, host: FakeHost) -> None:
     finish(life.pool, "c", "b", "a")
-    point = life.get("c", sealed=True)
+    point = life.get("c", finished=True)
     view = host.views()[point]
     assert (view.lower, view.upper) == (links(life, "c", "b", "a"), None)
     assert host.mounted[point].read_only
@@ -121,7 +121,7 @@ def test_a_finished_one_is_never_written_to(life: Life, host: FakeHost) -> None:
 
 def test_a_layer_without_parents_stands_on_an_empty_directory(life: Life, host: FakeHost) -> None:
     """A kernel joins one directory with an upper one, or two."""
-    assert lower(host, life.get("a", sealed=True)) == [*links(life, "a"), "../mnt/a/layer/none"]
+    assert lower(host, life.get("a", finished=True)) == [*links(life, "a"), "../mnt/a/layer/none"]
     life.pool.add_layer("new")
     assert lower(host, life.get("new")) == ["../mnt/new/layer/none"]
 
@@ -135,25 +135,25 @@ def test_a_label_is_that_of_the_view(life: Life, host: FakeHost) -> None:
 def test_what_is_below_a_layer_is_looked_at_beside_its_view(life: Life, host: FakeHost) -> None:
     """Also while a container writes to it; who looks for the view by its name does not find that."""
     life.get("c")
-    own, below, _ = life.views.open("c", sealed=False)
-    assert (own, below) == (f"{life.systems.point('c')}/rootfs", life.point("c", BELOW))
+    own, below, _ = life.views.acquire_own("c", finished=False)
+    assert (own, below) == (f"{life.paths.point('c')}/rootfs", life.point("c", BELOW))
     view = host.views()[str(below)]
     assert (view.lower, view.upper) == (links(life, "b", "a"), None)
-    assert host.mounted[str(below)].source == f"{life.systems.source('c')}-below"
+    assert host.mounted[str(below)].source == f"{life.paths.source('c')}-below"
     assert host.mounted[str(below)].read_only
     release(life, "c", BELOW)
     assert [*host.views()] == [life.point("c")]
 
 
 def test_what_is_below_a_layer_with_one_parent_or_none(life: Life, host: FakeHost) -> None:
-    _, below, _ = life.views.open("b", sealed=True)
+    _, below, _ = life.views.acquire_own("b", finished=True)
     assert lower(host, str(below)) == [*links(life, "a"), "../mnt/b/layer/none"]
-    assert life.views.open("a", sealed=True) == (f"{life.systems.point('a')}/rootfs", None, "")
-    assert life.views.open("a", sealed=True)[1] is None
+    assert life.views.acquire_own("a", finished=True) == (f"{life.paths.point('a')}/rootfs", None, "")
+    assert life.views.acquire_own("a", finished=True)[1] is None
     assert life.point("a", BELOW) not in host.mounted
     for layer in "aab":
         release(life, layer, BELOW)
-    life.let_go()
+    life.unmap()
     assert nothing_left(life, host)
 
 
@@ -161,21 +161,21 @@ def test_what_docker_made_a_layer_on(life: Life, pool: FakePool) -> None:
     container(life)
     pool.add_layer("on-box", "box", "b", "a")
     for layer, parent in {"c": "b", "a": "", "box": "box-init", "on-box": "box"}.items():
-        assert life.views.open(layer, sealed=layer == "a")[2] == parent
+        assert life.views.acquire_own(layer, finished=layer == "a")[2] == parent
         release(life, layer, BELOW)
 
 
 # -- a container -----------------------------------------------------------------------------------
 
 
-def box(life: Life) -> tuple[dict[str, list[str]], Note | None]:
+def box(life: Life) -> tuple[dict[str, list[str]], LayerState | None]:
     """What the layer of the container holds."""
     files = life.pool.files("docker_image_box")
     found = {path.name: sorted(child.name for child in path.iterdir()) for path in files.iterdir() if path.is_dir()}
     return found, layer_state.read(str(files), 60)
 
 
-BOX = ({"rootfs": [], "init": ["etc"], "work": [], "none": []}, Note("box", ("b", "a"), init="box-init"))
+BOX = ({"rootfs": [], "init": ["etc"], "work": [], "none": []}, LayerState("box", ("b", "a"), init="box-init"))
 
 
 def test_a_container_has_what_its_init_layer_brought_below_it(life: Life, host: FakeHost) -> None:
@@ -184,12 +184,12 @@ def test_a_container_has_what_its_init_layer_brought_below_it(life: Life, host: 
     point = life.get("box")
     assert lower(host, point) == ["../mnt/box/layer/init", *links(life, "b", "a")]
     assert box(life) == BOX
-    assert sorted(life.systems.mapped()) == ["a", "b", "box", "box-init"]
+    assert sorted(life.devices.mapped()) == ["a", "b", "box", "box-init"]
     assert life.systems.users("box-init") == set()
     life.put("box")
     assert lower(host, life.get("box")) == ["../mnt/box/layer/init", *links(life, "b", "a")]
     assert box(life) == BOX
-    own, below, _ = life.views.open("box", sealed=False)
+    own, below, _ = life.views.acquire_own("box", finished=False)
     assert own.endswith("/box/layer/rootfs")
     assert lower(host, str(below)) == ["../mnt/box/layer/init", *links(life, "b", "a")]
 
@@ -265,10 +265,10 @@ def test_a_root_that_inherits_nothing_belongs_to_the_containers_root(
 ) -> None:
     owners: list[tuple[str, int, int]] = []
     monkeypatch.setattr(os, "chown", lambda path, uid, gid: owners.append((path, uid, gid)))
-    remapped = Life(life.home, pool, root_owner=(100000, 100001))
+    remapped = Life(life.path, pool, root_owner=(100000, 100001))
     pool.add_layer("new")
     remapped.get("new")
-    assert owners == [(f"{life.systems.point('new')}/rootfs", 100000, 100001)]
+    assert owners == [(f"{life.paths.point('new')}/rootfs", 100000, 100001)]
 
 
 def test_what_a_layer_has_come_to_have_stays(life: Life, pool: FakePool) -> None:
@@ -286,7 +286,7 @@ def test_a_note_that_the_power_took_is_written_anew(life: Life, pool: FakePool) 
     files = pool.files("docker_image_c")
     (files / layer_state.NAME).write_bytes(b"")
     life.get("c")
-    assert layer_state.read(str(files), 60) == Note("c", ("b", "a"))
+    assert layer_state.read(str(files), 60) == LayerState("c", ("b", "a"))
 
 
 # -- counts --------------------------------------------------------------------------------------
@@ -301,10 +301,10 @@ def test_the_last_put_unmounts_and_the_rest_goes_when_it_is_let_go(life: Life, h
     assert life.idle == []
     life.put("c")
     # All of it is in the cluster now, and stays mounted for the next.
-    assert host.flushed == [life.systems.point("c")]
-    assert sorted(host.mounted) == [life.systems.point(layer) for layer in "abc"]
+    assert host.flushed == [life.paths.point("c")]
+    assert sorted(host.mounted) == [life.paths.point(layer) for layer in "abc"]
     assert sorted(life.idle) == ["a", "b", "c"]
-    life.let_go()
+    life.unmap()
     assert nothing_left(life, host)
 
 
@@ -317,7 +317,7 @@ def test_release_of_what_was_never_mounted(life: Life, host: FakeHost) -> None:
     assert life.views.is_mounted("c", DOCKER)
     life.put("c")
     life.put("c")
-    life.let_go()
+    life.unmap()
     assert nothing_left(life, host)
 
 
@@ -328,11 +328,11 @@ def test_what_is_shared_is_mapped_once_and_goes_with_the_last(life: Life, host: 
     assert sorted(pool.named("map")) == maps
     assert life.systems.users("a") == {"c/docker", "other/docker"}
     life.put("c")
-    life.let_go()
-    assert sorted(life.systems.mapped()) == ["a", "b", "other"]
+    life.unmap()
+    assert sorted(life.devices.mapped()) == ["a", "b", "other"]
     assert life.systems.users("a") == {"other/docker"}
     life.put("other")
-    life.let_go()
+    life.unmap()
     assert nothing_left(life, host)
 
 
@@ -345,18 +345,18 @@ def test_docker_cannot_have_a_layer_while_an_archive_is_laid_down(life: Life, ho
     release(life, "c", DRIVER)
     assert host.mounted[life.get("c")].read_only is False
     life.put("c")
-    life.let_go()
+    life.unmap()
     assert nothing_left(life, host)
 
 
 def test_a_finished_layer_may_have_two_views(life: Life, host: FakeHost) -> None:
-    acquire(life, "b", DRIVER, sealed=True)
-    life.get("b", sealed=True)
+    acquire(life, "b", DRIVER, finished=True)
+    life.get("b", finished=True)
     assert [*host.views()] == [life.point("b", DRIVER), life.point("b")]
     release(life, "b", DRIVER)
     assert life.systems.users("a") == {"b/docker"}
     life.put("b")
-    life.let_go()
+    life.unmap()
     assert nothing_left(life, host)
 
 
@@ -372,11 +372,11 @@ def test_our_own_work_uses_docker_s_mount_and_does_not_end_it(life: Life, host: 
 def test_a_layer_that_is_just_being_finished_is_not_got_as_a_finished_one(life: Life, host: FakeHost) -> None:
     """Its archive is in the cluster, and its view is not let go yet: it would be read-only under that."""
     acquire(life, "c", DRIVER)
-    life.systems.seal("c")
+    life.systems.set_finished("c")
     with pytest.raises(LayerBusy, match="layer c: an archive is being laid down in it; try again"):
-        life.get("c", sealed=True)
+        life.get("c", finished=True)
     release(life, "c", DRIVER)
-    assert host.mounted[life.get("c", sealed=True)].read_only
+    assert host.mounted[life.get("c", finished=True)].read_only
 
 
 def test_a_view_that_nobody_uses_any_more_is_in_nobody_s_way(life: Life, host: FakeHost) -> None:
@@ -389,14 +389,14 @@ def test_a_view_that_nobody_uses_any_more_is_in_nobody_s_way(life: Life, host: F
     assert [*host.views()] == [life.point("c")]
     assert host.mounted[life.point("c")].label == "x"
     life.put("c")
-    life.let_go()
+    life.unmap()
     assert nothing_left(life, host)
 
 
 def test_what_somebody_will_need_is_mapped_and_mounted_ahead(life: Life, host: FakeHost, pool: FakePool) -> None:
-    life.views.warm("b")
-    life.views.warm("b")
-    assert host.systems()[life.systems.point("b")].read_only
+    life.views.map_ahead("b")
+    life.views.map_ahead("b")
+    assert host.systems()[life.paths.point("b")].read_only
     assert life.idle == ["b"]
     life.get("c")
     assert sorted(pool.named("map")) == ["docker_image_a", "docker_image_b", "docker_image_c"]
@@ -442,10 +442,20 @@ def fail(life: Life, host: FakeHost, monkeypatch: pytest.MonkeyPatch, step: str,
             raise failure
 
         module, name = step.split(".")
-        monkeypatch.setattr({"note": layer_state, "views": views_module}[module], name, raises)
+        monkeypatch.setattr({"layer_state": layer_state, "overlays": overlays}[module], name, raises)
 
 
-STEPS = ["map c", "map b", "map a", "mount c", "mount b", "note.write", "note.read", "views._dress", "overlay"]
+STEPS = [
+    "map c",
+    "map b",
+    "map a",
+    "mount c",
+    "mount b",
+    "layer_state.write",
+    "layer_state.read",
+    "overlays._prepare",
+    "overlay",
+]
 
 
 @pytest.mark.parametrize("place", [DOCKER, BELOW])
@@ -458,9 +468,9 @@ def test_a_get_that_fails_leaves_nothing(life: Life, host: FakeHost, step: str, 
             acquire(life, "c", place)
     assert raised.value is failure
     assert host.views() == {}
-    assert {user for layer in life.systems.mapped() for user in life.systems.users(layer)} == set()
+    assert {user for layer in life.devices.mapped() for user in life.systems.users(layer)} == set()
     # What was mapped is told to be idle, so that it goes.
-    life.let_go()
+    life.unmap()
     assert nothing_left(life, host)
 
 
@@ -477,7 +487,7 @@ def test_a_parent_that_is_not_there_any_more_is_named(life: Life, host: FakeHost
     said = str(raised.value)
     assert said.startswith("layer c cannot be mounted: what is below it, layer a, does not exist any more (no image")
     assert said.endswith("docker_image_a); remove it")
-    life.let_go()
+    life.unmap()
     assert nothing_left(life, host)
 
 
@@ -509,7 +519,7 @@ def test_a_dead_device_of_a_shared_parent_is_named_and_mended_after_its_last_use
     assert [*host.views()] == [life.point("c")]
     life.put("c")
     life.get("other")
-    assert life.systems.device("a") == pool.devices["docker_image_a"] != dead
+    assert life.devices.device("a") == pool.devices["docker_image_a"] != dead
 
 
 # -- what takes too long -----------------------------------------------------------------------------
@@ -526,7 +536,7 @@ def test_a_mount_that_timed_out_is_ended_whether_it_was_done(
     acquire(life, "c", place)
     assert [*host.views()] == [life.point("c", place)]
     release(life, "c", place)
-    life.let_go()
+    life.unmap()
     assert nothing_left(life, host)
 
 
@@ -546,8 +556,8 @@ def test_a_mount_that_timed_out_and_could_not_be_ended_is_looked_at_before_the_n
         life.put("c")
     elif then == "discard":
         life.views.discard("c")
-    life.let_go("c")
-    life.let_go()
+    life.unmap("c")
+    life.unmap()
     assert nothing_left(life, host)
 
 
@@ -567,12 +577,12 @@ def test_an_unmount_that_timed_out_is_looked_at_before_the_next_step(
     if then in ("get", "put"):
         release(life, "c", place)
         # What was written is in the cluster with the last user.
-        assert host.flushed[-1:] == [life.systems.point("c")]
+        assert host.flushed[-1:] == [life.paths.point("c")]
     if then == "discard":
         life.views.discard("c")
-    life.let_go("c")
+    life.unmap("c")
     assert host.views() == {}
-    life.let_go()
+    life.unmap()
     assert nothing_left(life, host)
 
 
@@ -585,7 +595,7 @@ def test_a_view_that_somebody_uses_is_unmounted_by_the_next_release(life: Life, 
     # It is tried again in the background, too.
     assert life.idle == ["c"]
     life.put("c")
-    life.let_go()
+    life.unmap()
     assert nothing_left(life, host)
 
 
@@ -593,10 +603,10 @@ def test_a_layer_that_others_are_at_work_with_can_be_left(life: Life, host: Fake
     """For longer than a Put may take, as long as the cluster is sick."""
     life.get("c")
     with life.locks.hold("c"):
-        life.views.leave("c", DOCKER)
-        life.views.leave("c", BELOW)
-    life.views.leave("other", DOCKER)
-    life.let_go("c", "b", "a")
+        life.views.uncount("c", DOCKER)
+        life.views.uncount("c", BELOW)
+    life.views.uncount("other", DOCKER)
+    life.unmap("c", "b", "a")
     assert nothing_left(life, host)
 
 
@@ -620,7 +630,7 @@ def test_a_layer_that_cannot_be_written_out_after_its_view_has_gone(life: Life, 
     assert [life.systems.users(layer) for layer in "abc"] == [set()] * 3
     assert {*life.idle} == {"a", "b", "c"}
     life.put("c")
-    life.let_go()
+    life.unmap()
     assert nothing_left(life, host)
 
 
@@ -631,10 +641,10 @@ def test_a_removed_layer_is_unmounted_whatever_its_counts(life: Life, host: Fake
     """BuildKit removes what it never put."""
     life.get("c")
     life.get("c")
-    life.views.open("c", sealed=False)
+    life.views.acquire_own("c", finished=False)
     life.views.discard("c")
     assert host.views() == {}
-    life.let_go()
+    life.unmap()
     assert nothing_left(life, host)
 
 
@@ -647,7 +657,7 @@ def test_what_is_removed_is_not_written_out(life: Life, host: FakeHost) -> None:
 
 def test_one_that_was_never_mounted(life: Life, host: FakeHost) -> None:
     life.views.discard("c")
-    life.let_go("c")
+    life.unmap("c")
     assert nothing_left(life, host)
 
 
@@ -657,7 +667,7 @@ def test_one_that_a_container_holds_is_not_removed(life: Life, host: FakeHost) -
         life.views.discard("c")
     host.elsewhere.clear()
     life.views.discard("c")
-    life.let_go()
+    life.unmap()
     assert nothing_left(life, host)
 
 
@@ -667,13 +677,13 @@ def test_an_unmount_that_hangs_keeps_the_removal_until_the_kernel_is_done(
 ) -> None:
     """Of its views at any place; each of them is tried."""
     life.get("c")
-    life.views.open("c", sealed=False)
+    life.views.acquire_own("c", finished=False)
     host.fails["unmount"] = [timed_out()] * hangs
     with pytest.raises(CommandTimeout):
         life.views.discard("c")
     assert len(host.views()) == hangs
-    life.let_go("c")
-    life.let_go()
+    life.unmap("c")
+    life.unmap()
     assert nothing_left(life, host)
 
 
@@ -687,23 +697,23 @@ def test_a_new_life_goes_on_with_a_removal_whose_unmount_hung(life: Life, host: 
     # The reaper lets it go.
     assert "c" not in new.learn()
     assert "c" not in new.settle()
-    new.let_go("c")
+    new.unmap("c")
     assert host.views() == {}
     new.removals.forget("c")
-    new.let_go()
+    new.unmap()
     assert nothing_left(new, host)
 
 
 def test_what_the_kernel_still_writes_is_nobody_s(life: Life, host: FakeHost) -> None:
     """It goes once the kernel is done, which the pool may prevent: Docker need not wait for that."""
     life.get("c")
-    host.writing.add(str(life.systems.device("c")))
+    host.writing.add(str(life.devices.device("c")))
     life.views.discard("c")
     with pytest.raises(LayerBusy):
-        life.let_go("c")
+        life.unmap("c")
     host.writing.clear()
-    life.let_go("c")
-    assert life.systems.device("c") is None
+    life.unmap("c")
+    assert life.devices.device("c") is None
 
 
 # -- after a crash -------------------------------------------------------------------------------
@@ -714,31 +724,31 @@ def test_a_new_life_knows_docker_s_views_and_ends_its_own(life: Life, host: Fake
     life.get("c", label="system_u:object_r:x")
     life.get("c")
     acquire(life, "other", DRIVER)
-    life.views.open("b", sealed=True)
+    life.views.acquire_own("b", finished=True)
     new = again(life)
     assert new.learn() == ["b", "other"]
     assert [new.views.is_mounted("c", place) for place in Place] == [True, False, False]
     assert new.views.is_writable("c")
     for layer in ("b", "other"):
-        new.let_go(layer)
+        new.unmap(layer)
     assert [*host.views()] == [new.point("c")]
     # Counted from its note, for as long as it is there.
     assert [new.systems.users(layer) for layer in "abc"] == [{"c/docker"}] * 3
-    new.let_go("a", "b")
-    assert sorted(new.systems.mapped()) == ["a", "b", "c"]
+    new.unmap("a", "b")
+    assert sorted(new.devices.mapped()) == ["a", "b", "c"]
     # One user, whatever it was.
     new.put("c")
-    new.let_go()
+    new.unmap()
     assert nothing_left(new, host)
 
 
 def test_what_an_earlier_life_looked_at_goes(life: Life, host: FakeHost) -> None:
     """Docker's stays."""
     life.get("c")
-    life.views.open("c", sealed=False)
+    life.views.acquire_own("c", finished=False)
     new = again(life)
     assert new.learn() == ["c"]
-    new.let_go("c")
+    new.unmap("c")
     assert [*host.views()] == [new.point("c")]
     assert new.systems.users("a") == {"c/docker"}
 
@@ -764,7 +774,7 @@ def test_what_a_new_life_has_learned_it_goes_on_with(life: Life, host: FakeHost,
     assert len(host.overlays) == 2
     for layer in ("c", "c", "c", "other"):
         new.put(layer)
-    new.let_go()
+    new.unmap()
     assert nothing_left(new, host)
 
 
@@ -772,7 +782,7 @@ def test_a_finished_layer_is_known_as_one(life: Life, host: FakeHost) -> None:
     """So there is nothing to be written out when it is put."""
     life.get("c")
     with life.locks.hold("c"):
-        layer_state.finish(life.systems.point("c"), Note("c", ("b", "a")), 60)
+        layer_state.finish(life.paths.point("c"), LayerState("c", ("b", "a")), 60)
     new = again(life)
     new.learn()
     new.put("c")
@@ -789,7 +799,7 @@ def test_a_view_that_only_a_container_has_is_taken_from_it(life: Life, host: Fak
     assert len(host.overlays) == 1
     assert new.views.is_writable("c")
     # What it is joined of is mounted again, for what is to come.
-    assert sorted(host.systems()) == [new.systems.point(layer) for layer in "abc"]
+    assert sorted(host.systems()) == [new.paths.point(layer) for layer in "abc"]
     assert [new.systems.users(layer) for layer in "abc"] == [{"c/docker"}] * 3
     new.get("other")
     assert acquire(new, "c", DRIVER) is DOCKER
@@ -798,7 +808,7 @@ def test_a_view_that_only_a_container_has_is_taken_from_it(life: Life, host: Fak
     host.elsewhere.clear()
     new.put("c")
     new.put("other")
-    new.let_go()
+    new.unmap()
     assert nothing_left(new, host)
 
 
@@ -807,7 +817,7 @@ def test_a_finished_view_that_only_a_container_has_is_taken_as_it_is(life: Life,
     life.get("c")
     life.put("c")
     finish(life.pool, "c", "b", "a")
-    host.run_container(life.get("c", sealed=True))
+    host.run_container(life.get("c", finished=True))
     host.end_namespace()
     new = again(life)
     new.learn()
@@ -844,7 +854,7 @@ def test_what_took_too_long_to_be_taken_is_looked_at_before_the_next_step(
     host.elsewhere.clear()
     new.get("c")
     new.put("c")
-    new.let_go()
+    new.unmap()
     assert nothing_left(new, host)
 
 
@@ -861,9 +871,9 @@ def test_one_that_is_removed_is_not_taken(life: Life, host: FakeHost) -> None:
 def test_a_view_without_a_note_of_its_layer_is_there_all_the_same(life: Life, host: FakeHost, lost: str) -> None:
     """It can be put, and removed; what is below it is not known to be needed, and not let go while it is used."""
     life.get("c")
-    path = Path(life.systems.point("c"), layer_state.NAME)
+    path = Path(life.paths.point("c"), layer_state.NAME)
     if lost == "another's":
-        layer_state.write(str(path.parent), Note("x", ()), 60)
+        layer_state.write(str(path.parent), LayerState("x", ()), 60)
     elif lost == "empty":
         path.write_bytes(b"")
     else:
@@ -873,10 +883,10 @@ def test_a_view_without_a_note_of_its_layer_is_there_all_the_same(life: Life, ho
     for layer in left:
         if layer != "c":
             with pytest.raises(LayerBusy):
-                new.let_go(layer)
+                new.unmap(layer)
     assert new.views.is_mounted("c", DOCKER)
     new.put("c")
-    new.let_go("a", "b", "c")
+    new.unmap("a", "b", "c")
     assert nothing_left(new, host)
 
 
@@ -890,7 +900,7 @@ def test_one_that_hangs_keeps_no_other_from_being_learned(
     device = pool.devices["docker_image_other"]
     if kept == "device":
         life.put("other")
-    monkeypatch.setattr(views_module, "LEARN_SECONDS", 0.1)
+    monkeypatch.setattr(from_before, "LEARN_SECONDS", 0.1)
     in_use, read = host.in_use, layer_state.read
 
     def hangs(asked: str) -> bool:
@@ -898,8 +908,8 @@ def test_one_that_hangs_keeps_no_other_from_being_learned(
             raise deadline.Overdue(f"{asked}: no answer")
         return in_use(asked)
 
-    def hangs_too(directory: str, seconds: float) -> Note | None:
-        if directory == life.systems.point("other"):
+    def hangs_too(directory: str, seconds: float) -> LayerState | None:
+        if directory == life.paths.point("other"):
             raise deadline.Overdue(f"{directory}: no answer")
         return read(directory, seconds)
 
@@ -909,11 +919,11 @@ def test_one_that_hangs_keeps_no_other_from_being_learned(
     new.learn()
     assert new.views.is_mounted("c", DOCKER)
     new.settle()
-    assert new.systems.device("other") == device
+    assert new.devices.device("other") == device
     monkeypatch.setattr(mounts, "in_use", in_use)
     new.put("other")
     new.put("c")
-    new.let_go("other", "c", "b", "a")
+    new.unmap("other", "c", "b", "a")
     assert nothing_left(new, host)
 
 
@@ -921,12 +931,12 @@ def test_no_view_is_mounted_for_a_daemon_that_has_ended(life: Life, host: FakeHo
     """Nor where all that it is made of is mounted for somebody else."""
     life.get("c")
     before = dict(host.mounted)
-    with life.systems.asked():
-        life.systems.end_daemon()
+    with life.home.daemon.asking():
+        life.home.daemon.end()
         with pytest.raises(LayerBusy, match="layer c is not mounted: the daemon that asked for it has ended"):
-            life.views.open("c", sealed=False)
+            life.views.acquire_own("c", finished=False)
     assert host.mounted == before
-    life.views.open("c", sealed=False)
+    life.views.acquire_own("c", finished=False)
 
 
 # -- a daemon has started anew -----------------------------------------------------------------------
@@ -940,11 +950,11 @@ def test_what_is_hidden_by_a_mount_above_it_is_not_there(life: Life, host: FakeH
     later.learn()
     assert not any(later.views.is_mounted("c", place) for place in Place)
     assert not any(later.systems.is_mounted(layer) for layer in ("a", "b", "c"))
-    assert later.systems.device("c") is not None
+    assert later.devices.device("c") is not None
     # Nobody can unmap it, and everybody can have it.
     with pytest.raises(LayerBusy):
-        later.let_go("a")
-    acquire(later, "b", DOCKER, sealed=True)
+        later.unmap("a")
+    acquire(later, "b", DOCKER, finished=True)
     release(later, "b", DOCKER)
 
 
@@ -969,7 +979,7 @@ def test_a_new_daemon_keeps_what_is_used_in_our_own_namespace(life: Life, host: 
     assert new.settle() == []
     assert [*host.views()] == [new.point("c")]
     new.put("c")
-    new.let_go()
+    new.unmap()
     assert nothing_left(new, host)
 
 
@@ -982,7 +992,7 @@ def test_one_that_cannot_be_unmounted_keeps_no_other(life: Life, host: FakeHost)
     assert new.settle() == ["other"]
     assert [*host.views()] == [new.point("c")]
     new.put("c")
-    new.let_go()
+    new.unmap()
     assert nothing_left(new, host)
 
 
@@ -1014,7 +1024,7 @@ def test_a_put_that_is_sent_twice_does_not_end_a_running_container_s_mount(life:
     assert [new.systems.users(layer) for layer in "abc"] == [{"c/docker"}] * 3
     host.elsewhere.clear()
     new.put("c")
-    new.let_go()
+    new.unmap()
     assert nothing_left(new, host)
 
 
@@ -1025,7 +1035,7 @@ def test_a_put_of_what_docker_got_in_this_life_ends_its_mount(life: Life, host: 
     life.put("c")
     assert host.views() == {}
     if looked_at:
-        life.views.open("c", sealed=False)
+        life.views.acquire_own("c", finished=False)
     for place in (DOCKER, DRIVER):
         with pytest.raises(LayerBusy, match=r"layer c: .*process 1 \(sh\) has it mounted"):
             acquire(life, "c", place)
@@ -1034,7 +1044,7 @@ def test_a_put_of_what_docker_got_in_this_life_ends_its_mount(life: Life, host: 
     life.put("c")
     if looked_at:
         release(life, "c", BELOW)
-    life.let_go()
+    life.unmap()
     assert nothing_left(life, host)
 
 
@@ -1044,10 +1054,10 @@ def test_a_layer_that_docker_has_put_in_a_former_life(life: Life, host: FakeHost
     life.get("other")
     new = again(life)
     new.learn()
-    new.views.settle_one("c")
+    new.views.settle_put("c")
     assert [*host.views()] == [new.point("other")]
     # What this life was told, it knows.
     new.get("c")
-    new.views.settle_one("c")
+    new.views.settle_put("c")
     assert sorted(host.views()) == [new.point("c"), new.point("other")]
-    new.views.settle_one("missing")
+    new.views.settle_put("missing")

@@ -1,7 +1,10 @@
-"""Room in a layer's file system for what an archive brings: it grows while the archive is laid down.
+"""Space in a layer's file system for what an archive brings: it grows while the archive is laid down.
 
-Images are thin, so nobody need know beforehand how large a layer will be. It grows by little more than it takes: what
-is not there need not be looked for when it is removed.
+Images are thin, so nobody need know beforehand how large a layer will be. An image has the size of its file system, and
+grows by little more than it takes. One that is larger would need no resize, but each copy and removal looks at all
+objects that there could be: `rbd deep cp` and `rm` of a nearly empty image take 0.13 and 0.2 s at 10 GiB, 0.75 and 0.3
+at 100 GiB, 2.3 and 1.2 at 1 TiB. A layer that may grow is not mapped exclusively: krbd then takes a new size at once,
+else it refuses `rbd resize` with 30.
 """
 
 from __future__ import annotations
@@ -16,13 +19,13 @@ from host import command, deadline
 from images.options import format_size
 from mounts import MountError
 
-log = logging.getLogger("room")
+log = logging.getLogger("space")
 
 # What a byte of an archive takes at the most: an entry of 512 bytes may be a directory of one block of 4 KiB and an
 # inode; and an entry of 512 bytes may be an inode. Those that make more of it are not built by any tool for images: a
 # path with dozens of directories that have no entry, many hard links to one large file of aufs.
 BYTES_PER_BYTE, BYTES_PER_INODE = 9, 512
-# What was fed may still be on its way (in pipes, and at bsdtar), and the file system needs some room for itself.
+# What was fed may still be on its way (in pipes, and at bsdtar), and the file system needs some space for itself.
 SPARE_BYTES, SPARE_INODES = 64 << 20, 16 << 10
 # Each step is one `rbd resize`, 0.1 s, and makes the layer too large by half of it on average.
 STEP, STEP_SHARE, MEBIBYTE = 256 << 20, 8, 1 << 20
@@ -30,8 +33,8 @@ STEP, STEP_SHARE, MEBIBYTE = 256 << 20, 8, 1 << 20
 LARGEST = 16 << 40
 
 
-class Room:
-    """The room in the mounted file system of one layer, for one archive."""
+class Space:
+    """The space in the mounted file system of one layer, for one archive."""
 
     def __init__(self, point: str, size: int, grow: Callable[[int], None], seconds: float) -> None:
         """`grow` lets image and file system, of `size` bytes now, have another size. A look takes up to `seconds`."""
@@ -39,13 +42,13 @@ class Room:
         self._size = size
         self._grow = grow
         self._seconds = seconds
-        # So many bytes of the archive there is room for, whatever is in them.
+        # So many bytes of the archive there is space for, whatever is in them.
         self._enough_for = 0
         # Why it does not grow.
         self._failure = ""
 
     def make(self, size: int) -> None:
-        """Make room for the next `size` bytes of the archive, as far as that is possible. Raises deadline.Overdue."""
+        """Make space for the next `size` bytes of the archive, as far as that is possible. Raises deadline.Overdue."""
         self._enough_for -= size
         if self._enough_for >= 0 or self._failure:
             return

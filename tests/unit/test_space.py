@@ -1,4 +1,4 @@
-"""room.py: when a layer grows for its archive, how far, and what is said where it cannot."""
+"""space.py: when a layer grows for its archive, how far, and what is said where it cannot."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from archive import transfer
-from graph import room
-from graph.room import Room
+from graph import space
+from graph.space import Space
 from host.command import CommandError
 
 MIB = 1 << 20
@@ -37,10 +37,10 @@ class Layer:
         self.size = size
         self.sizes.append(size)
 
-    def room(self) -> Room:
-        return Room("/layer", self.size, self.grow, 5)
+    def room(self) -> Space:
+        return Space("/layer", self.size, self.grow, 5)
 
-    def feed(self, room: Room, mebibytes: int, taken: float = 1) -> None:
+    def feed(self, room: Space, mebibytes: int, taken: float = 1) -> None:
         for _ in range(mebibytes):
             room.make(MIB)
             self.used += int(taken * MIB)
@@ -69,7 +69,7 @@ def test_there_is_always_room_for_what_comes_and_for_what_is_on_its_way(
 
 
 def room_spare() -> int:
-    return room.SPARE_BYTES + room.STEP
+    return space.SPARE_BYTES + space.STEP
 
 
 def test_it_grows_for_inodes_until_there_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +96,7 @@ def test_a_layer_that_cannot_grow_is_tried_once_and_says_why(monkeypatch: pytest
 
 
 def test_there_is_an_end_of_growing(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = Layer(monkeypatch, size=room.LARGEST)
+    layer = Layer(monkeypatch, size=space.LARGEST)
     layer.used = layer.size
     full = layer.room()
     full.make(MIB)

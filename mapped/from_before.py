@@ -1,0 +1,135 @@
+"""What an earlier life of this process left of layers on this host, and what of it is still needed.
+
+All of it can be told from the host: the mount table, what is mapped, and the state in each layer's own file system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+import mounts
+from host import deadline
+from host.failure import EXPECTED_OF_PROGRAMS
+from images import layer_state
+from mapped import busy
+from mapped.devices import Devices
+from mapped.file_systems import FileSystems
+from mapped.home import Home
+from mapped.views import Place, View, Views, user_of
+
+log = logging.getLogger("from_before")
+
+# Where BuildKit mounts a layer once more: to look at it (snapshot/localmounter_unix.go), and for a RUN
+# (executor/runcexecutor/executor.go).
+_OF_BUILDERS = re.compile(r"/buildkit-mount[^/]*$|/buildkit/executor/[^/]+/rootfs$")
+# What one layer from before may take of a start: the others wait for it.
+LEARN_SECONDS = 5.0
+
+
+class FromBefore:
+    """Learns what was left of one home's layers."""
+
+    def __init__(self, home: Home, devices: Devices, systems: FileSystems, views: Views) -> None:
+        self._paths, self._timeout = home.paths, home.timeout
+        self._devices, self._systems, self._views = devices, systems, views
+
+    def learn(self, removed: Collection[str]) -> list[str]:
+        """Learn from the host what an earlier life of this process had mapped; return what is to be let go of it.
+
+        A view for Docker counts as one user (moby's graphdriver/counter.go does the same). What was mounted or mapped
+        for that life's own work counts as nobody's. One layer that cannot be looked at does not keep the others. Of
+        those that are removed somebody else sees to it that they go.
+        """
+        self._views.clear()
+        self._paths.remove_stale_links()
+        layers = self._paths.layers()
+        # Else one of them would come to its end after we have looked.
+        self._devices.end_maps(layers)
+        table = mounts.table()
+        mounted = mounts.visible(table)
+        for found in table:
+            if found.point.startswith(f"{self._paths.root}/") and mounted.get(found.point) is not found:
+                log.error("%s is hidden by what was mounted above it, and goes with that", found.point)
+        mapped = self._devices.by_layer(layers)
+        for layer in layers:
+            with _from_before(layer):
+                self._learn(layer, mounted, mapped.get(layer, []), is_removed=layer in removed)
+        for layer, view in self._views.items():
+            with _from_before(layer):
+                self._learn_parents(layer, view)
+        return self._left_over(removed)
+
+    def _left_over(self, removed: Collection[str]) -> list[str]:
+        """Name the layers that are mapped, or have a view anywhere, for nobody."""
+        viewed = {layer for layer, view in self._views.items() if 0 in view.counts.values()}
+        return sorted(viewed.union(self._devices.unused()).difference(removed))
+
+    def _learn(
+        self, layer: str, mounted: Mapping[str, mounts.Mount], devices: Sequence[str], *, is_removed: bool
+    ) -> None:
+        mounts.make_directory(self._paths.directory(layer))
+        self._systems.learn(layer, mounted.get(self._paths.point(layer)), devices)
+        points = {place: self._views.point(layer, place) for place in Place}
+        found = {place: mounted[point] for place, point in points.items() if point in mounted}
+        if self._devices.device(layer):
+            self._views.learn(layer, found, is_removed=is_removed)
+            return
+        for item in found.values():
+            log.error("unmounting %s: the layer's device is gone", item.point)
+            busy.unmount(item.point, self._timeout)
+        self._paths.remove(layer)
+
+    def _learn_parents(self, layer: str, view: View) -> None:
+        """Count a view that was found as a use of what it is joined of."""
+        for place in view.counts:
+            self._systems.adopt(layer, user_of(layer, place), write=view.writable)
+        said = layer_state.read(self._paths.point(layer), self._timeout)
+        if said is None or said.layer != layer:
+            raise mounts.MountError(f"{self._paths.point(layer)} has no note of it")
+        view.parents, view.parent = said.parents, said.init or next(iter(said.parents), "")
+        if said.finished:
+            self._systems.set_finished(layer)
+        for parent in said.parents:
+            self._systems.set_finished(parent)
+            for place in view.counts:
+                self._systems.adopt(parent, user_of(layer, place), write=False)
+
+    def settle(self, removed: Collection[str]) -> list[str]:
+        """Docker has started anew: keep mounted, as one user each, what a container still uses; unmount the rest.
+
+        Returns the layers that are mapped for nobody now. One that cannot be unmounted does not keep the others.
+
+        A running container (live-restore) holds its view in its own mount namespace. A builder that was killed with
+        the former daemon holds it in ours.
+        """
+        self._unmount_builders()
+        for layer, view in self._views.items():
+            if Place.DOCKER in view.counts and layer not in removed:
+                with _from_before(layer):
+                    self._views.settle(layer)
+        return self._left_over(removed)
+
+    def _unmount_builders(self) -> None:
+        """End what BuildKit left mounted: no build is running now.
+
+        dockerd renames the directory in which some of these mounts are, and tries to delete it.
+        """
+        views = {self._paths.source(layer) for layer in self._paths.layers()}
+        for item in reversed(mounts.table()):
+            if item.source in views and _OF_BUILDERS.search(item.point):
+                log.warning("unmounting %s, left behind by a builder", item.point)
+                with _from_before(item.point):
+                    busy.unmount(item.point, self._timeout)
+
+
+@contextlib.contextmanager
+def _from_before(what: str) -> Iterator[None]:
+    """Do something about a layer from before, or a mount; if that cannot be done, it does not keep the others."""
+    try:
+        with deadline.within(LEARN_SECONDS):
+            yield
+    except EXPECTED_OF_PROGRAMS as error:
+        log.error("%s from before: %s", what, error)

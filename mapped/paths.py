@@ -1,0 +1,95 @@
+"""The directories and links that stand for a home's layers on this host.
+
+    HOME/mnt/ID/           the image may be mapped: made before it is mapped, and removed after it is unmapped
+    HOME/mnt/ID/layer      the mount point of the layer's own file system
+    HOME/mnt/ID/removed    Docker was told that the layer is removed, and its image has yet to go
+    HOME/l/SHORT           a link to HOME/mnt/ID/layer/rootfs, what the layer brought
+
+So what a crash left can be told from the host alone. A link has a name of a few letters, since mount(2) takes one page
+of options for the up to 127 directories of a view.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import os
+
+import mounts
+from images import layer_state
+
+POINT = "layer"
+REMOVED = "removed"
+# So many letters of base 32 tell 2^65 layers apart.
+SHORT = 13
+
+
+class Paths:
+    """The paths of one home. `images`: what the names of its images begin with, which tells its layers from others."""
+
+    def __init__(self, home: str, images: str) -> None:
+        self.home = home
+        self.root = os.path.join(home, "mnt")
+        self.links = os.path.join(home, "l")
+        self._images = images
+
+    def make_home(self) -> None:
+        """Make the directories of the home. Raises OSError."""
+        for path in (self.home, self.root, self.links):
+            mounts.make_directory(path)
+
+    def directory(self, layer: str) -> str:
+        """Return the directory of all that is mounted of a layer."""
+        return os.path.join(self.root, layer)
+
+    def point(self, layer: str) -> str:
+        """Return the mount point of a layer's own file system, whether it is mounted or not."""
+        return os.path.join(self.root, layer, POINT)
+
+    def inside(self, layer: str, name: str) -> str:
+        """Name a directory of a layer's own file system, as it is seen from the links."""
+        return os.path.join("..", os.path.basename(self.root), layer, POINT, name)
+
+    def layers(self) -> list[str]:
+        """Name the layers that this host has a directory of."""
+        return sorted(os.listdir(self.root))
+
+    def short(self, layer: str) -> str:
+        """Return the name of a layer's link."""
+        return base64.b32encode(hashlib.sha256(f"{self._images}{layer}".encode()).digest())[:SHORT].decode().lower()
+
+    def source(self, layer: str) -> str:
+        """Return what mount tables, and `df`, call a layer's view: the same on every host, and no other layer's."""
+        return f"ceph-{self.short(layer)}"
+
+    def link(self, layer: str) -> None:
+        """Make the link of a layer. Raises OSError, and mounts.MountError if another layer has the same."""
+        mounts.make_directory(self.links)
+        target = self.inside(layer, layer_state.ROOT)
+        path = os.path.join(self.links, self.short(layer))
+        with contextlib.suppress(FileExistsError):
+            os.symlink(target, path)
+        if os.readlink(path) != target:
+            raise mounts.MountError(f"{path} is the link of another layer than {layer}")
+
+    def remove(self, layer: str) -> None:
+        """Remove what stands for a mapped layer; that it was removed stays noted. Raises OSError."""
+        top = self.directory(layer)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(self.links, self.short(layer)))
+        with contextlib.suppress(FileNotFoundError):
+            names = os.listdir(top)
+            for name in names:
+                if name != REMOVED:
+                    os.rmdir(os.path.join(top, name))
+            if REMOVED not in names:
+                os.rmdir(top)
+
+    def remove_stale_links(self) -> None:
+        """Remove the links of layers that this host has no directory of any more. Raises OSError."""
+        shorts = {self.short(layer) for layer in self.layers()}
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(self.links):
+                if name not in shorts:
+                    os.unlink(os.path.join(self.links, name))

@@ -22,7 +22,8 @@ from graph.lifetime import Lifetime
 from graph.read_ahead import ReadAhead
 from graph.reaper import Reaper
 from host import command, deadline
-from images.layers import BASE, LayerError
+from images.layers import LayerError
+from images.names import BASE
 from images.options import Options, parse_layer_size
 from mapped.busy import LayerBusy
 from mapped.home import Home

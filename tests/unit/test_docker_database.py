@@ -149,7 +149,7 @@ def test_a_file_that_is_empty(host: Host, place: str) -> None:
     refuses(host, f"{path} is empty or damaged")
 
 
-@pytest.mark.parametrize("content", ["[]", '{"rootfs": []}', '{"rootfs": {"diff_ids": 1}}', "no json"])
+@pytest.mark.parametrize("content", ["[]", '{"rootfs": 1}', '{"rootfs": {"diff_ids": 1}}', "no json"])
 def test_an_image_that_is_none(host: Host, content: str) -> None:
     """Its name is the sum of what it holds, as if Docker had written it."""
     path = os.path.join(host.docker.images, hashlib.sha256(content.encode()).hexdigest())

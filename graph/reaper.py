@@ -24,8 +24,8 @@ import rbdcli
 from host import command, deadline
 from host.background import Background, Group
 from images.layers import LayerError
-from mapped.busy import LayerBusy
 from mapped.host_layers import HostLayers
+from mapped.unmounting import LayerBusy
 
 log = logging.getLogger("reaper")
 

@@ -19,7 +19,7 @@ from images.layers import BASE_SNAPSHOT, OBJECT_SIZE, LayerError, Layers
 from images.names import BASE
 from images.options import Options
 
-log = logging.getLogger("baseimage")
+log = logging.getLogger("base_image")
 
 FORMAT_KEY = "docker_graph_driver.format"
 FORMAT, FIRST_FORMAT = "2", "1"

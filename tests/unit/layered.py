@@ -13,7 +13,7 @@ from unit.fakes import FakePool
 from images import options
 from mapped.home import Home
 from mapped.host_layers import HostLayers
-from mapped.views import Place
+from mapped.view import Place
 
 
 class Life(HostLayers):

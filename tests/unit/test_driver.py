@@ -30,8 +30,8 @@ from host.command import CommandError
 from images import layer_state, options
 from images.layers import LayerError
 from mapped import host_layers
-from mapped.busy import LayerBusy
 from mapped.file_systems import FileSystems, LayerLost
+from mapped.unmounting import LayerBusy
 
 Lives = Callable[[], Driver]
 

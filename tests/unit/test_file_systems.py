@@ -20,11 +20,11 @@ from host.command import CommandError, CommandTimeout
 from images import layer_state
 from images.layers import Layers
 from mapped import former_maps
-from mapped.busy import LayerBusy
 from mapped.daemon import Daemon
 from mapped.devices import Devices
 from mapped.file_systems import FileSystems, LayerLost
 from mapped.paths import REMOVED, Paths
+from mapped.unmounting import LayerBusy
 
 
 @pytest.fixture

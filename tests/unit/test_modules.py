@@ -31,11 +31,12 @@ WITHOUT_UNIT_TESTS = {
         "to be had: tests of it are still in test_driver.py, test_views.py, test_file_systems.py, test_server.py",
     ),
     "host.failure": "the base of errors; it decides nothing",
+    "mapped.view": "what is known of a view; views.py decides",
     "mapped.home": "what others share; it decides nothing",
     "archive.tar_format": "words that reading and writing share; it decides nothing",
     "graph.reaper": "driven through the driver: test_driver.py, from what is removed to what is deleted",
     "graph.status": "asks a cluster: tests/integration/test_options.py, and a sick one in tests/faults/test_sick.py",
-    "mapped.busy": "waits for who holds a mount: test_file_systems.py, tests/integration/test_odd_calls.py",
+    "mapped.unmounting": "waits for who holds a mount: test_file_systems.py, tests/integration/test_odd_calls.py",
     "mapped.elsewhere": "works in other mount namespaces: tests/integration/test_elsewhere.py",
     "protocol.plugin": "driven through the front door: test_server.py and test_init.py",
 }

@@ -9,7 +9,7 @@ from unit.fake_host import FakeHost
 from unit.fakes import FakePool
 from unit.layered import Life, nothing_left
 
-from mapped.busy import LayerBusy
+from mapped.unmounting import LayerBusy
 
 
 def test_nothing_is_removed_at_first(life: Life) -> None:

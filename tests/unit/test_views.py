@@ -19,9 +19,9 @@ from host.command import CommandError, CommandTimeout
 from images import layer_state
 from images.layer_state import LayerState
 from mapped import from_before, overlays
-from mapped.busy import LayerBusy
 from mapped.file_systems import LayerLost
-from mapped.views import Place
+from mapped.unmounting import LayerBusy
+from mapped.view import Place
 
 DOCKER, DRIVER, BELOW = Place.DOCKER, Place.DRIVER, Place.BELOW
 

@@ -182,3 +182,9 @@ def test_who_tests_in_the_place_of_a_module_is_there() -> None:
     for reason in (*WITHOUT_UNIT_TESTS.values(), *THEMES.values()):
         for path in re.findall(r"tests/[\w/]+\.py|\btest_\w+\.py", reason):
             assert (ROOT / (path if "/" in path else f"tests/unit/{path}")).is_file(), path
+
+
+def test_every_room_is_in_the_managed_plugin() -> None:
+    """Docker looks into no directory that .dockerignore does not name."""
+    named = re.findall(r"^!(\w+)/\*\.py$", (ROOT / ".dockerignore").read_text(encoding="utf-8"), re.MULTILINE)
+    assert named == sorted(PACKAGES | {"plugin"})

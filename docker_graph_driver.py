@@ -45,7 +45,7 @@ FINISH_SECONDS = 60.0
 OPEN_FILES = 1 << 16
 M_ARENA_MAX = -8  # malloc.h
 
-log = logging.getLogger("server")
+log = logging.getLogger("docker_graph_driver")
 
 
 class AlreadyServed(Failure):
@@ -126,7 +126,7 @@ def _check_at_start(plugin: Plugin) -> None:
         log.warning("not ready yet: %s", error)
 
 
-def _settle() -> None:
+def _reset_process() -> None:
     """Take back what a parent may have left us with, which lasts through the start of a program."""
     # Ignored, it would hide how our commands end; blocked, no signal would end us.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -141,7 +141,7 @@ def _settle() -> None:
 
 def main() -> int:
     """Read the command line and serve; 1 if that is impossible. A command for an operator comes first, if at all."""
-    _settle()
+    _reset_process()
     if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
         return commands.main(sys.argv[1:], SOCKET)
     description, epilog = __doc__.partition("\n")[0], "Beside serving: docker_graph_driver.py check|gc|takeover --help"

@@ -23,7 +23,8 @@
 #
 # What is missing is installed first: Debian packages (tests/packages) and, into .venv, Python tools
 # (tests/requirements.txt). After each part that needs root the machine is searched for what the part left behind; on a
-# machine where others work too, LEAKS_IGNORE (see tests/leaks.sh) says what is theirs.
+# machine where others work too, LEAKS_IGNORE (see tests/leaks.sh) says what is theirs. With NO_SKIPS=1 what the machine
+# lacks for a test is a failure, and no skip.
 # shellcheck disable=SC2317 # functions are called by name, through check and without_leaks
 set -uo pipefail
 

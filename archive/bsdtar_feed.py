@@ -1,17 +1,17 @@
-"""Plain files on their way from untar.py to a bsdtar that lays them down beside it, on another core. Runs confined.
+"""Hands plain files over from untar.py to a bsdtar that lays them down beside it, on another core. Runs confined.
 
-bsdtar.py is at the other end: it starts a bsdtar when we ask for one, and tells how it ended. What bsdtar reads is
-made here, header by header, from what untar.py has understood, checked and resolved; of the archive itself nothing but
-the content of the files goes through. The headers are GNU's: they have a time of access and take a name as it is,
-without a pax header, for whose character set libarchive would load a converter out of the layer (CVE-2019-14271), and
-they need no names of users and groups. A stream begins with GNU's header of a long name, in which a layer has a say in
-nothing but two numbers: libarchive guesses from the first bytes what it reads, and might take a name for the mark of a
-compression or of another format.
+bsdtar.py is at the other end: it starts a bsdtar when we ask for one, and tells how it ended. The headers that bsdtar
+reads are made here, from what untar.py has parsed, checked and resolved; of the archive itself nothing but the content
+of the files goes through. The headers are GNU's: they have a time of access and need no names of users and groups. They
+also take a name as it is, without a pax header, for whose character set libarchive would load a converter out of the
+layer (CVE-2019-14271). A stream begins with GNU's header of a long name, in which a layer chooses nothing but two
+numbers: libarchive guesses the format from the first bytes, and might take a name for the mark of a compression or of
+another format.
 """
 
 from __future__ import annotations
 
-import _socket  # what `socket` is made of, without the modules that would double the time that we take to start
+import _socket  # the C part of `socket`, whose other modules would double the time that this program takes to start
 import fcntl
 import os
 import sys
@@ -20,8 +20,8 @@ import zlib
 from archive.tar_format import BLOCK, FILE, NANOSECONDS, TRAILER, ArchiveError, Entry
 from archive.tar_reader import write_all
 
-LARGEST = 1 << 16  # bytes of a file; more than that goes from pipe to file faster than through one more process
-_MOST_PENDING = 1 << 16  # files, so that what is remembered of them stays small
+LARGEST = 1 << 16  # bytes of a file; a larger one is faster from pipe to file than through one more process
+_MOST_PENDING = 1 << 16  # files: their paths are in memory
 _PIECE = 1 << 17
 _SIZE_OF_PIPE = 1 << 20  # some 400 small files
 _F_SETPIPE_SZ = 1031  # fcntl.F_SETPIPE_SZ from Python 3.10 on
@@ -32,9 +32,9 @@ _LATEST = _LIMIT_12 * NANOSECONDS
 
 
 class _Times(dict[int, "tuple[bytes, bytes, int]"]):
-    """The field of a time, what stands behind the checksum of a header, and its share of the checksum.
+    """A cache by time: the field of the time, what stands behind the checksum of a header, its share of the checksum.
 
-    Times repeat, so they are kept.
+    Most times repeat.
     """
 
     def __missing__(self, seconds: int) -> tuple[bytes, bytes, int]:
@@ -50,15 +50,15 @@ _TIMES = _Times()
 
 
 def _file_header(path: bytes, mode: int, owner: tuple[int, int], size: int, seconds: int) -> bytes:
-    """The header of a file, accessed when it was modified. A path is cut to 100 bytes."""
+    """Return the header of a file; its time of access is that of modification. The path is cut to 100 bytes."""
     field, back, share = _TIMES[seconds]
     front = b"%s%07o\0%07o\0%07o\0%011o\0%s" % (path[:_NAME].ljust(_NAME, b"\0"), mode, *owner, size, field)
-    # The sum by way of Adler-32, as in tar_header.py: 100 bytes of any value and 48 digits stay below 65521.
+    # Adler-32 gives the sum, as in tar_header.py: 100 bytes of any value and 48 digits stay below 65521.
     return b"%s%06o\0 %s" % (front, (zlib.adler32(front) & 0xFFFF) + share, back)
 
 
 def _long_name(path: bytes) -> bytes:
-    """What goes before the header of a file to tell its whole path: a header for it, and the path."""
+    """Return what goes before the header of a file with a long path: a header for the path, and the path itself."""
     front = b"././@LongLink".ljust(_NAME, b"\0") + b"0000000\0" * 3 + b"%011o\0%011o\0" % (len(path) + 1, 0)
     back = (b"L" + bytes(100) + _MAGIC).ljust(356, b"\0")
     header = b"%s%06o\0 %s" % (front, sum(front) + sum(back) + 8 * 0x20, back)
@@ -66,10 +66,10 @@ def _long_name(path: bytes) -> bytes:
 
 
 class Handover:
-    """The way to bsdtar. `pending` are the paths of files that may not be there yet; `flush` waits for them all."""
+    """The handover of files to bsdtar. `pending`: paths of files that may not be there yet; `flush` waits for them."""
 
     def __init__(self, control: int, patience: int) -> None:
-        """`control` is a socket to bsdtar.py; `patience` the files that it takes to make a bsdtar worth its start."""
+        """`control` is a socket to bsdtar.py. After `patience` files a bsdtar is worth its start."""
         self.pending: set[bytes] = set()
         self._control = _socket.socket(fileno=control)
         self._patience = self._waiting = patience
@@ -78,7 +78,10 @@ class Handover:
         self._used = 0
 
     def takes(self, entry: Entry, owner: tuple[int, int]) -> bool:
-        """Whether a new file without attributes can be handed over: if its header is simple and there are many."""
+        """Whether a new file without attributes can be handed over. It can if its header is simple and there are many.
+
+        Each call counts as a file.
+        """
         if self._waiting:
             self._waiting -= 1
             return False
@@ -93,7 +96,7 @@ class Handover:
         )
 
     def add(self, path: bytes, entry: Entry, owner: tuple[int, int], data: memoryview) -> None:
-        """Hand over a file for a path that leads through no symlink to where nothing is. ArchiveError as `flush`."""
+        """Hand over a file. Its path leads through no symlink, and is free. Raises ArchiveError as `flush` does."""
         header = _file_header(path, entry.mode & 0o7777, owner, entry.size, entry.mtime // NANOSECONDS)
         if not self.pending:
             self._start()
@@ -113,7 +116,7 @@ class Handover:
             self.flush()
 
     def flush(self) -> None:
-        """Wait until everything is laid down. ArchiveError, with what bsdtar says, if it could not be."""
+        """Wait until no file is pending. Raises ArchiveError, with the words of bsdtar, if it failed."""
         if self.pending:
             self._buffer[self._used : self._used + len(TRAILER)] = TRAILER
             self._used += len(TRAILER)
@@ -125,10 +128,10 @@ class Handover:
 
     def _start(self) -> None:
         source, self._data = os.pipe()
-        try:  # noqa: SIM105 # contextlib would take longer to load than all of ours
+        try:  # noqa: SIM105 # contextlib takes longer to load than all modules of ours
             fcntl.fcntl(self._data, _F_SETPIPE_SZ, _SIZE_OF_PIPE)
         except OSError:
-            pass  # the host forbids it: the two of them take turns more often
+            pass  # the host forbids it: the two processes take turns more often
         right = source.to_bytes(4, sys.byteorder)
         self._control.sendmsg([b"+"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, right)])
         os.close(source)
@@ -142,7 +145,7 @@ class Handover:
         self._used = 0
 
     def _end(self) -> None:
-        """Hear how bsdtar ended. ArchiveError if it did not end well."""
-        said = self._control.recv(1 << 16)
-        if said != b"+":
-            raise ArchiveError(said.decode("ascii", "backslashreplace") or "nobody tells how bsdtar ended")
+        """Receive how bsdtar ended. Raises ArchiveError if it failed."""
+        answer = self._control.recv(1 << 16)
+        if answer != b"+":
+            raise ArchiveError(answer.decode("ascii", "backslashreplace") or "nobody tells how bsdtar ended")

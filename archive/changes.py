@@ -1,13 +1,13 @@
-"""What a layer changes in its parent: two trees compared, or what it brought with what is below. Reads only.
+"""What a layer changes in its parent: two whole trees are compared, or what the layer brought with what is below it.
 
-The rules are those of moby's `ChangesDirs` (pkg/archive/changes.go, changes_linux.go, changes_unix.go), its order made
-the one that `ExportChanges` sorts by. A layer may belong to a running container that renames and removes while we
-look: every directory is opened relative to the one above it and never through a symlink, and what is gone by the time
-we look at it counts as removed. Uses the working directory of the process (see confined.py): an attribute cannot be
-read by a directory's descriptor and a name.
+Nothing is written. The rules are those of moby's `ChangesDirs` (pkg/archive/changes.go, changes_linux.go,
+changes_unix.go), and the order is that of `ExportChanges`. A layer may belong to a running container that renames and
+removes while we look. So every directory is opened relative to the one above it and never through a symlink, and a name
+that has gone by then counts as removed. All of it uses the working directory of the process (see confined.py): an
+attribute cannot be read by a directory's descriptor and a name.
 
 What a layer brought is what overlayfs put into its upper directory (Documentation/filesystems/overlayfs.rst). Only the
-names there need a look: each other name is what it is below. A whiteout, a character device 0:0, stands for a name
+names there are compared: every other name is the same as below. A whiteout, a character device 0:0, stands for a name
 that is gone. A directory that is marked opaque hides its namesake below: it and all directories in it are compared
 like whole trees. A whiteout is never a change by itself; no view of overlayfs shows one.
 """
@@ -29,20 +29,21 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _SECOND = 10**9
 
-# What is at a path now: a regular file that has no extended attribute for sure, a regular file, or something else.
+# What is at a path now: a regular file that surely has no extended attribute, any regular file, or something else.
 PLAIN_FILE, FILE, OTHER = 2, 1, 0
 
-# A changed path, absolute within the layer; what happened; what is there now.
+# A change: its path, absolute within the layer; what happened; what is there now.
 Found = tuple[bytes, int, int]
 
 
 def walk(root: int, parent: int | None, *, own: bool = False, look: bool = False) -> Iterator[Found]:
-    """What changed from `parent` (None: an empty tree) to `root`, sorted by path. Both are open directories.
+    """Return what changed from `parent` (None: an empty tree) to `root`, sorted by path. Both are open directories.
 
-    `own`: `root` is a layer's upper directory, `parent` a view of what is below the layer; what is found is the same as
+    `own`: `root` is a layer's upper directory, `parent` a view of what is below the layer; the result is the same as
     for the view of the layer. The root directories themselves are not compared. A directory in which something changed
-    comes as modified, before what changed. Of a removed directory only itself is listed, of an added one all that is in
-    it. `look`: tell plain files from others if there is no parent, which costs a system call for each.
+    is modified itself, and comes before the change. A removed directory is listed without its content, an added one
+    with it. `look`: tell plain files from others if there is no parent, which costs a system call for each.
+    Raises OSError.
     """
     if parent is None:
         return _added(root, b"", look)
@@ -53,11 +54,14 @@ def walk(root: int, parent: int | None, *, own: bool = False, look: bool = False
 
 
 def total_size(root: int, found: Iterable[Found]) -> int:
-    """The bytes of all that is new or modified, directories left out, hard links once (moby: ChangesSize)."""
+    """Return the bytes of all that is added or modified, without directories, hard links once (moby: ChangesSize).
+
+    Raises OSError.
+    """
     size = 0
     seen = set()
     directory = Directory(root)
-    for path, kind, _ in list(found):  # all of it first: the walk uses the working directory too
+    for path, kind, _ in list(found):  # the walk must end first: it uses the working directory too
         above, _, name = path.rpartition(b"/")
         if kind == DELETED or not directory.enter(above):
             continue
@@ -72,14 +76,14 @@ def total_size(root: int, found: Iterable[Found]) -> int:
 
 
 class Directory:
-    """The working directory, moved about a tree and never through a symlink."""
+    """The working directory of the process, as it moves through a tree and never through a symlink."""
 
     def __init__(self, root: int) -> None:
         self._root = root
         self._path: bytes | None = None
 
     def enter(self, path: bytes) -> bool:
-        """Make a directory of the tree the working directory; False if it is not there (any more)."""
+        """Make a directory of the tree the working directory; False if it does not exist (any more). Raises OSError."""
         if path == self._path:
             return True
         here, self._path = self._path, None
@@ -99,7 +103,7 @@ class Directory:
 
 
 def _open(name: bytes, above: int | None = None) -> int | None:
-    """A directory within one (None: the working directory), None if there is none any more."""
+    """Open a directory in another one (None: the working directory); None if it does not exist any more."""
     try:
         return os.open(name, _DIRECTORY, dir_fd=above)
     except OSError as error:
@@ -109,10 +113,10 @@ def _open(name: bytes, above: int | None = None) -> int | None:
 
 
 def _added(directory: int, prefix: bytes, look: bool) -> Iterator[Found]:
-    """All that is below a directory, in the order of the whole paths, one branch at a time in memory.
+    """Yield all that is below a directory, in the order of the whole paths, with one branch at a time in memory.
 
-    In that order "a-b" comes after "a" but before "a/c": a directory has two places, its own and its content's. Few
-    inodes are looked at: the directory says what is a file and what a directory.
+    In that order "a-b" comes after "a" but before "a/c". So a directory is in the order twice, for itself and for its
+    content. Few inodes are read: the directory tells which names are files and which are directories.
     """
     order = []
     os.fchdir(directory)
@@ -139,7 +143,7 @@ def _added(directory: int, prefix: bytes, look: bool) -> Iterator[Found]:
 
 
 def _is_whiteout(entry: os.DirEntry[bytes]) -> bool:
-    """Whether this stands for a removed name, or is gone itself."""
+    """Whether an entry stands for a removed name, or has gone itself."""
     try:
         return is_whiteout(entry.stat(follow_symlinks=False))
     except FileNotFoundError:
@@ -147,7 +151,7 @@ def _is_whiteout(entry: os.DirEntry[bytes]) -> bool:
 
 
 def is_whiteout(status: os.stat_result) -> bool:
-    """Whether this is a whiteout of overlayfs."""
+    """Whether a file of this status is a whiteout of overlayfs."""
     return stat.S_ISCHR(status.st_mode) and not status.st_rdev
 
 
@@ -161,7 +165,7 @@ def _has_no_attributes(name: bytes) -> bool:
 
 
 def _list(directory: int) -> dict[bytes, os.stat_result]:
-    """What is in a directory, with its attributes. Makes it the working directory."""
+    """Return the names in a directory, each with its status. Makes it the working directory."""
     listing = {}
     os.fchdir(directory)
     with os.scandir(b".") as entries:
@@ -174,7 +178,7 @@ def _list(directory: int) -> dict[bytes, os.stat_result]:
 
 
 def _namesakes(directory: int, names: Iterable[bytes]) -> dict[bytes, os.stat_result]:
-    """What a directory has of these names, with its attributes."""
+    """Return those of `names` that a directory has, each with its status."""
     listing = {}
     for name in names:
         try:
@@ -187,7 +191,7 @@ def _namesakes(directory: int, names: Iterable[bytes]) -> dict[bytes, os.stat_re
 def _compare(found: list[Found], new: int, old: int, prefix: bytes, *, whole: bool) -> None:
     """Append what changed below a directory that both trees have.
 
-    `whole`: what `new` does not name is gone. Else only a whiteout says so, in a layer's upper directory.
+    `whole`: a name that `new` does not have is gone. Else `new` is in an upper directory, and only a whiteout says so.
     """
     now = _list(new)
     before = _list(old) if whole else _namesakes(old, now)
@@ -215,7 +219,7 @@ def _compare(found: list[Found], new: int, old: int, prefix: bytes, *, whole: bo
 
 
 def _compare_below(found: list[Found], new: int, old: int, path: bytes, *, whole: bool) -> None:
-    """Compare a directory within `new` with its namesake within `old`; without one all that is in it is added."""
+    """Compare a directory in `new` with its namesake in `old`; if there is none, all that is in it is added."""
     name = path.rpartition(b"/")[2]
     below = _open(name, new)
     if below is None:
@@ -243,7 +247,7 @@ def _is_opaque(directory: int) -> bool:
 
 
 def _differs(now: os.stat_result, was: os.stat_result) -> bool:
-    """Whether attributes say that something changed; of a directory its size and times say nothing (statDifferent)."""
+    """Whether two statuses differ. The size and the times of a directory do not count (moby: statDifferent)."""
     mode = now.st_mode
     if mode != was.st_mode or now.st_uid != was.st_uid or now.st_gid != was.st_gid or now.st_rdev != was.st_rdev:
         return True
@@ -253,18 +257,21 @@ def _differs(now: os.stat_result, was: os.stat_result) -> bool:
 
 
 def _same_time(one: int, other: int) -> bool:
-    """Whether two times are equal, or may be: an archive keeps whole seconds only (sameFsTime)."""
+    """Whether two times are equal, or may be: an archive has whole seconds only (moby: sameFsTime)."""
     return one == other or (one // _SECOND == other // _SECOND and (one % _SECOND == 0 or other % _SECOND == 0))
 
 
 def _capabilities(directory: int, names: Iterable[bytes]) -> dict[bytes, bytes]:
-    """The file capabilities of names in a directory, b"" without. Makes it the working directory."""
+    """Return the file capabilities of names in a directory (b"": none). Makes it the working directory."""
     os.fchdir(directory)
     return {name: capability(name) for name in names}
 
 
 def capability(target: bytes | int) -> bytes:
-    """The file capabilities of a name in the working directory or of an open file, b"" without or if it has gone."""
+    """Return the file capabilities of a name in the working directory or of an open file.
+
+    They are b"" if there are none, or the file has gone. Raises OSError.
+    """
     try:
         follow = {} if isinstance(target, int) else {"follow_symlinks": False}
         if CAPABILITY in os.listxattr(target, **follow):

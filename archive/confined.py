@@ -1,23 +1,22 @@
 """The process that works on the files of a layer, locked into it. Started by transfer.py as a program of its own.
 
-    confined.py untar ROOT UIDS GIDS [SOCKET N]  archive on standard input; prints the size, and in a line
-                                                 what it left out
+    confined.py untar ROOT UIDS GIDS [SOCKET N]  archive on standard input; prints the size, and then a line that
+                                                 tells what it left out
     confined.py changes ROOT PARENT OWN          prints "KIND/PATH" and a NUL for each change
     confined.py size ROOT PARENT OWN             prints the size of what changed
     confined.py diff ROOT PARENT OWN UIDS GIDS   prints the archive of what changed
-    confined.py walk ROOT                        prints what there is, for `pack`
-    confined.py pack ROOT UIDS GIDS              what `walk` printed on standard input; prints the archive
+    confined.py walk ROOT                        prints all that is there, for `pack`
+    confined.py pack ROOT UIDS GIDS              output of `walk` on standard input; prints the archive
 
 ROOT is a layer's directory, PARENT another one's or "". OWN is "own" if ROOT is a layer's upper directory and PARENT a
 view of what is below it, else "". UIDS and GIDS are "CONTAINER:HOST:SIZE,...".
 SOCKET is the file descriptor that bsdtar.py listens at, N the number of plain files that are worth a bsdtar.
 A failure is one line on standard error and exit status 1.
 
-Why a program of its own and not a thread of the server: it changes its root directory, its working directory and its
-umask, which the threads of a process share. Whatever runs after chroot(2) must load nothing from the layer, neither a
-library nor a Python module (CVE-2019-14271). Python lets us close that door: all modules are loaded before, and the
-importer is taken down. They are few: no typing, no dataclasses, no contextlib, which
-would double the time that it takes to start.
+It is a program of its own and not a thread of the server, since it changes its root directory, its working directory
+and its umask, which the threads of a process share. A process that is in a layer by chroot(2) must load nothing from
+there, neither a library nor a Python module (CVE-2019-14271). So all modules are loaded before, and the importer is
+removed. The modules are few: without typing, dataclasses and contextlib the program starts in half the time.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from archive.tar_reader import Input, TarReader
 from archive.untar import Untar
 from host import environment
 
-READER_GONE = 3  # exit status: nobody takes what we print, who should have taken it knows why
+READER_GONE = 3  # exit status: the reader of what we print has ended, and knows why
 
 
 def _open_directory(path: str) -> int:
@@ -44,11 +43,11 @@ def _open_directory(path: str) -> int:
 
 
 def _confine(root: str) -> None:
-    """Make `root` all that this process can reach by name, and keep Python from loading code out of it."""
+    """Let this process reach nothing but `root` by name, and keep Python from loading code out of it."""
     os.chroot(root)
     os.chdir("/")
     os.umask(0)
-    sys.setrecursionlimit(20_000)  # a directory within a directory: each takes a few frames and a file descriptor
+    sys.setrecursionlimit(20_000)  # each level of directories takes a few frames and a file descriptor
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     environment.load_nothing_more()
@@ -94,7 +93,7 @@ def _pack(root: str, uids: str, gids: str) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Do what the arguments say and return the exit status."""
+    """Run the command of the arguments and return the exit status."""
     command, *arguments = argv
     try:
         if command == "untar":
@@ -111,7 +110,7 @@ def main(argv: list[str]) -> int:
         return READER_GONE
     except OSError as error:
         return environment.fail(f"{os.strerror(error.errno or 0)}: {error.filename!r}")
-    except Exception as error:  # a bug: Python's own report would open files by their names, within the layer
+    except Exception as error:  # a defect: Python's own report would open files by name, within the layer
         where = error.__traceback__
         while where is not None and where.tb_next is not None:
             where = where.tb_next
@@ -121,4 +120,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    os._exit(main(sys.argv[1:]))  # no clean-up that could look for a file
+    os._exit(main(sys.argv[1:]))  # without Python's clean-up, which might look for a file

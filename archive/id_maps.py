@@ -1,7 +1,7 @@
 """Ids of users and groups under --userns-remap: what a container calls 0 is another number on the host.
 
-A range is (first id in the container, first id on the host, how many). Without ranges every id stays what it is. Plain
-tuples and no imports: each process that confined.py starts pays for what it loads.
+A range is (first id in the container, first id on the host, number of ids). Without ranges every id stays the same. The
+ranges are plain tuples, and nothing is imported: each start of confined.py would pay for it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class IdError(ValueError):
 
 
 def parse(text: str) -> Ranges:
-    """The ranges of an argument "CONTAINER:HOST:SIZE,..."."""
+    """Return the ranges of an argument "CONTAINER:HOST:SIZE,...". Raises ValueError."""
     ranges = []
     for item in filter(None, text.split(",")):
         container, host, size = map(int, item.split(":"))
@@ -23,7 +23,7 @@ def parse(text: str) -> Ranges:
 
 
 def to_host(ranges: Ranges, number: int, what: str) -> int:
-    """The host's id for one in an archive. IdError if there is none (moby: IdentityMapping.ToHost)."""
+    """Return the host's id for an id in an archive. Raises IdError if there is none (moby: IdentityMapping.ToHost)."""
     if not 0 <= number < 0xFFFFFFFF:  # chown(2) takes the highest 32-bit number for "leave it"
         raise IdError(f"{what} id {number}, Linux takes 0 to {0xFFFFFFFE}: change the owner")
     for container, host, size in ranges:
@@ -35,7 +35,7 @@ def to_host(ranges: Ranges, number: int, what: str) -> int:
 
 
 def to_container(ranges: Ranges, number: int, what: str) -> int:
-    """The id in an archive for one of the host. IdError if there is none (moby: IdentityMapping.ToContainer)."""
+    """Return the id in an archive for an id of the host. Raises IdError if there is none (moby: ToContainer)."""
     for container, host, size in ranges:
         if 0 <= number - host < size:
             return number - host + container

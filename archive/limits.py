@@ -1,7 +1,4 @@
-"""What a file system of Linux, or its kernel, does not take of an archive: why, and the way out, in words.
-
-Runs confined: few imports.
-"""
+"""Says why Linux or a file system does not take an entry of an archive, and what the user can do. Runs confined."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ MAJORS, MINORS = 1 << 12, 1 << 20  # linux/kdev_t.h
 
 
 def why(error: OSError, entry: Entry) -> str:
-    """Say why an entry could not be created."""
+    """Say why an entry could not be created, given the error."""
     number = error.errno or 0
     words = ""
     if number == errno.ENAMETOOLONG:
@@ -44,16 +41,16 @@ def _too_long(entry: Entry) -> str:
 
 
 def why_not_attribute(error: OSError, name: bytes, value: bytes) -> str:
-    """Say why an attribute could not be set."""
+    """Say why an attribute could not be set, given the error."""
     words = f"attribute {quote(name)} of {len(value)} bytes"
     if len(value) > ATTRIBUTE:
         return f"{words}, Linux takes {ATTRIBUTE}: leave it out"
     if not 0 < len(name) <= ATTRIBUTE_NAME:
         return f"{words}, a name of {len(name)} bytes, Linux takes 1 to {ATTRIBUTE_NAME}: leave it out"
-    said = f"{words}: {os.strerror(error.errno or 0)}"
+    text = f"{words}: {os.strerror(error.errno or 0)}"
     status = os.statvfs("/")
-    # XFS says so too, but only where it has not even room for the largest one.
+    # XFS fails with ENOSPC too, but only if it has no room for even the largest attribute.
     if error.errno == errno.ENOSPC and status.f_bavail * status.f_bsize > 2 * ATTRIBUTE:
         most = status.f_bsize
-        return f"{said}; ext4 takes {most} for all attributes of a file: leave it out, or use ceph.fs=xfs"
-    return said
+        return f"{text}; ext4 takes {most} for all attributes of a file: leave it out, or use ceph.fs=xfs"
+    return text

@@ -1,11 +1,11 @@
-"""Make the archive of what changed in a layer: the working half of Diff.
+"""Makes the archive of what changed in a layer, for Diff.
 
-`pack` looks at each path that a walk finds and writes it. A walk that goes on beside it, in a process of its own,
-`send`s what it finds. All of it runs confined (see confined.py). The rules are those of moby's `ExportChanges` and
-`addTarFile` (pkg/archive): names relative and sorted, a whiteout for what was removed, hard links by inode with the
-target first, no sockets, whole seconds, security.capability as the only attribute. What differs, on purpose: whiteouts
-carry no time, so that a diff made twice is the same; a file that shrinks while it is read is filled up with zeros,
-where moby's archive breaks.
+`pack` looks at each path that a walk finds, and writes it to the archive. A walk may run at the same time in a process
+of its own: that one `send`s what it finds. All of it runs confined (see confined.py). The rules are those of moby's
+`ExportChanges` and `addTarFile` (pkg/archive): names relative and sorted, a whiteout for each removed name, hard links
+by inode with the target first, no sockets, whole seconds, security.capability as the only attribute. What differs, on
+purpose: whiteouts carry no time, so that two diffs are the same; a file that shrinks while it is read is filled up with
+zeros, where moby's archive breaks.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _BATCH = 128
 _SMALL = 1 << 16  # a file up to this size is read in one piece
 _BUFFER = 1 << 18
 _ZEROS = bytes(1 << 16)
-_OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a fifo put in its place must not block us
+_OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a fifo may have its name by now: do not wait
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO)  # ENXIO: a socket or a device took its place
 _TYPES = {
     stat.S_IFREG: FILE,
@@ -56,7 +56,10 @@ _TYPES = {
 
 
 def send(found: Iterable[Found], fd: int) -> None:
-    """Write what a walk finds to the packer, and an end mark after it; without the mark the walk broke off."""
+    """Write what a walk finds to the packer, and an end mark after it: a missing mark means that the walk broke off.
+
+    Raises OSError; BrokenPipeError if the packer has ended.
+    """
     with open(fd, "wb") as out:
         batch = []
         for item in found:
@@ -69,7 +72,7 @@ def send(found: Iterable[Found], fd: int) -> None:
 
 
 def receive(fd: int) -> Iterator[Found]:
-    """Yield what `send` sends. Raises ArchiveError if that breaks off."""
+    """Yield what `send` sends. Raises ArchiveError if the walk breaks off."""
     with open(fd, "rb") as items:
         while True:
             try:
@@ -82,10 +85,10 @@ def receive(fd: int) -> Iterator[Found]:
 
 
 def pack(found: Iterable[Found], out: int, root: int, uids: Ranges, gids: Ranges) -> None:
-    """Write the archive of what was found to have changed in the tree `root`, an open directory.
+    """Write the archive of the changes `found` in the tree `root`, an open directory.
 
     A walk in this process must have ended: both use the working directory. Raises ArchiveError with the name of the
-    entry; what is written by then is no complete archive.
+    entry, BrokenPipeError if nobody reads; what was written by then is no complete archive.
     """
     packer = _Packer(out, root, uids, gids)
     for item in found:
@@ -104,13 +107,13 @@ class _Packer:
     def __init__(self, out: int, root: int, uids: Ranges, gids: Ranges) -> None:
         self._out = out
         self._uids, self._gids = uids, gids
-        self._buffer = memoryview(bytearray(_BUFFER))  # of the archive, what is not yet written
-        self._waiting = 0  # how much that is
-        self._first: dict[int, bytes] = {}  # the first name in the archive of each inode that has several
+        self._buffer = memoryview(bytearray(_BUFFER))  # the part of the archive that is not yet written
+        self._waiting = 0  # bytes of that
+        self._first: dict[int, bytes] = {}  # the first name in the archive of each inode that has several names
         self._directory = Directory(root)
 
     def add(self, item: Found) -> None:
-        """Add an entry, or nothing if it is a socket or has gone."""
+        """Add the entry of a change, or nothing if the name is a socket or has gone."""
         path, kind, what = item
         directory, _, name = path.rpartition(b"/")
         if kind == DELETED:
@@ -128,7 +131,7 @@ class _Packer:
                 raise
 
     def close(self) -> None:
-        """Write what is left and the end of the archive."""
+        """Write the rest of the archive and its end."""
         self._put(TRAILER)
         self._flush()
 
@@ -158,7 +161,7 @@ class _Packer:
     def _add_other(self, path: bytes, name: bytes) -> None:
         now = os.lstat(name)
         kind = _TYPES.get(stat.S_IFMT(now.st_mode))
-        if kind in (None, FILE) or is_whiteout(now):  # a socket; or it was something else, and counts as gone
+        if kind in (None, FILE) or is_whiteout(now):  # a socket; or the name was replaced, and counts as gone
             return
         entry = self._entry(path, now, kind or FILE)
         entry.xattrs = _capability_of(name)
@@ -185,7 +188,7 @@ class _Packer:
         self._put(header(entry))
 
     def _put_content(self, fd: int, size: int) -> None:
-        """`size` bytes of a file, cut off or filled up with zeros if it has another size by now, and the padding."""
+        """Add `size` bytes of a file, cut off or filled up with zeros if its size has changed, and the padding."""
         if size <= _SMALL:
             if self._waiting + size > _BUFFER:
                 self._flush()
@@ -211,7 +214,7 @@ class _Packer:
         return left
 
     def _put(self, part: bytes) -> None:
-        """Add to the archive a part that is smaller than the buffer: headers have a name of PATH_MAX at most."""
+        """Add a part that is smaller than the buffer: the name in a header has PATH_MAX bytes at most."""
         if self._waiting + len(part) > _BUFFER:
             self._flush()
         end = self._waiting + len(part)
@@ -224,7 +227,7 @@ class _Packer:
 
 
 def _capability_of(target: bytes | int) -> dict[bytes, bytes]:
-    """The file capabilities as an archive has them: without the user id of revision 3, which means nothing there."""
+    """Return the file capabilities as an archive has them: without the user id of revision 3, which is the host's."""
     value = capability(target)
     if value[3:4] == b"\3":
         value = value[:3] + b"\2" + value[4:20]

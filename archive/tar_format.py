@@ -1,6 +1,6 @@
-"""An archive's members, the words that reading and writing share. Touches no file system.
+"""The entries of an archive, and the constants that reading and writing share. Touches no file system.
 
-Names are bytes from end to end: Linux knows no encoding of names and layers hold all sorts.
+Names are bytes everywhere: Linux knows no encoding of names, and layers hold all sorts of them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ FILE, LINK, SYMLINK, CHARDEV, BLOCKDEV, DIRECTORY, FIFO = b"0", b"1", b"2", b"3"
 HEADER_ONLY = frozenset((LINK, SYMLINK, CHARDEV, BLOCKDEV, DIRECTORY, FIFO))  # no data follows, whatever the size says
 PAX, PAX_GLOBAL = b"x", b"g"
 
-XATTR = b"SCHILY.xattr."  # and the name of the attribute: a pax record
+XATTR = b"SCHILY.xattr."  # followed by the name of the attribute: the key of a pax record
 NANOSECONDS = 10**9
-_QUOTED = 100  # bytes from each end of a name that are told
+_QUOTED = 100  # bytes from each end of a long name that are shown
 MAX_SPECIAL = 1 << 20  # Go's maxSpecialFileSize: no long name or pax header is bigger
 
 
@@ -30,16 +30,16 @@ class ArchiveError(Failure):
 
 
 def quote(name: bytes) -> str:
-    """A name from an archive on one printable line, in quotes; the middle of a very long one is left out."""
+    """Return a name from an archive in quotes, on one printable line; the middle of a very long name is left out."""
     if len(name) > 2 * _QUOTED:
         name = name[:_QUOTED] + b"..." + name[-_QUOTED:]
     return ascii(name)[1:]
 
 
 class Entry:
-    """One member of an archive, with every extension header already applied to it.
+    """One entry of an archive, with every extension header already applied to it.
 
-    Most attributes of most members have the values below, which costs nothing as long as the class keeps them.
+    Most fields of most entries have the values below, which cost nothing as long as they are the class's.
     """
 
     uid = gid = 0

@@ -1,8 +1,8 @@
-"""Headers of a tar as Go's archive/tar writes them. Touches no file system.
+"""Makes the headers of a tar as Go's archive/tar does. Touches no file system.
 
-The bytes are those of Go's `Writer` for a header of FormatPAX, which moby's Diff asks for: ustar where it fits, a pax
-header in front where it does not. A negative time alone differs: Go leaves a sign in an octal field, which GNU tar
-complains about.
+The bytes are those of Go's `Writer` for a header of FormatPAX, which moby's Diff asks for: a ustar header if the entry
+fits, and a pax header in front of it if not. Only a negative time differs: Go leaves a sign in an octal field, and GNU
+tar complains about that.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from archive.tar_format import BLOCK, FILE, NANOSECONDS, PAX, XATTR, Entry
 
 _LIMIT_8, _LIMIT_12 = 8**7, 8**11  # what fields of 8 and 12 bytes hold in octal, with a NUL at their end
 _MAGIC = b"ustar\x0000"
-_NO_NAMES = bytes(64)  # of user and group: layers know numbers only
+_NO_NAMES = bytes(64)  # of user and group: layers have their ids only
 _PLAIN_BACK = FILE + bytes(100) + _MAGIC + _NO_NAMES + b"0000000\x000000000\0" + bytes(167)
 _PLAIN_SUM = sum(_PLAIN_BACK) + 8 * 0x20
 
 
 class _Owners(dict[tuple[int, int, int], "bytes | None"]):
-    """Mode, user and group as a header has them; None if one is too big. They repeat, so they are kept."""
+    """A cache of the fields of mode, user and group; None if one is too big. Most of them repeat."""
 
     def __missing__(self, key: tuple[int, int, int]) -> bytes | None:
         mode, uid, gid = key
@@ -34,9 +34,9 @@ _OWNERS = _Owners()
 
 
 def plain_header(name: bytes, owner: tuple[int, int, int], size: int, seconds: int) -> bytes | None:
-    """What `header` returns for a file without anything special, at a fraction of the cost; None if it is special.
+    """Return what `header` returns for a plain file, at a fraction of the cost; None if it needs `header`.
 
-    `owner` is mode, user and group.
+    `owner` is mode, user and group; a time is in seconds.
     """
     fields = _OWNERS[owner]
     if fields is None or len(name) > 100 or not name.isascii() or size >= _LIMIT_12 or not 0 <= seconds < _LIMIT_12:
@@ -46,7 +46,7 @@ def plain_header(name: bytes, owner: tuple[int, int, int], size: int, seconds: i
 
 
 def header(entry: Entry) -> bytes:
-    """The header of an entry, with a pax header in front of it if ustar cannot hold it. Times go down to seconds."""
+    """Return the header of an entry, with a pax header in front of it if ustar cannot hold it. Times lose fractions."""
     records = _records(entry)
     split = _split(entry.name)
     if not entry.name.isascii() or (len(entry.name) > 100 and (split is None or records)):
@@ -69,7 +69,7 @@ def header(entry: Entry) -> bytes:
 
 
 def _records(entry: Entry) -> dict[bytes, bytes]:
-    """The pax records that an entry needs, its path left out."""
+    """Return the pax records that an entry needs, without that of its path."""
     records = {XATTR + key: value for key, value in entry.xattrs.items()}
     if len(entry.link) > 100 or not entry.link.isascii():
         records[b"linkpath"] = entry.link
@@ -85,7 +85,7 @@ def _records(entry: Entry) -> dict[bytes, bytes]:
 
 
 def _split(name: bytes) -> tuple[bytes, bytes] | None:
-    """A long name as ustar's prefix and name (Go: splitUSTARPath), None if it cannot be."""
+    """Return a long name as ustar's prefix and name (Go: splitUSTARPath); None if that is not possible."""
     if len(name) <= 100 or not name.isascii():
         return None
     slash = name.rfind(b"/", 0, min(156, len(name) - name.endswith(b"/")))
@@ -95,7 +95,7 @@ def _split(name: bytes) -> tuple[bytes, bytes] | None:
 
 
 def _pax_header(path: bytes, records: dict[bytes, bytes]) -> bytes:
-    """The pax header and its data that carry `records`, sorted by their keys."""
+    """Return a pax header and its data, the `records`, sorted by their keys."""
     data = b""
     for key in sorted(records):
         length = len(key) + len(records[key]) + 3
@@ -108,15 +108,15 @@ def _pax_header(path: bytes, records: dict[bytes, bytes]) -> bytes:
 
 
 def _sealed(front: bytes, kind: bytes, back: bytes, prefix: bytes) -> bytes:
-    """A block of what stands before the checksum and what stands behind it, with the checksum between."""
+    """Return a header block: `front`, which stands before the checksum, the checksum, and what stands behind it."""
     block = (b"%s        %s%s" % (front, kind, back.ljust(188, b"\0") + prefix)).ljust(BLOCK, b"\0")
-    # The lower half of an Adler-32 is one more than the sum of the bytes, as long as that is below 65521: a header is
-    # ASCII, so it always is. It takes a fortieth of the time of sum().
+    # The lower half of an Adler-32 is one more than the sum of the bytes, if that is below 65521. It always is, since a
+    # header is ASCII. This takes a fortieth of the time of sum().
     return b"%s%06o\0 %s" % (block[:148], (zlib.adler32(block) & 0xFFFF) - 1, block[156:])
 
 
 def _octal(value: int, width: int) -> bytes:
-    """A number in its field; a field of NULs if a pax record has it."""
+    """Return a number as a field; a field of NULs if it does not fit: then a pax record has it."""
     return b"%0*o\0" % (width - 1, value) if 0 <= value < 8 ** (width - 1) else bytes(width)
 
 
@@ -125,7 +125,7 @@ def _ascii(name: bytes) -> bytes:
 
 
 def _text(name: bytes, width: int) -> bytes:
-    """A name in its field; where it was cut it does not end in a slash (Go: formatString)."""
+    """Return a name as a field; a name that was cut does not end in a slash (Go: formatString)."""
     text = _ascii(name)
     if len(text) > width and text[width - 1 : width] == b"/":
         text = text[:width].rstrip(b"/")

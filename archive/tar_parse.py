@@ -1,6 +1,6 @@
-"""The bytes of tar headers and what they say, as Go's archive/tar takes them (`reader.go`, `strconv.go`).
+"""Parses the bytes of tar headers, as Go's archive/tar does (`reader.go`, `strconv.go`).
 
-Every function raises ValueError, with a text for the user, if the bytes are not what they should be.
+Every function but `text_of` raises ValueError, with a text for the user, if the bytes are malformed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from archive.tar_format import FILE, NANOSECONDS, XATTR, Entry
 
 
 class _Numbers(dict[bytes, int]):
-    """Numeric fields and what they say. They repeat, so they are kept."""
+    """A cache of numeric fields and their numbers. Most of them repeat."""
 
     def __missing__(self, field: bytes) -> int:
         if len(self) == 4096:
@@ -24,7 +24,7 @@ _NUMBERS = _Numbers()
 
 
 def parse_number(field: bytes) -> int:
-    """A numeric field: octal text or base-256 (Go: parseNumeric). ValueError if it is neither."""
+    """Return the number of a field: octal text or base-256 (Go: parseNumeric)."""
     if field[0] & 0x80:
         value = int.from_bytes(field, "big") & ~(0x80 << 8 * (len(field) - 1))
         if field[0] & 0x40:
@@ -39,14 +39,14 @@ def parse_number(field: bytes) -> int:
 
 
 def text_of(field: bytes) -> bytes:
-    """What stands before the first NUL."""
+    """Return the text of a field: what stands before the first NUL."""
     return field.partition(b"\0")[0]
 
 
 def _check_sum(block: bytes) -> None:
-    """ValueError unless the checksum of a header is right: the sum of its bytes, the checksum itself taken as blanks.
+    """Raise ValueError unless the checksum of a header is the sum of its bytes, with blanks in place of the checksum.
 
-    Some old programs added signed bytes; Go takes those too.
+    Some old programs added signed bytes; Go takes their headers, too.
     """
     stored = parse_number(block[148:156])
     summed = block[:148] + b"        " + block[156:]
@@ -55,11 +55,11 @@ def _check_sum(block: bytes) -> None:
 
 
 def parse_header(block: bytes, plain: dict[bytes, int]) -> Entry:
-    """The entry that one header block describes by itself. ValueError if it is not a header.
+    """Return the entry that one header block describes by itself.
 
-    `plain` keeps the second halves that say nothing but "a file", and their share of the checksum: of the headers of an
-    archive most have the same one. The lower half of the Adler-32 of a first half is the sum of its bytes and one; zlib
-    has it forty times faster than a loop.
+    `plain` is a cache of second halves that say nothing but "a file", and their share of the checksum: most headers of
+    an archive have the same second half. The lower half of the Adler-32 of a first half is the sum of its bytes and
+    one; zlib computes it forty times faster than a loop.
     """
     back = block[156:]
     share = plain.get(back, -1)
@@ -80,7 +80,7 @@ def parse_header(block: bytes, plain: dict[bytes, int]) -> Entry:
 
 
 def _parse_extras(entry: Entry, extras: bytes) -> bool:
-    """What newer formats have behind the fields of v7; True if there is anything."""
+    """Apply the fields that newer formats have behind those of v7; True if there is a prefix."""
     magic, major, minor, prefix = extras[:8], extras[72:80], extras[80:88], extras[88:243]
     if magic == b"ustar  \0":
         prefix = _broken_go_prefix(prefix)
@@ -96,7 +96,7 @@ def _parse_extras(entry: Entry, extras: bytes) -> bool:
 
 
 def _broken_go_prefix(prefix: bytes) -> bytes:
-    """The directory that Go before 1.8 put where GNU tar keeps two times (Go: readHeader, issue 12594), or nothing."""
+    """Return the prefix that Go before 1.8 wrote where GNU tar has two times (Go: readHeader, issue 12594), or b""."""
     try:
         for field in (prefix[:12], prefix[12:24]):
             if field[0]:
@@ -107,7 +107,7 @@ def _broken_go_prefix(prefix: bytes) -> bytes:
 
 
 def parse_pax(data: bytes) -> list[tuple[bytes, bytes]]:
-    """The records of a pax header, in order (Go: parsePAXRecord). ValueError if one is malformed."""
+    """Return the records of a pax header, in order (Go: parsePAXRecord)."""
     records = []
     pos = 0
     while pos < len(data):
@@ -127,6 +127,7 @@ def parse_pax(data: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def parse_decimal(text: bytes) -> int:
+    """Return the number of a decimal text, with or without a sign."""
     digits = text[1:] if text[:1] in (b"-", b"+") else text
     if not digits.isdigit() or len(digits) > 19:
         raise ValueError("malformed number")
@@ -134,7 +135,7 @@ def parse_decimal(text: bytes) -> int:
 
 
 def _pax_time(text: bytes) -> int:
-    """Nanoseconds of a pax time, digits beyond them cut off (Go: parsePAXTime)."""
+    """Return the nanoseconds of a pax time; further digits are cut off (Go: parsePAXTime)."""
     seconds, _, fraction = text.partition(b".")
     if fraction and not fraction.isdigit():
         raise ValueError("malformed time")
@@ -143,9 +144,9 @@ def _pax_time(text: bytes) -> int:
 
 
 def merge_pax(entry: Entry, records: list[tuple[bytes, bytes]]) -> None:
-    """Let the pax records override what the header says; an empty value overrides nothing (Go: mergePAX).
+    """Let the pax records override the fields of the header (Go: mergePAX).
 
-    An attribute may be empty (moby: createTarFile).
+    An empty value overrides nothing, but an attribute may be empty (moby: createTarFile).
     """
     xattrs: dict[bytes, bytes] = {}
     for key, value in records:

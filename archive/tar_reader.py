@@ -1,9 +1,9 @@
-"""A tar read entry by entry from a file descriptor. Touches no file system.
+"""Reads a tar entry by entry from a file descriptor. Touches no file system.
 
 Reading follows Go's archive/tar (`reader.go`, `strconv.go`), because moby reads layers with it: v7, ustar, star, GNU
 and pax headers, GNU long names, the four sparse formats, base-256 numbers, and the broken GNU prefix that Go before 1.8
-wrote and old registries still hold. tar_parse.py understands the bytes, here they are put together to entries. One
-difference: old GNU sparse files are taken, which moby's unpacking refuses.
+wrote and old registries still hold. tar_parse.py parses the bytes of headers; this module makes entries of them. One
+difference: this takes old GNU sparse files, which moby refuses.
 """
 
 from __future__ import annotations
@@ -35,14 +35,17 @@ _OLD_FILE, _GNU_SPARSE, _GNU_LONG_NAME, _GNU_LONG_LINK = b"\0", b"S", b"L", b"K"
 
 
 def write_all(fd: int, data: memoryview | bytes) -> None:
-    """Write all of it, in as many steps as it takes."""
+    """Write all of `data`, in as many steps as it takes. Raises OSError."""
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
 
 
 class Input:
-    """The archive as it comes in from a file descriptor, through one buffer that is never copied as a whole."""
+    """The archive, as it comes from a file descriptor, in one buffer that is never copied as a whole.
+
+    Its methods raise OSError if the archive cannot be read, or a target not be written.
+    """
 
     def __init__(self, fd: int, capacity: int = 1 << 20) -> None:
         self._fd = fd
@@ -50,7 +53,7 @@ class Input:
         self._pos = self._end = 0
 
     def _fill(self) -> bool:
-        """Append to the buffer what comes next, False at the end of the archive."""
+        """Append to the buffer what comes next. False at the end of the archive."""
         rest = bytes(self._view[self._pos : self._end])
         self._view[: len(rest)] = rest
         self._pos, self._end = 0, len(rest)
@@ -59,7 +62,7 @@ class Input:
         return got > 0
 
     def take(self, count: int) -> memoryview:
-        """The next `count` bytes, or what is left if the archive ends before; valid until the next call.
+        """Return the next `count` bytes, fewer if the archive ends; they are valid until the next call.
 
         `count` is at most the capacity of the buffer.
         """
@@ -70,7 +73,7 @@ class Input:
         return self._view[start:end]
 
     def pieces(self, count: int) -> Iterator[memoryview]:
-        """The next `count` bytes piece by piece, each valid until the next is asked for; fewer if the archive ends."""
+        """Yield the next `count` bytes in pieces, fewer if the archive ends; each is valid until the next call."""
         while count:
             if self._pos == self._end and not self._fill():
                 return
@@ -80,7 +83,7 @@ class Input:
             yield piece
 
     def copy_to(self, target: int, count: int) -> int:
-        """Write the next `count` bytes to an open file; return how many there were, fewer if the archive ends."""
+        """Write the next `count` bytes to an open file; return how many these were, fewer if the archive ends."""
         left = count
         for piece in self.pieces(min(count, self._end - self._pos)):
             write_all(target, piece)
@@ -106,7 +109,7 @@ class Input:
         return moved
 
     def drain(self) -> None:
-        """Read on to the end and forget it."""
+        """Read the rest of the input and drop it."""
         self._pos = self._end = 0
         while os.readv(self._fd, [self._view]):
             pass
@@ -123,10 +126,10 @@ class TarReader:
         self._plain: dict[bytes, int] = {}  # see parse_header
 
     def next_entry(self) -> Entry | None:
-        """The next entry, None at the end. What nobody has read of the entry before is skipped.
+        """Return the next entry, None at the end. The unread data of the entry before is skipped.
 
-        Raises ArchiveError if the archive is malformed or ends within an entry. An archive may end without its two
-        blocks of zeros, and with one of them only (Go: readHeader).
+        Raises ArchiveError if the archive is malformed or ends within an entry, OSError. An archive may end without its
+        two blocks of zeros, and with one of them only (Go: readHeader).
         """
         if self._left:
             for _ in self.data():
@@ -140,7 +143,10 @@ class TarReader:
             raise ArchiveError(f"invalid tar header after {quote(self._name)}: {error}") from error
 
     def whole(self, most: int = 1 << 16) -> memoryview | None:
-        """All stored bytes of the current entry, valid until the next call; None if they are more than `most`."""
+        """Return all stored bytes of the current entry, valid until the next call; None if they are more than `most`.
+
+        Raises ArchiveError if the archive ends within them.
+        """
         size = self._left
         if size > most:
             return None
@@ -152,14 +158,17 @@ class TarReader:
         return view[:size]
 
     def data(self) -> Iterator[memoryview]:
-        """The stored bytes of the current entry, in pieces that are valid until the next is asked for."""
+        """Yield the stored bytes of the current entry in pieces. Each is valid until the next is asked for.
+
+        Raises ArchiveError if the archive ends within them.
+        """
         for piece in self._source.pieces(self._left):
             self._left -= len(piece)
             yield piece
         self._complete()
 
     def copy_to(self, target: int) -> None:
-        """Write the stored bytes of the current entry to an open file."""
+        """Write the stored bytes of the current entry to an open file. Raises ArchiveError as `data` does."""
         self._left -= self._source.copy_to(target, self._left)
         self._complete()
 
@@ -174,7 +183,7 @@ class TarReader:
         return block
 
     def _special(self, size: int) -> bytes:
-        """The data of a long name or pax header."""
+        """Return the data of a long name or pax header. Raises ValueError if it is too long."""
         if size > MAX_SPECIAL:
             raise ValueError(f"an extension header of {size} bytes, {MAX_SPECIAL} are the most")
         self._left = size
@@ -216,13 +225,13 @@ class TarReader:
                 return entry
 
     def _end(self, block: bytes) -> None:
-        """Make sure that a block of zeros ends the archive: nothing or a second one follows."""
+        """Raise ValueError unless nothing, or a second block of zeros, follows a block of zeros."""
         if block and self._block() not in (b"", ZEROS):
             raise ValueError("a block of zeros before it")
 
     def _settle(self, entry: Entry, block: bytes, pax: list[tuple[bytes, bytes]]) -> None:
-        """Decide the type of an entry and what follows it in the archive."""
-        if entry.type == _OLD_FILE:  # archives older than ustar tell a directory by its name
+        """Decide the type of an entry, and how much data follows its header."""
+        if entry.type == _OLD_FILE:  # in archives older than ustar the name tells that it is a directory
             entry.type = DIRECTORY if entry.name.endswith(b"/") else FILE
         self._left = 0 if entry.type in HEADER_ONLY else entry.size
         self._padding = -self._left % BLOCK
@@ -235,7 +244,7 @@ class TarReader:
             _check_sparse(entry, self._left)
 
     def _old_sparse_map(self, block: bytes) -> list[tuple[int, int]]:
-        """The map of an old GNU sparse file: four entries in its header, 21 in each block that follows it."""
+        """Return the map of an old GNU sparse file: four segments in its header, 21 in each block that follows it."""
         sparse: list[tuple[int, int]] = []
         area, more = block[386:482], block[482]
         while True:
@@ -276,7 +285,7 @@ class TarReader:
         entry.size = parse_decimal(records.get(b"realsize") or records.get(b"size") or b"%d" % entry.size)
 
     def _sparse_map_in_data(self, entry: Entry) -> list[tuple[int, int]]:
-        """The map of format 1.0: decimal lines at the start of the data, up to a full block."""
+        """Return the map of format 1.0: decimal lines at the start of the data, up to a full block."""
         text = b""
         wanted = 1
         while text.count(b"\n") < wanted:
@@ -292,7 +301,7 @@ class TarReader:
 
 
 def _check_sparse(entry: Entry, stored: int) -> None:
-    """ValueError unless the map of a sparse file is in order, within the file, and as long as the data."""
+    """Raise ValueError unless the map of a sparse file is in order, within the file, and as long as the data."""
     end = 0
     for offset, length in entry.sparse or ():
         if offset < end or length < 0:

@@ -52,7 +52,7 @@ __all__ = [
     "size",
 ]
 
-log = logging.getLogger("archive")
+log = logging.getLogger("transfer")
 
 _PIECE = 1 << 20
 _F_SETPIPE_SZ = 1031  # fcntl.F_SETPIPE_SZ from Python 3.10 on

@@ -1,4 +1,4 @@
-"""Removing a tree, whose depth whoever made it has chosen: neither the length of a path nor recursion sets a limit."""
+"""Removes a tree of any depth, which an archive may choose: neither the length of a path nor recursion sets a limit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 def remove_directory(path: bytes) -> None:
-    """Remove a directory of any depth and all in it. Uses the working directory, and leaves it at "/"."""
+    """Remove a directory of any depth and all in it. The working directory is "/" afterwards. Raises OSError."""
     try:
         os.chdir(path)
         pending = [_empty_working_directory()]
@@ -25,7 +25,7 @@ def remove_directory(path: bytes) -> None:
 
 
 def _empty_working_directory() -> list[bytes]:
-    """Remove all but the directories in the working directory, and return their names."""
+    """Remove all but the directories from the working directory, and return the names of these directories."""
     with os.scandir(b".") as entries:
         found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
     for name, is_directory in found:

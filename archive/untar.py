@@ -1,20 +1,20 @@
-"""Lay a layer's archive down in the root directory of the process, entry by entry and in order.
+"""Lays a layer's archive down in the root directory of the process, entry by entry and in order.
 
 This runs confined (see confined.py): "/" is the layer. So a name, a link or a symlink can lead to nothing outside,
 and an absolute symlink leads where it would in a container. The rules are those of moby's `UnpackLayer`
 (pkg/archive/diff.go) and `createTarFile` (pkg/archive/archive.go) of v27. What differs, on purpose:
-- an opaque whiteout spares a directory of a lower layer that holds something of this layer (moby forgets it if the
+- an opaque whiteout spares a directory of a lower layer that holds something of this layer (moby removes it if the
   archive has no entry for the directory itself; the OCI image spec and overlay2 do not);
 - a whiteout of "", "." or ".." is an error (moby would remove the directory it is in, or the one above);
 - only a directory can be the entry for the root;
-- a directory whose path became something else later in the archive does not pass its times on;
+- if a directory's path becomes another thing later in the archive, that does not get the directory's times;
 - what overlayfs would take for its own is left out, and counted: a character device 0:0 (its whiteout), with the hard
   links to it, and attributes trusted.overlay.* (an opaque directory, a directory that is found elsewhere). The kernel
-  refuses the device in a view of overlayfs, and the attributes too, or keeps them in another name (6.7 and newer).
+  refuses the device in a view of overlayfs, and the attributes too, or stores them under another name (6.7 and newer).
 
-Plain files are handed over to a bsdtar that runs beside us (bsdtar_feed.py), if the host has one and there are many.
-What it lays down is what we would, in an order that nobody can tell from that of the archive: an entry that could meet
-a file that is still on its way waits for all of them.
+If the host has bsdtar and there are many plain files, they are handed over to a bsdtar that runs beside us
+(bsdtar_feed.py). The result is the same, whatever the order of the two: an entry that could meet a file that was handed
+over and may not be there yet waits for all such files.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 
 _WHITEOUT = b".wh."
 _OPAQUE = b".wh..wh..opq"
-_AUFS = b"/.wh..wh."  # what aufs kept for itself in the root of a layer; nothing of it is laid down
+_AUFS = b"/.wh..wh."  # aufs had its own files in the root of a layer; they are not laid down
 _AUFS_LINKS = b"/.wh..wh.plnk"
-_IMPLIED_MODE = 0o755  # of a directory that the archive has no entry for (moby: ImpliedDirectoryMode)
+_IMPLIED_MODE = 0o755  # of a directory for which the archive has no entry (moby: ImpliedDirectoryMode)
 _LAST_TIME = (1 << 63) - 1  # nanoseconds: the year 2262 (moby: unixMaxTime)
 _DEFAULT_ACL = b"system.posix_acl_default"
-_MOST_DROPPED = 8  # attributes that are told by their names
+_MOST_DROPPED = 8  # names of attributes in the message of what was left out
 _OVERLAYFS_WHITEOUT = b"character device 0:0"
 _OF_OVERLAYFS = b"trusted.overlay."
 _KNOWN = (b"user.", b"trusted.", b"security.", b"system.posix_acl_")  # attributes that the kernel stores
@@ -52,9 +52,10 @@ _NODE_TYPES = {CHARDEV: stat.S_IFCHR, BLOCKDEV: stat.S_IFBLK, FIFO: stat.S_IFIFO
 
 
 class Untar:
-    """One archive on its way into the layer. Needs the root user, the layer as "/", and umask 0.
+    """One archive that is being laid down. Needs the root user, the layer as "/", and umask 0.
 
-    While the directory at hand is reached through a symlink nothing is pending, so a pending path has one name only.
+    A pending file is one that was handed over and may not be there yet. None is pending while the current directory is
+    reached through a symlink. So a pending file has one path only.
     """
 
     def __init__(self, reader: TarReader, uids: Ranges, gids: Ranges, handover: Handover | None = None) -> None:
@@ -63,23 +64,22 @@ class Untar:
         self._handover = handover
         self._pending = handover.pending if handover is not None else set()
         self._straight = {b"/"}  # directories that are known to be reached through no symlink
-        self._present = b""  # the directory that is known to exist, or "", and
-        self._plain = False  # whether it is straight and passes nothing on to what is created in it
+        self._present = b""  # the current directory, which is known to exist, or ""
+        self._plain = False  # whether the current directory is straight and passes nothing on to new files in it
         self._unpacked: set[bytes] = set()  # the paths of this layer
         self._holding: set[bytes] = {b"/"}  # the directories that hold paths of this layer
         self._left_out: set[bytes] = set()  # the paths of whiteouts of overlayfs
-        # Attributes, and such whiteouts: of how many entries, the name of the first.
+        # What was left out, an attribute or such whiteouts: the number of entries, and the name of the first.
         self.dropped: dict[bytes, tuple[int, bytes]] = {}
-        self._times: dict[
-            bytes, tuple[int, int]
-        ] = {}  # of directories: set at the end, when nothing changes them any more
-        self._aufs = b""  # where the targets of aufs' hard links wait
+        # The times of directories are set at the end, when nothing changes the directories any more.
+        self._times: dict[bytes, tuple[int, int]] = {}
+        self._aufs = b""  # the directory for the targets of aufs' hard links
         self._aufs_entries: dict[bytes, Entry] = {}
 
     def run(self) -> int:
-        """Lay down everything and return the sum of the sizes in the headers, in bytes.
+        """Lay down all entries and return the sum of the sizes in their headers, in bytes.
 
-        Raises ArchiveError with the name of the entry; what was laid down until then stays.
+        Raises ArchiveError with the name of the entry. The entries that were laid down until then stay.
         """
         size = 0
         while True:
@@ -135,16 +135,16 @@ class Untar:
             self._remember(path, parent or b"/")
 
     def _is_whiteout_of_overlayfs(self, entry: Entry) -> bool:
-        """Whether this is one, or another name of one that was left out."""
+        """Whether an entry is a whiteout of overlayfs, or a hard link to one that was left out."""
         if entry.type == LINK:
             target = _clean(entry.link)
             return target in self._left_out and target not in self._unpacked
         return entry.type == CHARDEV and entry.devmajor == entry.devminor == 0
 
     def _lay_down_plain(self, entry: Entry) -> bool:
-        """Lay down what most entries of most archives are, with the fewest steps; False if this is not one of them.
+        """Lay down a plain file in the current directory with few steps; False if the entry is another thing.
 
-        The result is the same as that of `_lay_down`.
+        Most entries of most archives are such files. The result is the same as that of `_lay_down`.
         """
         if entry.type != FILE:
             return False
@@ -158,7 +158,7 @@ class Untar:
         return True
 
     def _hand_over(self, path: bytes, entry: Entry) -> bool:
-        """Let bsdtar create a file in the directory at hand; False if that is not for it."""
+        """Let bsdtar create a file in the current directory; False if the file is not for bsdtar."""
         if self._handover is None or not self._plain or entry.xattrs or entry.sparse is not None:
             return False
         owner = self._owner(entry.uid, entry.gid)
@@ -170,7 +170,7 @@ class Untar:
         return True
 
     def _wait(self) -> None:
-        """Let every file that was handed over be laid down."""
+        """Wait until no file is pending."""
         if self._handover is not None:
             self._handover.flush()
 
@@ -184,7 +184,7 @@ class Untar:
         return to_host(self._uids, uid, "user"), to_host(self._gids, gid, "group")
 
     def _need_directory(self, path: bytes) -> None:
-        """Create a directory that the archive takes for granted, and those above (moby: createImpliedDirectories)."""
+        """Create a directory that has no entry, and those above it (moby: createImpliedDirectories), if missing."""
         if path == self._present:
             return
         missing = []
@@ -199,20 +199,20 @@ class Untar:
         for directory in reversed(missing):
             os.mkdir(directory, _IMPLIED_MODE)
             os.chown(directory, *self._owner(0, 0))
-            inherited = os.lstat(directory).st_mode  # setgid from above stays, the mode of a default ACL does not
+            inherited = os.lstat(directory).st_mode  # an inherited setgid stays, the mode of a default ACL does not
             if inherited & 0o777 != _IMPLIED_MODE:
                 os.chmod(directory, _IMPLIED_MODE | inherited & stat.S_ISGID)
         self._present = path
         self._plain = self._is_straight(path) and _passes_nothing_on(path)
 
     def _is_straight(self, path: bytes) -> bool:
-        """Whether this is a directory that is reached through no symlink."""
+        """Whether `path` is a directory that is reached through no symlink."""
         found = []
         while path not in self._straight:
             try:
                 if not stat.S_ISDIR(os.lstat(path).st_mode):
                     return False
-            except OSError:  # whether that is an error depends on what the entry wants there
+            except OSError:  # whether that is an error depends on what the entry does there
                 return False
             found.append(path)
             path = _above(path)
@@ -220,7 +220,7 @@ class Untar:
         return True
 
     def _remove(self, path: bytes) -> None:
-        """Remove whatever is at `path`, with all that is in it; nothing there is fine."""
+        """Remove `path` with all that is in it, if it exists."""
         self._present = b""
         if path in self._pending:
             self._wait()
@@ -234,7 +234,7 @@ class Untar:
             remove_directory(path)
 
     def _make_opaque(self, directory: bytes) -> None:
-        """Remove what lower layers left in a directory, and keep what this archive brought."""
+        """Remove from a directory all that is of lower layers, and spare what this archive brought."""
         self._present = b""
         if not stat.S_ISDIR(os.lstat(directory).st_mode):  # moby walks it without following a symlink either
             return
@@ -250,7 +250,7 @@ class Untar:
                     pending.append(path)
 
     def _keep_aufs_target(self, base: bytes, entry: Entry) -> None:
-        """Unpack a file that only serves as the target of hard links, as archives made on aufs have them."""
+        """Lay down a file that only serves as the target of hard links, as archives made on aufs have them."""
         if not self._aufs:
             self._aufs = b"/.dockerplnk-" + os.urandom(8).hex().encode()
             os.mkdir(self._aufs, 0o700)
@@ -262,7 +262,7 @@ class Untar:
             self._write(file.fileno(), entry)
 
     def _create(self, path: bytes, entry: Entry) -> None:
-        """Create one entry with all its attributes, in place of whatever is there (moby: createTarFile)."""
+        """Create one entry with all its attributes, in the place of what is there (moby: createTarFile)."""
         if path == b"/" and entry.type != DIRECTORY:
             raise ArchiveError(f"{quote(entry.name)}: only a directory can be the root of a layer")
         if path in self._pending or (entry.type == DIRECTORY and _DEFAULT_ACL in entry.xattrs):
@@ -295,7 +295,7 @@ class Untar:
             create()
 
     def _create_directory(self, path: bytes, mode: int) -> None:
-        """Create a directory, or keep the one that is there: the two are merged."""
+        """Create a directory. One that is there stays, with its content."""
         try:
             os.mkdir(path, mode)
         except FileExistsError:
@@ -327,9 +327,9 @@ class Untar:
         self._dress(path, entry, self._owner(entry.uid, entry.gid))
 
     def _create_plain_file(self, path: bytes, entry: Entry) -> bool:
-        """Create a file in the directory at hand; False if it needs more than that.
+        """Create a file in the current directory, without chown and chmod; False if it needs one of them.
 
-        A new file of root in a directory that passes nothing on needs neither chown nor chmod.
+        A new file of root needs neither in a directory that passes nothing on.
         """
         mode = entry.mode & 0o7777
         if mode & _SPECIAL or entry.uid or entry.gid or self._uids or self._gids or entry.xattrs:
@@ -372,7 +372,7 @@ class Untar:
             write_all(fd, data)
 
     def _write_sparse(self, fd: int, entry: Entry) -> None:
-        """Write the data of a sparse file where its map has it, and leave holes in between."""
+        """Write the data of a sparse file to the offsets in its map, and leave holes between them."""
         segments = iter(entry.sparse or ())
         left = 0
         for piece in self._reader.data():
@@ -388,20 +388,20 @@ class Untar:
         os.ftruncate(fd, entry.size)
 
     def _dress(self, path: bytes, entry: Entry, owner: tuple[int, int], *, follow: bool = True) -> None:
-        """Give what is at `path` its owner, attributes, mode and times, in moby's order. A symlink has no mode."""
+        """Set the owner, attributes, mode and times of `path`, in moby's order. A symlink has no mode."""
         os.chown(path, *owner, follow_symlinks=False)
         self._set_xattrs(path, entry)
         if follow:
             os.chmod(path, entry.mode & 0o7777)
-        if follow or entry.type == SYMLINK:  # another name of a symlink leaves its times alone
+        if follow or entry.type == SYMLINK:  # a hard link to a symlink does not change its times
             os.utime(path, ns=_times(entry, bound=follow), follow_symlinks=follow)
 
     def _set_xattrs(self, target: int | bytes, entry: Entry) -> None:
-        """Set the attributes of an entry. What nobody could read here is left out, and counted.
+        """Set the attributes of an entry. Those that nobody could read here are left out, and counted.
 
-        That is what the kernel forbids (moby: the same): user.* on a symlink for instance; and what it does not know:
-        com.apple.* and the like. dockerd before 25 leaves that out, 25 and newer refuse the image. What is of overlayfs
-        is not even tried.
+        These are attributes that the kernel forbids, such as user.* on a symlink (moby does the same), and those that
+        it does not know, such as com.apple.*. dockerd before 25 leaves the latter out, 25 and newer refuse the image.
+        Attributes of overlayfs are not even tried.
         """
         for name, value in entry.xattrs.items():
             if name.startswith(_OF_OVERLAYFS):
@@ -434,7 +434,7 @@ def _above(path: bytes) -> bytes:
 
 
 def _exists(path: bytes) -> bool:
-    """Whether a name exists; unlike os.path.lexists, which calls a path missing that is too long to look at."""
+    """Whether a path exists. Unlike os.path.lexists, this raises OSError for a path that is too long."""
     try:
         os.lstat(path)
     except FileNotFoundError:
@@ -443,9 +443,9 @@ def _exists(path: bytes) -> bool:
 
 
 def _passes_nothing_on(directory: bytes) -> bool:
-    """Whether a new file there gets the owner and the mode that it is created with: no setgid bit, no default ACL.
+    """Whether a new file in a directory gets owner and mode as it was created: no setgid bit, no default ACL.
 
-    False for what is no directory or leads nowhere: whether that is an error depends on what the entry wants there.
+    False if this is no directory or does not exist: whether that is an error depends on what the entry does there.
     """
     try:
         status = os.stat(directory)
@@ -455,7 +455,7 @@ def _passes_nothing_on(directory: bytes) -> bool:
 
 
 def _clean(name: bytes) -> bytes:
-    """A name of the archive as a path from the root, without ".", ".." and doubled slashes (Go: filepath.Clean)."""
+    """Return a name of the archive as a path from "/", without ".", ".." and doubled slashes (Go: filepath.Clean)."""
     path = b"/" + name.lstrip(b"/") if name[:2] != b"./" else name[1:]
     if b"//" in path or b"/." in path or path.endswith(b"/"):
         return posixpath.normpath(b"/" + path.lstrip(b"/"))
@@ -463,7 +463,7 @@ def _clean(name: bytes) -> bytes:
 
 
 def _device(entry: Entry) -> int:
-    """The number of a device node; OverflowError for one that the kernel does not have."""
+    """Return the number of a device node. Raises OverflowError if the kernel has no such number."""
     major, minor = entry.devmajor, entry.devminor
     if not (0 <= major < limits.MAJORS and 0 <= minor < limits.MINORS):
         most = f"{limits.MAJORS - 1}:{limits.MINORS - 1}"
@@ -472,7 +472,7 @@ def _device(entry: Entry) -> int:
 
 
 def _times(entry: Entry, *, bound: bool = True) -> tuple[int, int]:
-    """Access and modification time: none outside of what moby sets, the access never before the modification."""
+    """Return access and modification time, within the limits of moby, the access never before the modification."""
     mtime = entry.mtime
     if entry.atime is None and 0 <= mtime <= _LAST_TIME:
         return mtime, mtime

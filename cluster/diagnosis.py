@@ -72,17 +72,17 @@ def _ask(pool: rbdcli.Pool) -> str:
     try:
         with deadline.within(deadline.GRACE_SECONDS):
             health = pool.ceph("health", "detail")
-        checks = dict(health["checks"])
+        status, checks = health["status"], dict(health["checks"])
         messages = [item["message"] for check in checks.values() for item in check.get("detail") or [check["summary"]]]
     except command.CommandMissing:
         return _ask_without_ceph(pool)
     except command.CommandError as error:
         return _no_monitor(pool, error)
-    except (LookupError, ValueError, TypeError):
+    except (LookupError, ValueError, TypeError, AttributeError):
         return "what the cluster says of its health is not understood; see: ceph health detail"
     if not messages:
-        return f"the monitors say {health['status']}; if so, an OSD hangs or this host does not reach it: ceph osd perf"
-    return f"the cluster says {health['status']}: {'; '.join(messages)[:MESSAGES_LIMIT]}; see: ceph health detail"
+        return f"the monitors say {status}; if so, an OSD hangs or this host does not reach it: ceph osd perf"
+    return f"the cluster says {status}: {'; '.join(messages)[:MESSAGES_LIMIT]}; see: ceph health detail"
 
 
 def _ask_without_ceph(pool: rbdcli.Pool) -> str:

@@ -22,13 +22,14 @@ from graph.lifetime import Lifetime
 from graph.read_ahead import ReadAhead
 from graph.reaper import Reaper
 from host import command, deadline
-from images.layers import BASE, LayerError
+from images.layers import LayerError
+from images.names import BASE
 from images.options import Options, parse_layer_size
-from mapped.busy import LayerBusy
 from mapped.home import Home
 from mapped.host_layers import HostLayers
 from mapped.states import State
-from mapped.views import Place
+from mapped.unmounting import LayerBusy
+from mapped.view import Place
 
 log = logging.getLogger("driver")
 

@@ -21,7 +21,7 @@ from host.failure import EXPECTED_OF_PROGRAMS
 from images import layer_state
 from images.layers import INIT_SUFFIX
 from mapped.host_layers import HostLayers
-from mapped.views import Place
+from mapped.view import Place
 
 log = logging.getLogger("read_ahead")
 

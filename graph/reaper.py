@@ -24,8 +24,8 @@ import rbdcli
 from host import command, deadline
 from host.background import Background, Group
 from images.layers import LayerError
-from mapped.busy import LayerBusy
 from mapped.host_layers import HostLayers
+from mapped.unmounting import LayerBusy
 
 log = logging.getLogger("reaper")
 
@@ -139,12 +139,12 @@ class Reaper:
     def _delete_trashed(self, item: str) -> bool:
         """Delete one image in the trash, or ask for that of all but those that are on their way there."""
         if item == _TRASH:
-            for removed in self._layers.removed():
+            for removed in self._layers.trash.removed():
                 if self._layers.layer(removed.name) not in self._removals:
                     self._trash.later(removed.image_id, 0)
             return True
         try:
-            if self._layers.delete_trashed(item, self._trash.is_stopped):
+            if self._layers.trash.delete(item, self._trash.is_stopped):
                 # A parent waits for its children.
                 self._trash.later(_TRASH, 0)
         except command.CommandGivenUp:

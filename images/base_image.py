@@ -15,10 +15,11 @@ import rbdcli
 from cluster import rados_objects
 from host import deadline
 from images import layer_state
-from images.layers import BASE, BASE_SNAPSHOT, OBJECT_SIZE, LayerError, Layers
+from images.layers import BASE_SNAPSHOT, OBJECT_SIZE, LayerError, Layers
+from images.names import BASE
 from images.options import Options
 
-log = logging.getLogger("baseimage")
+log = logging.getLogger("base_image")
 
 FORMAT_KEY = "docker_graph_driver.format"
 FORMAT, FIRST_FORMAT = "2", "1"

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -23,21 +22,17 @@ from cluster.owner import Owner
 from host import command
 from host.failure import Failure
 from images.family import Family
+from images.names import BASE, Names
 from images.options import Options, format_size
 from images.record import KEY, Record
+from images.trash import Trash
 
 log = logging.getLogger("layers")
 
-BASE = "base_image"
 BASE_SNAPSHOT = "empty"
 # In the image-meta of an image that was taken over from another host. The value is the image's own name: copies inherit
 # the key, but have another name, so they do not count as taken over.
 TAKEN_KEY = "docker_graph_driver.taken_over"
-# The sources (Ceph, librbd/Types.h) of trashed images that were removed: a `rbd rm` was cut short, or the image had
-# clones. An image that an operator moved to the trash has another source.
-REMOVED_SOURCES = ("REMOVING", "USER_PARENT")
-# The name of a base image, or of one that is being made. It begins with the prefix.
-_BASE_NAME = re.compile(rf"(.+)_{BASE}(?:\.[0-9a-f]{{12}})?")
 # Bytes. What is written is stored in such pieces; see HACKING.md.
 OBJECT_SIZE = 256 << 10
 INIT_SUFFIX = "-init"
@@ -71,17 +66,23 @@ class Layers:
         self.pool = pool
         self._options = options
         self._owner = Owner.here(home)
+        self._names = Names(options.imageprefix)
+        self.trash = Trash(pool, self._names)
         self._features = rbdcli.features(options.devicetype)
         # Caches of what Ceph knows: images, and what is below a layer.
         self._known: dict[str, Layer] = {}
         self._parents: dict[str, tuple[str, ...]] = {}
-        self._family = Family(self._names, self.parents_if_there)
+        self._family = Family(self.all, self.parents_if_there)
         # The layers that belong to this host, and when Ceph was asked for that, on the monotonic clock.
         self._ours: dict[str, float] = {}
 
     def image(self, layer: str) -> str:
         """Return the image name of a layer."""
-        return f"{self._options.imageprefix}_{layer}"
+        return self._names.image(layer)
+
+    def layer(self, image: str) -> str:
+        """Return the layer of an image of this prefix."""
+        return self._names.layer(image)
 
     def describe(self, layer: str) -> Layer:
         """Return what is known of a layer's image. Ceph is asked once. Raises LayerError if there is no image."""
@@ -105,19 +106,19 @@ class Layers:
     def images(self) -> list[str]:
         """Name the images of the pool that have this prefix, the base image among them."""
         names = self.pool.list()
-        ours = _OfPrefix(self._options.imageprefix, names)
-        return [name for name in names if name in ours]
+        return self._names.ours(names, names)
 
     def count(self) -> int:
         """Count the images of this prefix, the base image not among them."""
-        return len(self._names())
+        return len(self.all())
 
-    def _names(self) -> list[str]:
+    def all(self) -> list[str]:
+        """Name all layers of this prefix."""
         return self.among(self.images())
 
     def among(self, images: Iterable[str]) -> list[str]:
         """Name the layers of some images of this prefix; base images, whole or half made, are left out."""
-        return [self.layer(name) for name in images if not name.startswith(self.image(BASE))]
+        return self._names.layers(images)
 
     # -- what is below a layer, and on it -----------------------------------------------------
 
@@ -335,47 +336,6 @@ class Layers:
                 return
             rados_objects.delete(self.pool.beside(data.pool), names[at : at + EMPTY_AT_ONCE])
 
-    def trashed(self) -> list[rbdcli.Trashed]:
-        """Return the images in the pool's trash that have our prefix, whoever moved them there."""
-        found = [item for item in self.pool.trashed() if item.name.startswith(self.image(""))]
-        ours = _OfPrefix(self._options.imageprefix, self.pool.list() if found else ())
-        return [item for item in found if item.name in ours]
-
-    def removed(self) -> list[rbdcli.Trashed]:
-        """Return the images of `trashed` that were removed. Every driver of this prefix may delete them."""
-        return [item for item in self.trashed() if item.source in REMOVED_SOURCES]
-
-    def layer(self, image: str) -> str:
-        """Return the layer of an image of this prefix."""
-        return image[len(self.image("")) :]
-
-    def delete_trashed(self, image_id: str, give_up: Callable[[], bool] = _nobody) -> bool:
-        """Delete an image in the trash and its snapshots. Tell whether it is gone: an image with clones waits for them.
-
-        Raises rbdcli.RbdError if somebody is at work with it, or it was put there until a date; command.CommandGivenUp
-        after `give_up`.
-        """
-        try:
-            self.pool.remove_trashed(image_id, give_up)
-        except rbdcli.ImageHasChildren:
-            return self.pool.remove_snapshots_of_trashed(image_id) > 0 and self.delete_trashed(image_id, give_up)
-        except rbdcli.ImageMissing:
-            pass
-        return True
-
-    def reap(self) -> None:
-        """Delete the removed images in the trash that can be deleted now. A failure is logged."""
-        # A parent can go only after its children. So look again as long as an image went.
-        while sum(self._reap(item.image_id) for item in self.removed()):
-            pass
-
-    def _reap(self, image_id: str) -> bool:
-        try:
-            return self.delete_trashed(image_id)
-        except command.CommandError as error:
-            log.info("%s stays in the trash for now: %s", image_id, error)
-            return False
-
     def _make(self, layer: str, copied: str | None, origin: Layer, undo: contextlib.ExitStack) -> None:
         image = self.image(layer)
         try:
@@ -443,15 +403,3 @@ class Layers:
         except command.CommandError as error:
             # The error for which the image is deleted is worth more to the caller than this one.
             log.error("image %s is left behind: %s", image, error)
-
-
-class _OfPrefix:
-    """The image names of a prefix. If a longer prefix that has a base image fits a name, the name is that prefix's."""
-
-    def __init__(self, prefix: str, existing: Iterable[str]) -> None:
-        self._ours = f"{prefix}_"
-        prefixes = (f"{found[1]}_" for name in existing if (found := _BASE_NAME.fullmatch(name)))
-        self._longer = tuple(other for other in prefixes if other.startswith(self._ours) and other != self._ours)
-
-    def __contains__(self, name: str) -> bool:
-        return name.startswith(self._ours) and not name.startswith(self._longer)

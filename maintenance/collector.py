@@ -46,7 +46,7 @@ def collect(
             outcomes.append(_remove(finding, look, layers, docker))
         if not finding.dead or not outcomes[-1].removed:
             needed.update(finding.below)
-    layers.reap()
+    layers.trash.empty()
     left = {item.image_id for item in layers.pool.trashed()}
     return [_still_there(item) if item.removed and item.finding.place in left else item for item in outcomes]
 

@@ -150,6 +150,13 @@ class DockerDatabase:
         return found
 
 
+def _diffs(image: str, content: bytes) -> list[str]:
+    """Return the diff ids in an image's configuration. Raises ValueError, AttributeError, TypeError if it is none."""
+    if hashlib.sha256(content).hexdigest() != image:
+        raise ValueError
+    return [str(diff) for diff in (json.loads(content).get("rootfs") or {}).get("diff_ids") or ()]
+
+
 def _mentioned(path: str, layers: Collection[str]) -> set[str]:
     try:
         with open(path, "rb") as source:
@@ -241,9 +248,11 @@ class _Reading:
         found: dict[str, list[str]] = {}
         for name in filter(_ID.fullmatch, _list(self._paths.images)):
             content = _bytes(path := os.path.join(self._paths.images, name))
-            if content is not None and hashlib.sha256(content).hexdigest() == name:
-                found[name] = [str(diff) for diff in (json.loads(content).get("rootfs") or {}).get("diff_ids") or ()]
-            elif content is not None:
+            if content is None:
+                continue
+            try:
+                found[name] = _diffs(name, content)
+            except (ValueError, AttributeError, TypeError):
                 self._missing.append(f"{path} is empty or damaged; {_MOUNT_FIRST}")
         return found
 

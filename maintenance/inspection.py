@@ -31,8 +31,10 @@ from cluster.owner import Owner
 from host import deadline
 from images.base_image import FORMAT, FORMAT_KEY
 from images.family import parents_of
-from images.layers import BASE, REMOVED_SOURCES, TAKEN_KEY, Layers
+from images.layers import TAKEN_KEY, Layers
+from images.names import BASE
 from images.record import KEY, Record
+from images.trash import REMOVED_SOURCES
 from maintenance.docker_database import DockerDatabase, Known
 from mapped.paths import REMOVED
 
@@ -138,7 +140,7 @@ class Inspection:
 
     def _has_gone(self, finding: Finding) -> bool:
         if finding.kind == TRASH:
-            return finding.place not in [item.image_id for item in self._layers.trashed()]
+            return finding.place not in [item.image_id for item in self._layers.trash.images()]
         if finding.kind in (ORPHAN, HALF_MADE):
             return not self._layers.exists(self._layers.layer(finding.place))
         return finding.kind == STALE_RECORD and not os.path.lexists(finding.place)
@@ -329,7 +331,7 @@ class Inspection:
                 yield Finding(MISSING, layer, why, self._layers.image(layer))
 
     def _trash(self) -> Iterator[Finding]:
-        for item in self._layers.trashed():
+        for item in self._layers.trash.images():
             age = time.time() - item.deleted_at
             layer = self._layers.layer(item.name)
             if item.source not in REMOVED_SOURCES:

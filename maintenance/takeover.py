@@ -26,7 +26,8 @@ import rbdcli
 from cluster import claim, rados_objects
 from cluster.owner import Owner, parse_host
 from host.failure import Failure
-from images.layers import BASE, TAKEN_KEY, LayerError, Layers
+from images.layers import TAKEN_KEY, LayerError, Layers
+from images.names import BASE
 from images.record import KEY, Record
 
 # Rook and csi-addons fence for so long (5 years). No other client ever uses an address with its nonce.

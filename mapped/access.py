@@ -16,11 +16,12 @@ from images import layer_state
 from images.layer_state import LayerState
 from images.layers import LayerError
 from mapped.availability import Availability
-from mapped.busy import LayerBusy
 from mapped.home import Home
 from mapped.removals import Removals
 from mapped.states import State, States
-from mapped.views import Place, Views
+from mapped.unmounting import LayerBusy
+from mapped.view import Place
+from mapped.views import Views
 
 log = logging.getLogger("access")
 

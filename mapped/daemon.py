@@ -10,7 +10,7 @@ import contextlib
 import contextvars
 from collections.abc import Iterator
 
-from mapped.busy import LayerBusy
+from mapped.unmounting import LayerBusy
 
 # What is done in the background is for no daemon.
 _asking: contextvars.ContextVar[object] = contextvars.ContextVar("asking", default=None)

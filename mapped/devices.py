@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 import mounts
 import rbdcli
 from host import command, deadline, kernel_log
-from mapped import busy, elsewhere, former_maps, holders
-from mapped.busy import LayerBusy
+from mapped import elsewhere, former_maps, holders, unmounting
 from mapped.home import Home
+from mapped.unmounting import LayerBusy
 
 log = logging.getLogger("devices")
 
@@ -130,7 +130,7 @@ class Devices:
     def _unmap(self, layer: str, entry: MappedLayer) -> None:
         # Until it is unmapped it is one of ours, whatever goes wrong.
         self._mapped[layer] = entry
-        for _ in busy.until_free():
+        for _ in unmounting.until_free():
             if not mounts.in_use(entry.device) and self._unmap_device(layer, entry.device):
                 break
         else:
@@ -174,7 +174,7 @@ class Devices:
         entry = self._mapped.get(layer)
         if entry is None or not mounts.in_use(entry.device):
             return False
-        return busy.is_mounted_anywhere(entry.device) or bool(elsewhere.viewed_by(self._paths.source(layer)))
+        return unmounting.is_mounted_anywhere(entry.device) or bool(elsewhere.viewed_by(self._paths.source(layer)))
 
     def is_written_back(self, layer: str) -> bool:
         """Tell whether nobody has a layer mounted, but the kernel is not done with what was written to it."""
@@ -186,13 +186,13 @@ class Devices:
     def refuse_if_held(self, layer: str) -> None:
         """Raise LayerBusy if somebody still has a layer mounted that we have not, or no more."""
         entry = self._mapped.get(layer)
-        if entry and not entry.mounted and busy.stays_in_use(entry.device) and self.is_held(layer):
+        if entry and not entry.mounted and unmounting.stays_in_use(entry.device) and self.is_held(layer):
             raise self.busy(layer, entry)
 
     def refuse_if_viewed(self, layer: str) -> None:
         """Raise LayerBusy if somebody has a view of a layer of which we have none: a second one would spoil both."""
         held: list[str] = []
-        for _ in busy.until_free(busy.LIVE_SECONDS):
+        for _ in unmounting.until_free(unmounting.LIVE_SECONDS):
             held = elsewhere.viewed_by(self._paths.source(layer))
             if not held:
                 return

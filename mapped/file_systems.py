@@ -22,7 +22,7 @@ from host import command, deadline
 from host.failure import Failure
 from images import layer_state
 from images.layers import OBJECT_SIZE
-from mapped import busy
+from mapped import unmounting
 from mapped.devices import Devices, MappedLayer
 from mapped.home import Home
 
@@ -212,7 +212,7 @@ class FileSystems:
         """Unmount a layer whose image is to be copied, and tidy up. Raises LayerBusy if somebody has it."""
         self.unmount(layer)
         entry = self._devices.get(layer)
-        if entry and (entry.mounted or busy.stays_in_use(entry.device)):
+        if entry and (entry.mounted or unmounting.stays_in_use(entry.device)):
             raise self._devices.busy(layer, entry)
         self.tidy(layer)
 
@@ -286,7 +286,7 @@ class FileSystems:
             return MappedLayer(device, mounts.is_read_only(device), mounted=True, writable=not mounted.read_only)
         except (mounts.MountError, OSError) as error:
             log.error("unmounting layer %s: %s", layer, error)
-            busy.unmount(mounted.point, self._timeout)
+            unmounting.unmount(mounted.point, self._timeout)
             return None
 
     # -- one step each -----------------------------------------------------------------------
@@ -320,7 +320,7 @@ class FileSystems:
         exclusive: bool,
     ) -> MappedLayer:
         """Mount a layer that is mounted nowhere; a mapping that is left from before will do if it suits."""
-        if idle and not finished and busy.stays_in_use(idle.device, busy.LIVE_SECONDS):
+        if idle and not finished and unmounting.stays_in_use(idle.device, unmounting.LIVE_SECONDS):
             # A container may have its view: a second one on the same directories would spoil both.
             raise self._devices.busy(layer, idle)
         if idle and (finished or (not idle.read_only and idle.exclusive == exclusive)):
@@ -366,7 +366,7 @@ class FileSystems:
             return
         mounted = mounts.at(self._paths.point(layer))
         if mounted and not entry.mounted:
-            busy.unmount(self._paths.point(layer), self._timeout)
+            unmounting.unmount(self._paths.point(layer), self._timeout)
         elif mounted:
             entry.writable = not mounted.read_only
         elif entry.mounted:
@@ -378,15 +378,15 @@ class FileSystems:
         point, timeout = self._paths.point(layer), self._timeout
         mounts.make_directory(point)
         self._paths.link(layer)
-        with busy.doubting(entry):
+        with unmounting.doubting(entry):
             mounts.mount(self._fs, entry.device, point, self._options, read_only=not write, timeout=timeout)
         mounts.limit_retries(self._fs, entry.device, timeout)
         entry.mounted, entry.writable, entry.ending = True, write, False
         entry.tidy = entry.tidy and not write
 
     def _remount(self, layer: str, entry: MappedLayer, *, read_only: bool) -> None:
-        with busy.doubting(entry):
-            busy.remount(self._paths.point(layer), read_only=read_only, timeout=self._timeout)
+        with unmounting.doubting(entry):
+            unmounting.remount(self._paths.point(layer), read_only=read_only, timeout=self._timeout)
         entry.writable = not read_only
         entry.tidy = entry.tidy and read_only
 
@@ -395,7 +395,7 @@ class FileSystems:
             # It is our own thread that has it open, and hangs in the kernel.
             raise deadline.Overdue(f"layer {layer}: the cluster has not taken yet what was written to it")
         try:
-            busy.unmount(self._paths.point(layer), self._timeout)
+            unmounting.unmount(self._paths.point(layer), self._timeout)
         except command.CommandTimeout:
             entry.doubtful = entry.ending = True
             raise

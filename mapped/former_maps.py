@@ -13,9 +13,9 @@ from collections.abc import Collection, Iterator
 
 import rbdcli
 from host import processes
-from mapped import busy
+from mapped import unmounting
 
-log = logging.getLogger("former")
+log = logging.getLogger("former_maps")
 
 
 def end_maps(pool: rbdcli.Pool, images: Collection[str]) -> set[str]:
@@ -24,7 +24,7 @@ def end_maps(pool: rbdcli.Pool, images: Collection[str]) -> set[str]:
     for process, image in found.items():
         log.warning("killed: process %d, which maps %s for an earlier life of this one", process, image)
         _kill(process)
-    for _ in busy.until_free(processes.REAP_SECONDS) if found else ():
+    for _ in unmounting.until_free(processes.REAP_SECONDS) if found else ():
         found = dict(_maps(pool, images))
         if not found:
             break

@@ -14,11 +14,12 @@ import mounts
 from host import deadline
 from host.failure import EXPECTED_OF_PROGRAMS
 from images import layer_state
-from mapped import busy
+from mapped import unmounting
 from mapped.devices import Devices
 from mapped.file_systems import FileSystems
 from mapped.home import Home
-from mapped.views import Place, View, Views, user_of
+from mapped.view import Place, View, user_of
+from mapped.views import Views
 
 log = logging.getLogger("from_before")
 
@@ -79,7 +80,7 @@ class FromBefore:
             return
         for item in found.values():
             log.error("unmounting %s: the layer's device is gone", item.point)
-            busy.unmount(item.point, self._timeout)
+            unmounting.unmount(item.point, self._timeout)
         self._paths.remove(layer)
 
     def _learn_parents(self, layer: str, view: View) -> None:
@@ -88,7 +89,7 @@ class FromBefore:
             self._systems.adopt(layer, user_of(layer, place), write=view.writable)
         said = layer_state.read(self._paths.point(layer), self._timeout)
         if said is None or said.layer != layer:
-            raise mounts.MountError(f"{self._paths.point(layer)} has no note of it")
+            raise mounts.MountError(f"{self._paths.point(layer)} does not say which layer it is")
         view.parents, view.parent = said.parents, said.init or next(iter(said.parents), "")
         if said.finished:
             self._systems.set_finished(layer)
@@ -122,7 +123,7 @@ class FromBefore:
             if item.source in views and _OF_BUILDERS.search(item.point):
                 log.warning("unmounting %s, left behind by a builder", item.point)
                 with _from_before(item.point):
-                    busy.unmount(item.point, self._timeout)
+                    unmounting.unmount(item.point, self._timeout)
 
 
 @contextlib.contextmanager

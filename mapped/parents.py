@@ -8,7 +8,8 @@ from mapped.availability import Availability
 from mapped.file_systems import FileSystems
 from mapped.home import Home
 from mapped.states import State, States
-from mapped.views import Place, Views
+from mapped.view import Place
+from mapped.views import Views
 
 
 class Parents:

@@ -18,66 +18,29 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import enum
 import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 
 import mounts
 import rbdcli
 from host import command
 from images import layer_state
 from images.layer_state import LayerState
-from mapped import busy, elsewhere
-from mapped.busy import LayerBusy
+from mapped import elsewhere, unmounting
 from mapped.devices import Devices
 from mapped.file_systems import FileSystems, LayerLost
 from mapped.home import Home
 from mapped.overlays import Overlays
+from mapped.unmounting import LayerBusy
+from mapped.view import WHOLE, Place, View, user_of
 
 log = logging.getLogger("views")
 
 # Parents that are mapped at the same time.
 AT_ONCE = 4
-
-
-class Place(enum.Enum):
-    """For whom a view is mounted; the value is the name of its mount point."""
-
-    DOCKER = "docker"
-    DRIVER = "driver"
-    BELOW = "below"
-
-
-# The view itself, and not only what is below the layer.
-_WHOLE = (Place.DOCKER, Place.DRIVER)
-
-
-@dataclass
-class View:
-    """`counts` has a key for each place where the layer is mounted (0: nobody's, still mounted).
-
-    `writable`: not of a finished layer.
-    `doubtful`: a mount or unmount ran into its deadline, and may have been done later all the same.
-    `guessed`: its count for Docker is not known but one, since it was found mounted at a start.
-    `parents`: the layers that it is joined with. `bottom`: there is nothing below it. `parent`: what Docker calls that.
-    """
-
-    writable: bool = False
-    doubtful: bool = False
-    guessed: bool = False
-    bottom: bool = False
-    label: str = ""
-    parents: tuple[str, ...] = ()
-    parent: str = ""
-    counts: dict[Place, int] = field(default_factory=dict)
-
-    def whole(self) -> Place | None:
-        """Return a place where the view itself is mounted."""
-        return next((place for place in _WHOLE if place in self.counts), None)
 
 
 class Views:
@@ -127,9 +90,9 @@ class Views:
         with contextlib.ExitStack() as undo:
             if known := self._views.get(layer):
                 self._look_again(layer, known)
-                if place in _WHOLE:
+                if place in WHOLE:
                     # What nobody uses any more is in nobody's way. Who looks at what is below has none.
-                    self._unmount_of(layer, known, [other for other in _WHOLE if other is not place])
+                    self._unmount_of(layer, known, [other for other in WHOLE if other is not place])
             view = self._views.get(layer) or View()
             if place is Place.DRIVER and Place.DOCKER in view.counts:
                 place = Place.DOCKER
@@ -329,7 +292,7 @@ class Views:
 
     def _is_used_elsewhere(self, layer: str) -> bool:
         """Tell whether a container has a view that ours is gone of; one that has just ended may for a moment more."""
-        return all(elsewhere.find(self._paths.source(layer)) for _ in busy.until_free(busy.LIVE_SECONDS))
+        return all(elsewhere.find(self._paths.source(layer)) for _ in unmounting.until_free(unmounting.LIVE_SECONDS))
 
     # -- one step each -----------------------------------------------------------------------
 
@@ -342,7 +305,7 @@ class Views:
             if place is Place.BELOW and view.bottom:
                 continue
             if mounted and place not in view.counts:
-                busy.unmount(self.point(layer, place), self._timeout)
+                unmounting.unmount(self.point(layer, place), self._timeout)
             elif not mounted and place in view.counts:
                 self._not_mounted(layer, view, place)
                 self._leave(layer, view, place, flush=flush)
@@ -359,7 +322,7 @@ class Views:
         label: str,
         growing: bool,
     ) -> None:
-        writable = place in _WHOLE and not finished
+        writable = place in WHOLE and not finished
         if writable and self._systems.is_mounted(layer):
             # Its device does not tell that somebody else has a view of it.
             self._devices.refuse_if_viewed(layer)
@@ -374,7 +337,7 @@ class Views:
         )
         self._systems.check_alive(layer, *parents, ask=True, user=user)
         said = self._overlays.prepared(layer)
-        lower = self._overlays.lower(layer, said, own=place in _WHOLE and finished)
+        lower = self._overlays.lower(layer, said, own=place in WHOLE and finished)
         point = self.point(layer, place)
         mounts.make_directory(point)
         view.counts[place], view.parents, view.parent = 0, parents, said.init or next(iter(parents), "")
@@ -389,7 +352,7 @@ class Views:
     def _join(self, layer: str, view: View, place: Place, lower: Sequence[str], *, writable: bool, label: str) -> None:
         # A view is looked for by its name.
         name = self._paths.source(layer) + (f"-{Place.BELOW.value}" if place is Place.BELOW else "")
-        with busy.doubting(view):
+        with unmounting.doubting(view):
             self._overlays.mount(layer, name, self.point(layer, place), lower, writable=writable, label=label)
 
     def _undo(self, layer: str, view: View, place: Place, parents: Sequence[str]) -> None:
@@ -438,8 +401,8 @@ class Views:
 
     def _unmount(self, layer: str, view: View, place: Place) -> None:
         if not (place is Place.BELOW and view.bottom):
-            with busy.doubting(view):
-                busy.unmount(self.point(layer, place), self._timeout)
+            with unmounting.doubting(view):
+                unmounting.unmount(self.point(layer, place), self._timeout)
         self._not_mounted(layer, view, place)
 
     def _not_mounted(self, layer: str, view: View, place: Place) -> None:
@@ -471,11 +434,6 @@ class Views:
     def _tell_idle(self, layer: str) -> None:
         if self._devices.device(layer) and not self._systems.users(layer):
             self.idle(layer)
-
-
-def user_of(layer: str, place: Place) -> str:
-    """Name the user that a layer's view is of all that it is joined of."""
-    return f"{layer}/{place.value}"
 
 
 def _ahead(layer: str) -> str:

@@ -1,4 +1,4 @@
-"""Name the files of a system that the driver needs: its programs, their libraries, Python. One path a line.
+"""Prints the files of a system that the driver needs: its programs, their libraries, Python. One path a line.
 
     chroot ROOT python3 - <plugin/closure.py
 
@@ -36,7 +36,7 @@ PROGRAMS = (
 # `ceph` tells of the cluster's health; it is a program of Python's, which some bases lack.
 CEPH = "ceph"
 OPTIONAL_PROGRAMS = ("rbd-nbd", CEPH)
-# What programs open by name while they run: Ceph's ciphers and compressors, glibc's host name services, the
+# Files that programs open by name while they run: Ceph's ciphers and compressors, glibc's host name services, the
 # defaults of mkfs and of the dynamic linker.
 OPENED = (
     "/usr/lib*/ceph/crypto",
@@ -60,7 +60,7 @@ SEARCH = os.pathsep.join(("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/us
 
 
 def find(program: str) -> str:
-    """Return the path of a program, or end."""
+    """Return the path of a program; if there is none, end this process with one line."""
     path = shutil.which(program, path=SEARCH)
     if path is None:
         sys.exit(f"closure: {program} is not in this system; install the packages that the README names")
@@ -68,7 +68,7 @@ def find(program: str) -> str:
 
 
 def below(path: str) -> Iterator[str]:
-    """Yield a file, or the files in a directory and its directories."""
+    """Yield a file, or the files in a directory and in all directories below it."""
     if not os.path.isdir(path):
         yield path
     for directory, _, names in os.walk(path):
@@ -76,9 +76,9 @@ def below(path: str) -> Iterator[str]:
 
 
 def libraries(paths: Iterable[str]) -> list[str]:
-    """Return what the dynamic linker would load for these files; what it does not find is not needed here either."""
-    said = subprocess.run(("ldd", *paths), capture_output=True, text=True, check=False).stdout
-    return re.findall(r"(/\S+) \(0x", said)
+    """Return the libraries that the dynamic linker would load for these files, without those that it does not find."""
+    output = subprocess.run(("ldd", *paths), capture_output=True, text=True, check=False).stdout
+    return re.findall(r"(/\S+) \(0x", output)
 
 
 def python_library() -> Iterator[str]:
@@ -96,10 +96,10 @@ def packages_of(script: str) -> Iterator[str]:
     finder.run_script(script)
     for name in {module.partition(".")[0] for module in finder.modules}:
         path = str(getattr(finder.modules.get(name), "__file__", None) or "")
-        place = re.match(r"(.*/(?:site|dist)-packages)/", path)
-        if place:
+        found = re.match(r"(.*/(?:site|dist)-packages)/", path)
+        if found:
             yield from below(os.path.dirname(path) if os.path.basename(path).startswith("__init__.") else path)
-            for metadata in glob.glob(f"{place[1]}/{name}-*-info"):
+            for metadata in glob.glob(f"{found[1]}/{name}-*-info"):
                 yield from below(metadata)
 
 

@@ -1,10 +1,10 @@
 """The first process of the managed plugin: makes the driver's command line of the plugin's settings and runs it.
 
-The settings (`docker plugin set`, see config.json) are environment variables. They are defaults: what dockerd's
---storage-opt says wins. CONFIG and KEYRING are written into memory (/run/ceph is a tmpfs) and handed on no further.
+The settings (`docker plugin set`, see config.json) are environment variables. They are defaults: --storage-opt of
+dockerd wins. CONFIG and KEYRING are written into memory (/run/ceph is a tmpfs) and handed on no further.
 
-It is not process 1: the plugin sees the host's processes. What outlives its parent (rbd-nbd puts itself into the
-background) is reaped by containerd, which also ends all that is left of the plugin when this process has ended.
+This process is not process 1: the plugin sees the host's processes. containerd reaps a process that outlives its parent
+(rbd-nbd puts itself into the background). It also ends all that is left of the plugin when this process has ended.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from types import FrameType
 PROGRAM = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "docker_graph_driver.py")
 SOCKET = "/run/docker/plugins/ceph.sock"
 # Below the propagated mount, which outlives the process, `docker plugin disable` and an upgrade: Docker does not repeat
-# Init after them. No home can have this name: it would be that of a storage driver `.init`.
+# Init after these. No home can have this name: its storage driver would have to be called `.init`.
 STATE = "/graph/.init"
 SECRETS = "/run/ceph"
 CONFIG_FILE = "/etc/ceph/ceph.conf"
-# dockerd tries to reach a plugin that it enables for 15 s. One that has ended by itself meanwhile it can neither reach
-# nor enable again (20.10: "id already in use" until dockerd restarts), so a refusal is no reason to end at once.
+# dockerd tries for 15 s to reach a plugin that it enables. If that ends by itself meanwhile, dockerd cannot enable it
+# again (20.10: "id already in use" until dockerd restarts). So a plugin whose driver refuses waits before it ends.
 REFUSED = 1
 LINGER_SECONDS = 30
 OPTIONS = ("DATAPOOL", "NAMESPACE", "IMAGEPREFIX", "CLIENT", "DEVICETYPE")
 
 
 def defaults(settings: Mapping[str, str]) -> list[str]:
-    """Return the storage options that the settings name; an empty setting is none."""
+    """Return the storage options that the settings give; an empty setting gives none. Raises ValueError: quotes."""
     named = [f"ceph.{name.lower()}={settings[name]}" for name in OPTIONS if settings.get(name)]
     return named + shlex.split(settings.get("OPTIONS", ""))
 
@@ -39,7 +39,7 @@ def defaults(settings: Mapping[str, str]) -> list[str]:
 def write_secrets(settings: Mapping[str, str], directory: str, config_file: str) -> list[str]:
     """Write CONFIG and KEYRING, if given, and return the storage option that makes the driver use them.
 
-    A keyring alone goes with the configuration of the host.
+    A keyring alone goes with the configuration of the host. Raises OSError.
     """
     config, keyring = settings.get("CONFIG", ""), settings.get("KEYRING", "")
     if not (config or keyring):
@@ -62,7 +62,7 @@ def _write(path: str, text: str) -> None:
 
 
 def command_line(settings: Mapping[str, str]) -> list[str]:
-    """Return the driver's argv; writes the secrets."""
+    """Write the secrets and return the driver's argv. Raises OSError, ValueError."""
     options = [*write_secrets(settings, SECRETS, CONFIG_FILE), *defaults(settings)]
     argv = [sys.executable, PROGRAM, "--socket", SOCKET, "--state", STATE]
     argv += ["--log-level", settings.get("LOG_LEVEL") or "info"]
@@ -72,7 +72,7 @@ def command_line(settings: Mapping[str, str]) -> list[str]:
 def run(argv: list[str]) -> int:
     """Run the driver to its end, with signals handed on; return its exit status."""
     environment = {"PATH": os.environ.get("PATH", os.defpath)}
-    # What comes on stderr is an error in dockerd's log, the driver's log is not: it goes to stdout.
+    # dockerd's log shows stderr as errors. The driver's log is not one: it goes to stdout.
     driver = os.posix_spawn(argv[0], argv, environment, file_actions=[(os.POSIX_SPAWN_DUP2, 1, 2)])
 
     def hand_on(number: int, _: FrameType | None) -> None:
@@ -84,7 +84,7 @@ def run(argv: list[str]) -> int:
 
 
 def linger() -> None:
-    """Wait to be told to end."""
+    """Wait for a signal to end, LINGER_SECONDS at the most."""
     signals = (signal.SIGTERM, signal.SIGINT)
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     signal.sigtimedwait(signals, LINGER_SECONDS)

@@ -71,7 +71,7 @@ images() {
 pool() {
     local space
     rbd_cli ls rbd >/dev/null || {
-        echo "leaks: the cluster of $conf does not answer: its images are not looked at" >&2
+        echo "cluster: $conf does not answer"
         return 0
     }
     for space in '' $(rbd_cli namespace ls rbd --format json | grep -o '"name":"[^"]*"' | cut -d '"' -f 4); do

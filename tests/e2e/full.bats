@@ -33,8 +33,6 @@ fill_pool() {
 # written CONTAINER FILE MEGABYTES: so much, that nothing can compress, is in the cluster.
 written() { docker exec "$1" dd if=/dev/urandom of="$2" bs=1M count="$3" conv=fsync; }
 
-pool_lacks() { [[ $(rbd ls full) != *"$1"* ]]; }
-
 @test "docker rm and rmi: what they remove leaves the pool" {
     local container image
     start_sleeper big
@@ -46,8 +44,8 @@ pool_lacks() { [[ $(rbd ls full) != *"$1"* ]]; }
     fill_pool 48
     docker rm big
     docker rmi bigger
-    eventually pool_lacks "$container"
-    eventually pool_lacks "$image"
+    eventually pool_lacks full "$container"
+    eventually pool_lacks full "$image"
     eventually pool_has_room
     docker run --rm small true
     ceph osd pool set-quota full max_bytes 0

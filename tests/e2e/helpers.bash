@@ -174,7 +174,10 @@ nothing_is_left() {
 # nothing_is_to_be_removed HOME: the driver has no note of a layer whose image has yet to go.
 nothing_is_to_be_removed() { ! compgen -G "$1/mnt/*/removed"; }
 
-home_is_empty() { [[ -z $(ls -A "$SITE/data/$GRAPH/mnt") ]]; }
+home_is_empty() {
+    local names
+    names=$(ls -A "$SITE/data/$GRAPH/mnt") && [[ -z $names ]]
+}
 
 only_base_is_left() {
     remove_everything
@@ -197,7 +200,16 @@ pool_holds_no_more() {
     names=$(new_in_pool "$1") && [[ -z $names ]]
 }
 
-trash_is_empty() { [[ -z $(rbd trash ls --all "$1") ]]; }
+trash_is_empty() {
+    local names
+    names=$(rbd trash ls --all "$1") && [[ -z $names ]]
+}
+
+# pool_lacks POOL NAME: a pool that does not answer lacks nothing.
+pool_lacks() {
+    local names
+    names=$(rbd ls "$1") && [[ $names != *"$2"* ]]
+}
 
 # The driver unmounts and unmaps some seconds after Docker has put a layer.
 nothing_is_mapped() {
@@ -222,8 +234,9 @@ no_device_is_listed() {
 
 # mounted_once CONTAINER: it is the only one that runs. It has one view on this host, and each of its layers one device.
 mounted_once() {
-    [[ $(views) == "$(data_of "$1" MountPoint)" ]]
-    eventually only_devices_are "$(layers_of "$1")"
+    # Whoever calls it in a condition hears of the first one, too.
+    [[ $(views) == "$(data_of "$1" MountPoint)" ]] &&
+        eventually only_devices_are "$(layers_of "$1")"
 }
 
 # Where Docker has something mounted; beside it are the layers' own file systems.

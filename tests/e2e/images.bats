@@ -122,6 +122,8 @@ look_at() {
     # Compares each file with the checksum that came with its package.
     run -0 docker run --rm debian dpkg --verify
     [[ -z $output ]]
+    run docker run --rm debian sh -c 'echo >>/usr/bin/ldd && dpkg --verify'
+    [[ $output == *" /usr/bin/ldd" ]]
     docker run --name installer debian sh -c 'rm -rf /var/lib/apt/lists/* && useradd --create-home somebody'
     docker commit installer derived
     run -0 docker run --rm --user somebody derived sh -c 'id -un; stat -c %U ~'

@@ -41,8 +41,6 @@ setup_file() {
     mounted_once keeper
 }
 
-pool_lacks() { [[ $(rbd ls rbd) != *"$1"* ]]; }
-
 @test "rm: the container's images leave the pool" {
     local image
     start_sleeper goner
@@ -50,7 +48,7 @@ pool_lacks() { [[ $(rbd ls rbd) != *"$1"* ]]; }
     run -0 rbd ls rbd
     [[ $output == *"$image"* ]]
     docker rm --force goner
-    eventually pool_lacks "$image"
+    eventually pool_lacks rbd "$image"
     nothing_is_mapped
 }
 

@@ -18,7 +18,7 @@ setup_file() {
     make_pool
     start_stand_in
     start_dockerd "$SITE" vfs
-    make_plugin "$GRAPH" "ceph.source=$SITE/ceph"
+    make_plugin "$GRAPH" "ceph.source=$SITE/ceph" LOG_LEVEL=debug
     "$DOCKER" plugin enable --timeout 3600 "$GRAPH"
     restart_dockerd "$GRAPH"
     docker load --input "$E2E/small.tar"
@@ -94,9 +94,11 @@ as_it_was() {
     [[ ${lines[*]} == "kept more" ]]
 }
 
+# A keeper's layers are mounted where `nothing_of_layers_is_mounted` looks.
 start_keeper() {
     start_sleeper "$1"
     docker exec "$1" sh -c 'echo kept >/kept'
+    run ! no_layer_is_mounted
 }
 
 # The driver unmounts and unmaps some seconds after Docker has put a layer.
@@ -139,10 +141,11 @@ plugin_pid() {
     # CAP_SYS_PTRACE is bit 19, CAP_SYS_ADMIN 21, CAP_SYSLOG 34; the other fourteen are what every container has.
     run -0 sed -n 's/^CapEff:\t//p' "/proc/$pid/status"
     [[ $output == 00000004a82c25fb ]]
-    # Its log says as whom it talks to Ceph; there is no other key in it.
-    run -1 grep --extended-regexp -- '--id admin' "$SITE/dockerd.log"
-    run -0 find "$SITE/ceph" -name '*.keyring'
-    [[ $output == "$SITE/ceph/ceph.client.$pool.keyring" ]]
+    # Its log says as whom it talks to Ceph; it sees no other key.
+    grep --quiet -- "--id $pool " "$SITE/dockerd.log"
+    run -1 grep -- '--id admin ' "$SITE/dockerd.log"
+    run -0 find "/proc/$pid/root/" "/proc/$pid/root/etc/ceph" -xdev -name '*.keyring'
+    [[ $(sort --unique <<<"$output") == "/proc/$pid/root/etc/ceph/ceph.client.$pool.keyring" ]]
 }
 
 # holds_of_set NAMES: these images have the prefix of the settings.
@@ -199,7 +202,7 @@ holds_of_set() { [[ $(rbd --pool "$pool" ls | grep '^set_') == "$1" ]]; }
     run -1 docker plugin disable "$GRAPH"
     [[ $output == *"is in use"* ]]
     docker plugin disable --force "$GRAPH"
-    docker plugin set "$GRAPH" LOG_LEVEL=debug
+    docker plugin set "$GRAPH" LOG_LEVEL=info
     docker plugin enable --timeout 3600 "$GRAPH"
     [[ $(grep --count ' INFO Init ' "$SITE/dockerd.log") == "$init" ]]
     [[ $(state_of runs) == running ]]

@@ -52,7 +52,8 @@ assert ctypes.CDLL(None).prctl(22, 2, program, 0, 0) == 0
 """
 TAKE = """import sys
 sys.path.insert(0, sys.argv[1])
-import command, elsewhere
+from host import command
+from mapped import elsewhere
 try:
     print(elsewhere.take(sys.argv[2], sys.argv[3], timeout=60))
 except command.CommandError as error:

@@ -24,7 +24,7 @@ from unit.fakes import FakePool
 import mounts
 from host import command
 from images import layer_state
-from mapped import busy, elsewhere, holders
+from mapped import elsewhere, holders, unmounting
 
 
 def refused(words: str = "wrong fs type, bad option, bad superblock") -> command.CommandError:
@@ -96,7 +96,7 @@ class FakeHost:
             remove(path, **options)
 
         monkeypatch.setattr(os, "rmdir", rmdir)
-        monkeypatch.setattr(busy, "until_free", lambda seconds=0.0: iter([None, None]))
+        monkeypatch.setattr(unmounting, "until_free", lambda seconds=0.0: iter([None, None]))
         return made
 
     # -- what tests ask and do ----------------------------------------------------------------

@@ -22,7 +22,7 @@ from images.layer_state import LayerState
 from mapped.file_systems import FileSystems
 from mapped.home import Home
 from mapped.host_layers import HostLayers
-from mapped.views import Place
+from mapped.view import Place
 
 
 class Life(HostLayers):

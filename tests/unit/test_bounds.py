@@ -17,8 +17,8 @@ from host import deadline
 from host.command import CommandError
 from images import options
 from images.layers import LayerError
-from mapped.busy import LayerBusy
 from mapped.home import Home
+from mapped.unmounting import LayerBusy
 
 WHY = "cluster: HEALTH_ERR (full)"
 SICK = [

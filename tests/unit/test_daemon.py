@@ -10,10 +10,10 @@ from unit.fakes import FakePool
 from unit.layered import Life, create, write
 
 from graph.driver import Driver
-from mapped.busy import LayerBusy
 from mapped.daemon import Daemon
 from mapped.devices import Devices
 from mapped.file_systems import FileSystems
+from mapped.unmounting import LayerBusy
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ import rbdcli
 from cluster.owner import Owner
 from host.command import CommandError, CommandTimeout
 from mapped import former_maps
-from mapped.busy import LayerBusy
 from mapped.devices import Devices
 from mapped.file_systems import FileSystems
 from mapped.paths import Paths
+from mapped.unmounting import LayerBusy
 
 # -- mapped and unmapped ---------------------------------------------------------------------------
 

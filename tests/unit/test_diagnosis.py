@@ -47,6 +47,15 @@ def test_who_fails_later_gets_a_new_answer(pool: Pool, tmp_path: Path, monkeypat
     assert "HEALTH_ERR" in diagnosis.why(pool)
 
 
+@pytest.mark.parametrize(
+    "said", ["[]", '{"checks": []}', '{"checks": {"SLOW": "words"}}', "{}", '{"checks": {"A": 1}}']
+)
+def test_words_of_another_version_are_no_reason_to_hide_an_error(pool: Pool, tmp_path: Path, said: str) -> None:
+    (tmp_path / "ceph").write_text(f"#!/bin/sh\necho '{said}'\n", encoding="utf-8")
+    (tmp_path / "ceph").chmod(0o755)
+    assert "not understood" in diagnosis.why(pool) or "HEALTH" in diagnosis.why(pool)
+
+
 NBD = ("rbd", "device", "map", "--device-type", "nbd", "--pool", "rbd")
 
 

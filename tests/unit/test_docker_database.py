@@ -5,6 +5,7 @@ Every test has a stopped container, whose layers are as old as anything, and loo
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -145,6 +146,14 @@ def test_a_file_that_is_empty(host: Host, place: str) -> None:
     path = {"image": first(host.docker.images), "reference": host.docker.names, "config": config}[place]
     with open(path, "w", encoding="ascii"):
         pass
+    refuses(host, f"{path} is empty or damaged")
+
+
+@pytest.mark.parametrize("content", ["[]", '{"rootfs": 1}', '{"rootfs": {"diff_ids": 1}}', "no json"])
+def test_an_image_that_is_none(host: Host, content: str) -> None:
+    """Its name is the sum of what it holds, as if Docker had written it."""
+    path = os.path.join(host.docker.images, hashlib.sha256(content.encode()).hexdigest())
+    Path(path).write_text(content, encoding="ascii")
     refuses(host, f"{path} is empty or damaged")
 
 

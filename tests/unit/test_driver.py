@@ -20,8 +20,8 @@ from graph.driver import Driver
 from host.command import CommandError
 from images import options
 from images.layers import LayerError
-from mapped.busy import LayerBusy
 from mapped.file_systems import LayerLost
+from mapped.unmounting import LayerBusy
 
 # -- refused -------------------------------------------------------------------------------------
 

@@ -16,10 +16,10 @@ from host import deadline
 from host.command import CommandError, CommandTimeout
 from images import layer_state
 from images.layers import Layers
-from mapped.busy import LayerBusy
 from mapped.devices import Devices
 from mapped.file_systems import FileSystems, LayerLost
 from mapped.paths import Paths
+from mapped.unmounting import LayerBusy
 
 # -- shared --------------------------------------------------------------------------------------
 

@@ -16,8 +16,8 @@ from host.command import CommandError
 from images import layer_state
 from images.layer_state import LayerState
 from mapped import from_before
-from mapped.busy import LayerBusy
-from mapped.views import Place
+from mapped.unmounting import LayerBusy
+from mapped.view import Place
 
 pytestmark = pytest.mark.usefixtures("stack")
 DOCKER, DRIVER, BELOW = Place.DOCKER, Place.DRIVER, Place.BELOW

@@ -200,7 +200,7 @@ def test_what_an_operator_moved_to_the_trash_stays(host: Host) -> None:
     assert host.dead() == set()
     (finding,) = host.look().findings()
     assert (finding.kind, finding.id, finding.idle) == (inspection.TRASH, kept, True)
-    host.layers.reap()
+    host.layers.trash.empty()
     host.collect(host.look(), [])
     assert [name for name, _ in host.pool.trashed_images.values()] == [f"{PREFIX}_{kept}"]
 
@@ -210,7 +210,7 @@ def test_the_trash_of_a_prefix_that_this_one_begins(host: Host) -> None:
     host.image("base_image", prefix=OTHER)
     host.image(layer, prefix=OTHER)
     host.pool.trash(f"{OTHER}_{layer}")
-    host.layers.reap()
+    host.layers.trash.empty()
     assert len(host.pool.trashed_images) == 1
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import pytest
@@ -394,19 +393,6 @@ def test_an_image_is_deleted_where_it_is(pool: FakePool, layers: Layers) -> None
     assert not pool.named("metadata")
 
 
-def test_what_has_clones_goes_to_the_trash_and_after_them(pool: FakePool, layers: Layers) -> None:
-    """An operator's: we make none of a layer."""
-    chain(layers, "a")
-    pool.snapshot("docker_image_a", "backup")
-    pool.clone(rbdcli.Parent("docker_image_a", "backup"), "restored", (), 1, "")
-    layers.remove("a")
-    [image_id] = [item.image_id for item in layers.removed()]
-    assert layers.delete_trashed(image_id) is False
-    pool.remove("restored")
-    assert layers.delete_trashed(image_id) is True
-    assert pool.trashed_images == {}
-
-
 def test_a_removal_that_is_given_up_goes_on_with_the_next(pool: FakePool, layers: Layers) -> None:
     chain(layers, "a")
     pool.fails["remove_slowly"] = [CommandGivenUp(("rbd",), None, "given up")]
@@ -459,17 +445,6 @@ def test_content_that_an_operators_clones_may_need_stays(pool: FakePool, layers:
     pool.calls.clear()
     layers.empty("a")
     assert not pool.named("rados")
-
-
-def test_one_that_cannot_go_does_not_keep_the_rest_of_the_trash(pool: FakePool, layers: Layers) -> None:
-    """An operator's protected snapshot, somebody's lock, a deletion that does not get on."""
-    for name in "abc":
-        pool.add(f"docker_image_{name}", created=time.time())
-        pool.trash(f"docker_image_{name}")
-    pool.fails["remove_trashed"] = [failed(rbdcli.ImageBusy, 16), timed_out(), None, failed(rbdcli.ImageBusy, 16)]
-    pool.fails["remove_trashed"] += [timed_out()] * 9
-    layers.reap()
-    assert len(pool.trashed_images) == 2
 
 
 # -- what others, and crashes, leave ----------------------------------------------------------------

@@ -22,10 +22,11 @@ MODULES = {
 WITHOUT_UNIT_TESTS = {
     "archive.confined": "a program that runs as a process only: test_untar.py, test_changes.py, test_pack.py",
     "host.failure": "the base of errors; it decides nothing",
+    "mapped.view": "what is known of a view; views.py decides",
     "mapped.home": "what others share; it decides nothing",
     "archive.tar_format": "words that reading and writing share; it decides nothing",
     "graph.status": "asks a cluster: tests/integration/test_options.py, and a sick one in tests/faults/test_sick.py",
-    "mapped.busy": "waits for who holds a mount: test_file_systems.py, tests/integration/test_odd_calls.py",
+    "mapped.unmounting": "waits for who holds a mount: test_file_systems.py, tests/integration/test_odd_calls.py",
     "mapped.elsewhere": "works in other mount namespaces: tests/integration/test_elsewhere.py",
     "protocol.plugin": "driven through the front door: test_server.py and test_init.py",
 }
@@ -171,3 +172,9 @@ def test_who_tests_in_the_place_of_a_module_is_there() -> None:
     for reason in (*WITHOUT_UNIT_TESTS.values(), *THEMES.values()):
         for path in re.findall(r"tests/[\w/]+\.py|\btest_\w+\.py", reason):
             assert (ROOT / (path if "/" in path else f"tests/unit/{path}")).is_file(), path
+
+
+def test_every_room_is_in_the_managed_plugin() -> None:
+    """Docker looks into no directory that .dockerignore does not name."""
+    named = re.findall(r"^!(\w+)/\*\.py$", (ROOT / ".dockerignore").read_text(encoding="utf-8"), re.MULTILINE)
+    assert named == sorted(PACKAGES | {"plugin"})

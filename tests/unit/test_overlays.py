@@ -14,7 +14,7 @@ from unit.layered import Life, again, finish, nothing_left, release
 from images import layer_state
 from images.layer_state import LayerState
 from mapped.file_systems import LayerLost
-from mapped.views import Place
+from mapped.view import Place
 
 pytestmark = pytest.mark.usefixtures("stack")
 DOCKER, DRIVER, BELOW = Place.DOCKER, Place.DRIVER, Place.BELOW

@@ -10,7 +10,7 @@ from unit.fakes import FakePool, timed_out
 from unit.layered import Life, again, nothing_left
 
 from host.command import CommandTimeout
-from mapped.busy import LayerBusy
+from mapped.unmounting import LayerBusy
 
 
 def test_nothing_is_removed_at_first(life: Life) -> None:

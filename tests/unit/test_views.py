@@ -15,9 +15,9 @@ from host import deadline
 from host.command import CommandError, CommandTimeout
 from images import layer_state
 from mapped import overlays
-from mapped.busy import LayerBusy
 from mapped.file_systems import LayerLost
-from mapped.views import Place
+from mapped.unmounting import LayerBusy
+from mapped.view import Place
 
 pytestmark = pytest.mark.usefixtures("stack")
 DOCKER, DRIVER, BELOW = Place.DOCKER, Place.DRIVER, Place.BELOW

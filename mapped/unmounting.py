@@ -1,4 +1,4 @@
-"""Mount points and devices that somebody still holds: wait for him, or say who it is."""
+"""Unmounts what others may still hold: waits until it is free, or says who holds it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from host import command, deadline
 from host.failure import Failure
 from mapped import holders
 
-log = logging.getLogger("busy")
+log = logging.getLogger("unmounting")
 
 # Other processes may hold a device for moments after its last mount went: udev and blkid probing
 # it, containers being started that copied the mount table (mount_namespaces(7)).

@@ -79,5 +79,5 @@ def call_all(works: Sequence[Callable[[], _Result]], what: str, most: float) -> 
     if errors:
         raise errors[0]
     if len(results) < len(works):
-        raise Overdue(f"{what}: no answer from its file system within {seconds:g} s")
+        raise Overdue(f"{what}: no answer from its file system within {seconds:.3g} s")
     return [results[at] for at in range(len(works))]

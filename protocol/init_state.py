@@ -33,6 +33,9 @@ def save(path: str, request: Request) -> None:
     """Keep what Init said for a start without Init; written whole or not at all. Raises OSError."""
     with open(path + ".new", "w", encoding="utf-8") as target:
         json.dump({"Format": FORMAT, **request.kept(("Home", "Opts", "UIDMaps", "GIDMaps"))}, target)
+        target.flush()
+        # Renamed before it is written, it would be empty after a power cut.
+        os.fsync(target.fileno())
     os.replace(path + ".new", path)
 
 

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import pytest
 from plugin_client import wait_until
 from unit.fake_host import FakeHost
 from unit.fakes import FakePool
 from unit.layered import Lives, chain, create, gone
 
+from graph import lifetime
 from graph.driver import Driver
 
 
-def test_nothing_is_mapped_ahead_for_a_daemon_that_has_ended(driver: Driver, lives: Lives) -> None:
+def test_nothing_is_mapped_ahead_for_a_daemon_that_has_ended(
+    driver: Driver, lives: Lives, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It lets go of its data root, and the next one would mount that above."""
     chain(driver, "a", "b", "c")
     driver.lifetime.drain(60)
     again = lives()
     again.lifetime.pause(60)
+    monkeypatch.setattr(lifetime, "CLEANUP_SECONDS", 0.1)
     create(again, "d", "b")
     again.lifetime.cleanup()
     assert again._here.mapping.is_stopped()

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """docker-graph-driver: keeps Docker's image layers and containers in Ceph RBD images.
 
-The front door: the command line, signals, and the life of the process. Each request has a thread; everything below is
+The front door: the command line, signals, and the life of the process. Each request has a thread; all code below is
 synchronous.
 """
 
@@ -11,7 +11,7 @@ import os
 import sys
 
 if __name__ == "__main__":
-    # -I and -P do not look beside this file.
+    # With -I or -P, Python does not look for modules beside this file.
     sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
     from host import environment
 
@@ -40,7 +40,7 @@ from protocol.server import Server
 
 VERSION = "2.0.0"
 SOCKET = "/run/docker/plugins/ceph.sock"
-# From SIGTERM to the end, whatever hangs; the unit's TimeoutStopSec is longer.
+# After SIGTERM the process ends within so many seconds, whatever hangs. The unit's TimeoutStopSec is longer.
 FINISH_SECONDS = 60.0
 OPEN_FILES = 1 << 16
 M_ARENA_MAX = -8  # malloc.h
@@ -49,12 +49,12 @@ log = logging.getLogger("docker_graph_driver")
 
 
 class AlreadyServed(Failure):
-    """Another instance has our socket: one line that says what to do."""
+    """Another instance has our socket. The text is one line: what to do."""
 
 
 @contextlib.contextmanager
 def only_instance(path: str) -> Iterator[None]:
-    """Hold the socket's lock file. Raises AlreadyServed if another instance serves the socket."""
+    """Hold the socket's lock file in the `with` block. Raises AlreadyServed if another instance has it, OSError."""
     os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
     with open(path + ".lock", "w", encoding="ascii") as lock:
         try:
@@ -65,12 +65,15 @@ def only_instance(path: str) -> Iterator[None]:
 
 
 def serve(path: str, state_file: str, defaults: Options) -> None:
-    """Serve until SIGTERM or SIGINT; running requests are finished, the mounts of containers stay."""
+    """Serve until SIGTERM or SIGINT. Then running requests are finished, and the mounts of containers stay.
+
+    Raises AlreadyServed, OSError, and what Plugin.restore raises.
+    """
     notifier = Notifier()
     plugin = Plugin(state_file, defaults)
     with only_instance(path):
         plugin.restore()
-        # Before the socket is there: who sees it may end us the next moment.
+        # Before the socket is there: its appearance means that a signal ends us in order.
         caught = _catch_signals()
         with Server(path, plugin) as server:
             _stop_on_signal(server, caught)
@@ -86,19 +89,19 @@ def serve(path: str, state_file: str, defaults: Options) -> None:
 
 
 def _finish(server: Server, plugin: Plugin) -> bool:
-    """Wait until what runs is answered and what was removed is deleted; tell whether it is.
+    """Wait until running requests are answered and removed layers are deleted. Tell whether both are done.
 
-    All of it together takes FINISH_SECONDS at the most. New requests wait until this process has ended: one that began
-    while Python takes itself down would fail anywhere.
+    Together this takes FINISH_SECONDS at the most. New requests wait until this process has ended: a request that began
+    while Python shuts down could fail anywhere.
     """
     end = time.monotonic() + FINISH_SECONDS
     return server.requests.close(FINISH_SECONDS) and plugin.drain(max(0.0, end - time.monotonic()))
 
 
 def _catch_signals() -> socket.socket:
-    """From now on, let SIGTERM and SIGINT do nothing but send their numbers to the socket that is returned.
+    """Let SIGTERM and SIGINT only send their numbers to a socket from now on. Return that socket.
 
-    A handler interrupts the main thread, which may hold a lock of Python's own just then: it must not do more.
+    A handler must not do more: it interrupts the main thread, which may hold a lock of Python's own at that moment.
     """
     caught, sender = socket.socketpair()
     sender.setblocking(False)
@@ -109,7 +112,7 @@ def _catch_signals() -> socket.socket:
 
 
 def _stop_on_signal(server: Server, caught: socket.socket) -> None:
-    """End the server's loop when a signal was caught, in a thread: `shutdown` waits for that loop."""
+    """End the server's loop once a signal is caught. A thread does this, since `shutdown` waits for that loop."""
 
     def stop() -> None:
         log.info("%s: finishing what runs", signal.Signals(caught.recv(1)[0]).name)
@@ -119,7 +122,7 @@ def _stop_on_signal(server: Server, caught: socket.socket) -> None:
 
 
 def _check_at_start(plugin: Plugin) -> None:
-    """Say early what is missing. It is no reason not to serve: Init may name another cluster, or Ceph comes back."""
+    """Log early what is missing. We serve all the same: Init may name another cluster, or Ceph may come back."""
     try:
         plugin.check()
     except EXPECTED as error:
@@ -127,20 +130,21 @@ def _check_at_start(plugin: Plugin) -> None:
 
 
 def _reset_process() -> None:
-    """Take back what a parent may have left us with, which lasts through the start of a program."""
-    # Ignored, it would hide how our commands end; blocked, no signal would end us.
+    """Undo settings of a parent process that a new program inherits, and set the limits that the driver needs."""
+    # If SIGCHLD were ignored, we would not see how our commands end. If signals were blocked, none would end us.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    # Each connection of dockerd's is one, and a command takes some for a moment.
+    # Each connection of dockerd takes one descriptor, and a command some for a moment.
     now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, min(most, OPEN_FILES)), most))
-    # glibc gives each thread a heap of its own, and keeps in each what was freed. Other C libraries have no such call.
+    # By default, glibc gives each thread a heap of its own, and each keeps what was freed. Other C libraries have no
+    # such call.
     with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def main() -> int:
-    """Read the command line and serve; 1 if that is impossible. A command for an operator comes first, if at all."""
+    """Read the command line and serve; return 1 if that is impossible. The first word may be an operator's command."""
     _reset_process()
     if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
         return commands.main(sys.argv[1:], SOCKET)

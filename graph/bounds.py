@@ -1,4 +1,4 @@
-"""The bounds of a request: how long it may take, for which daemon it works, and what its errors say of the cluster."""
+"""The bounds of a request: how long it may take, which daemon it works for, and what its errors say of the cluster."""
 
 from __future__ import annotations
 
@@ -11,20 +11,26 @@ from mapped.home import Home
 
 
 class Bounds:
-    """The bounds of the requests to one home."""
+    """The bounds of the requests to one home. It decides the deadline of a request, and adds words to its errors."""
 
     def __init__(self, home: Home) -> None:
         self._home = home
 
     @contextlib.contextmanager
     def request(self) -> Iterator[None]:
-        """Bound a request, the `with` block; not that of an archive, which lasts as long as it has something to say."""
+        """Bound a request, which is the `with` block, in time and in words.
+
+        An archive has no deadline as long as it makes progress: its request is bound by `explaining` alone.
+        """
         with self.explaining(), self._home.bounds():
             yield
 
     @contextlib.contextmanager
     def explaining(self) -> Iterator[None]:
-        """Let an error of the `with` block, a request, say what is wrong with the cluster, if that may be the cause."""
+        """Let an error of a request, the `with` block, say what is wrong with the cluster, if that may be the cause.
+
+        A command.CommandError or deadline.Overdue is raised again, with these words added.
+        """
         try:
             with self._home.daemon.asking():
                 yield

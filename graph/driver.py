@@ -1,8 +1,8 @@
 """The graph driver: what Docker asks of a layer, from Create to Remove, one method per call.
 
-The contract of each method is moby's `daemon/graphdriver/driver.go`; the odd calls that dockerd really makes (Remove
-without Put, Put without Get, Get and Put after a live restore, Init twice) are told where they are met. Paths, counts
-and errors are ours; HTTP is not.
+The contract of each method is in moby's `daemon/graphdriver/driver.go`. dockerd also makes odd calls (Remove without
+Put, Put without Get, Get and Put after a live restore, Init twice): each is described where the code meets it. This
+module knows paths, counts and errors; it does not know HTTP.
 """
 
 from __future__ import annotations
@@ -33,18 +33,21 @@ from mapped.view import Place
 
 log = logging.getLogger("driver")
 
-# 64 hexadecimal digits, with -init for an init layer, 25 digits of base 36 from BuildKit; moby's
-# graphtest uses words. Nothing that a path, an option or rbd's image syntax could give a meaning to.
+# dockerd uses 64 hexadecimal digits, followed by -init for an init layer; BuildKit uses 25 digits of base 36; moby's
+# graphtest uses words. No character may have a meaning in a path, in an option or in rbd's names of images.
 _LAYER_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
-# A Remove waits so long for a sick cluster to say whose a layer is, or to take what the kernel still writes to it.
+# With a sick cluster, a Remove waits so long for the owner of a layer, and so long for the kernel's last writes to it.
 ASK_SECONDS, DISCARD_SECONDS = 5.0, 15.0
 
 
 class Driver:
-    """One Docker daemon's layers. `bounds` are for each request; `lifetime` is the start and the end of it all."""
+    """One Docker daemon's layers: checks each call, and hands it to the part that does the work.
+
+    `bounds` are those of each request. `lifetime` is the start and the end of the driver. The caller holds no locks.
+    """
 
     def __init__(self, path: str, options: Options, ids: transfer.IdMaps) -> None:
-        """`path` is the home. Nothing is touched yet."""
+        """`path` is the home. This neither asks the cluster nor touches the host."""
         home = self._home = Home(path, options, pool_of(options))
         liveness = Liveness(home.pool, options.imageprefix, home.layers.owner(), self._wake)
         here = self._here = HostLayers(home, liveness, _root_owner(ids))
@@ -58,9 +61,10 @@ class Driver:
     # -- create and remove -------------------------------------------------------------------
 
     def create(self, layer: str, parent: str, storage_opt: Mapping[str, str] | None) -> None:
-        """Make a layer on `parent` ("" for none). Nothing is left behind on failure.
+        """Make a layer on `parent` ("" for none). The parent is finished from then on, unless it is an init layer.
 
-        Raises LayerError, OptionError, and what Access.acquire raises.
+        On failure the new image is deleted; if it is still mapped, in the background. Raises LayerError, OptionError,
+        and what Access.acquire raises.
         """
         _check_id(layer)
         if parent:
@@ -83,7 +87,7 @@ class Driver:
             self._here.map_parents(layer)
 
     def _make(self, layer: str, parent: str, size: int | None, undo: contextlib.ExitStack) -> bool:
-        """Make the image; tell whether the file system in it is to grow."""
+        """Make the image of a layer. Tell whether the file system in it is smaller than the image, and must grow."""
         with self._home.locks.hold(parent) if parent else contextlib.nullcontext():
             if parent:
                 self._removals.refuse(parent)
@@ -93,7 +97,7 @@ class Driver:
         return grown
 
     def _unmake(self, layer: str) -> None:
-        """Delete the image of a layer that was just made; one that is mapped still goes in the background."""
+        """Delete the image of a layer that was just made. If it is still mapped, it goes in the background."""
         if self._here.devices.device(layer) is None:
             self._home.layers.undo(layer)
         else:
@@ -101,10 +105,11 @@ class Driver:
             self._reaper.begin(layer)
 
     def remove(self, layer: str) -> None:
-        """Remove a layer and all that is mounted of it; one that does not exist is removed already.
+        """Remove a layer and all that is mounted of it. A layer that does not exist counts as removed.
 
-        It is gone for Docker at once, and noted on this host as removed; its image goes in the background, as soon as
-        no other layer stands on it. Raises LayerBusy, and LayerError if it is another host's.
+        For Docker the layer is gone at once. It is noted on this host as removed, and its image goes in the background
+        once no other layer stands on it. On failure the layer stays, perhaps unmounted. Raises LayerBusy, LayerError if
+        the layer belongs to another host or its record cannot be read, deadline.Overdue, OSError.
         """
         _check_id(layer)
         if layer in self._removals:
@@ -119,11 +124,11 @@ class Driver:
         self._reaper.postpone()
 
     def _is_there(self, layer: str) -> bool:
-        """Tell whether a layer that is to be removed is there. Raises LayerError if it is another host's."""
+        """Tell whether a layer that is to be removed is there. Raises LayerError if it belongs to another host."""
         if self._here.devices.device(layer):
             return True
         try:
-            # Whose it was once it still is, or its image stays: that is asked again before it goes.
+            # An owner of earlier will do here: before the image is deleted, the owner is asked for again.
             with deadline.within(ASK_SECONDS):
                 self._home.layers.check_owner(layer, lease=float("inf"))
         except rbdcli.ImageMissing:
@@ -133,7 +138,10 @@ class Driver:
         return True
 
     def _discard(self, layer: str) -> None:
-        """Unmount a layer that is to be removed, as far as the cluster lets the kernel do it now. Raises LayerBusy."""
+        """Unmount a layer that is to be removed, as far as the cluster lets the kernel do it now.
+
+        Raises LayerBusy if somebody has the layer mounted.
+        """
         try:
             with deadline.within(DISCARD_SECONDS):
                 self._here.views.discard(layer)
@@ -145,16 +153,17 @@ class Driver:
             log.warning("layer %s is removed once what reads it has ended: %s", layer, error)
 
     def exists(self, layer: str) -> bool:
-        """Tell whether a layer is there. Raises LayerError, command.CommandError."""
+        """Tell whether a layer has an image and was not removed. Raises LayerError, command.CommandError."""
         _check_id(layer)
         return layer not in self._removals and self._home.layers.exists(layer)
 
     # -- mount -------------------------------------------------------------------------------
 
     def get(self, layer: str, label: str) -> str:
-        """Mount a layer for Docker and return the path of its root, the same on every call.
+        """Mount a layer for Docker and return the path of its root, which is the same on every call.
 
-        Raises what Access.acquire raises.
+        `label` is the SELinux label of all that is in the view. Each `get` takes a `put`. On failure nothing more than
+        before is mounted. Raises what Access.acquire raises.
         """
         _check_id(layer)
         self._removals.refuse(layer)
@@ -164,9 +173,10 @@ class Driver:
         return self._here.views.point(layer, Place.DOCKER)
 
     def put(self, layer: str) -> None:
-        """Undo one `get`; of a layer that is not mounted, nothing (a crash of dockerd ends with such calls).
+        """Undo one `get`. Do nothing if the layer is not mounted: dockerd makes such calls after a crash.
 
-        Raises LayerBusy, command.CommandError, deadline.Overdue; then it is tried again in the background.
+        Raises LayerError if `layer` is no id. Raises LayerBusy, command.CommandError, deadline.Overdue, OSError if the
+        unmount fails: it is tried again in the background.
         """
         _check_id(layer)
         if layer not in self._removals:
@@ -175,22 +185,28 @@ class Driver:
     # -- archives ----------------------------------------------------------------------------
 
     def apply_diff(self, layer: str, stream: transfer.Readable) -> int:
-        """Lay an archive down in a layer and return the sum of its entries' sizes, in bytes (Archives.apply)."""
+        """Lay an archive down in a layer and return the sum of its entries' sizes, in bytes.
+
+        What is left behind on failure, and the errors, are those of Archives.apply.
+        """
         _check_id(layer)
         return self._archives.apply(layer, stream)
 
     def diff(self, layer: str, parent: str) -> Iterator[bytes]:
-        """Yield the archive of what a layer changes in its parent ("" for everything); close it to end early."""
+        """Yield the archive of what a layer changes in its parent ("" for everything). Close it to end early.
+
+        Raises what Archives.diff raises.
+        """
         self._check_pair(layer, parent)
         yield from self._archives.diff(layer, parent)
 
     def changes(self, layer: str, parent: str) -> list[transfer.Change]:
-        """List what a layer changes in its parent ("" for none)."""
+        """List what a layer changes in its parent ("" for none). Raises what Archives.changes raises."""
         self._check_pair(layer, parent)
         return self._archives.changes(layer, parent)
 
     def diff_size(self, layer: str, parent: str) -> int:
-        """Return the bytes that a layer adds to its parent ("" for none)."""
+        """Return the bytes that a layer adds to its parent ("" for none). Raises what Archives.diff_size raises."""
         self._check_pair(layer, parent)
         return self._archives.diff_size(layer, parent)
 
@@ -203,7 +219,7 @@ class Driver:
     # -- what is going on --------------------------------------------------------------------
 
     def status(self) -> list[tuple[str, str]]:
-        """Return the rows of `docker info`. What the cluster does not tell is said in its row, not raised."""
+        """Return the rows of `docker info`. If the cluster does not answer, its rows say so; nothing is raised."""
         count, mapped = self._home.layers.count, self._here.devices.mapped
         return status.rows(self._home.pool, self._home.options, count, lambda: len(mapped()))
 
@@ -226,7 +242,7 @@ class Driver:
         }
 
     def _wake(self) -> None:
-        """The cluster answers: what failed may be possible now."""
+        """Try again in the background what failed before: the cluster answers."""
         self._here.unmapping.wake()
         self._reaper.works.wake()
 
@@ -245,11 +261,11 @@ def pool_of(options: Options) -> rbdcli.Pool:
 
 
 def _root_owner(ids: transfer.IdMaps) -> tuple[int, int]:
-    """Return whom the root directory of a layer without parents belongs to: root, or what that is on the host."""
+    """Return the owner (uid, gid) of the root directory of a layer without parents: root, as `ids` map it."""
     return (ids.uids[0].host_id, ids.gids[0].host_id) if ids.uids else (0, 0)
 
 
 def _check_id(layer: str) -> None:
-    """Raise LayerError unless `layer` is an id: it becomes part of a path and of an image's name."""
+    """Raise LayerError unless `layer` is an id. An id becomes part of a path and of an image's name."""
     if not _LAYER_ID.fullmatch(layer) or layer == BASE:
         raise LayerError(f"{layer[:80]!r} is not a layer id; expected up to 128 letters, digits, - and _")

@@ -1,7 +1,7 @@
 """The start and the end of a driver: what it needs, what it takes over from before, and what it does in the background.
 
-An Init makes a driver in this order: `claim`, `prepare`, `learn`, `settle`, `start`. A start without Init, of this
-process alone, does `learn` and `start`.
+An Init starts a driver by `claim`, `prepare`, `learn`, `settle` and `start`, in this order. If only this process
+restarts, there is no Init: then `learn` and `start` are enough.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from mapped.host_layers import HostLayers
 
 log = logging.getLogger("lifetime")
 
-# dockerd ends by force 15 s after it was told to end (moby cmd/dockerd), and then leaves its data root mounted.
-# What is still in the trash then is deleted in the background, or at the next start.
+# dockerd ends by force 15 s after it was told to end (moby cmd/dockerd), and then leaves its data root mounted. So
+# Cleanup must be shorter. Images that are still in the trash are deleted in the background, or at the next start.
 CLEANUP_SECONDS = 8.0
 
 
 class StillAtWork(Failure):
-    """What a former driver does in the background is not over: one line."""
+    """A former driver is still at work in the background. The text is one line."""
 
 
 class Lifetime:
-    """The lifetime of one driver."""
+    """The lifetime of one driver. It decides what is done at the start and at the end, and in which order."""
 
     def __init__(self, here: HostLayers, liveness: Liveness, bounds: Bounds, reaper: Reaper, ahead: ReadAhead) -> None:
         self._here, self._home = here, here.home
@@ -42,7 +42,7 @@ class Lifetime:
         self._ahead_of_need = Group(here.mapping, ahead.reading)
         self._owed = Group(here.unmapping, reaper.works)
         self._background = Group(self._owed, self._ahead_of_need)
-        # What was found at the start and nobody needs.
+        # The layers that were found at the start and that nobody needs.
         self._left_over: list[str] = []
 
     @property
@@ -53,23 +53,26 @@ class Lifetime:
     # -- start -------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raise preconditions.NotReady unless what the options name, and the programs for it, are there."""
+        """Look whether what the options name is there, and the programs for it. Changes nothing.
+
+        Raises preconditions.NotReady, command.CommandError.
+        """
         preconditions.check(self._home.pool, self._home.options)
 
     def claim(self) -> None:
-        """Look whether all is there that is needed, and that no other machine lives under our name; claim it.
+        """Do what `check` does; then claim our name, if no other machine lives under it. `end` undoes this.
 
-        May wait for that as long as the cluster takes what we were before a reboot for living. Undone by `end`. Raises
-        preconditions.NotReady, claim.OwnerTaken, command.CommandError.
+        After a reboot the cluster takes this machine for living for a while: then this waits, for REBOOT_SECONDS at the
+        most. Raises preconditions.NotReady, claim.OwnerTaken, command.CommandError, OSError.
         """
         with self._bounds.explaining(), deadline.within(REBOOT_SECONDS + 2 * self.timeout):
             self.check()
             self._liveness.claim()
 
     def prepare(self) -> None:
-        """Make the base image; needs the claim. It does not disturb a driver that runs.
+        """Make the home and the base image, unless they are there. The name must be claimed before.
 
-        Raises LayerError, command.CommandError.
+        A driver that runs is not disturbed. Raises what BaseImage.ensure raises.
         """
         self._home.paths.make_home()
         BaseImage(self._home.layers, self._home.options, self._home.paths.home).ensure()
@@ -79,20 +82,24 @@ class Lifetime:
             log.warning("once the pool is full, nothing can be removed from it: %s", error)
 
     def learn(self) -> None:
-        """Learn what an earlier life of this process, or another object, had mounted. Raises command.CommandError."""
+        """Learn what an earlier life of this process, or another driver in this one, had mounted.
+
+        Raises command.CommandError, OSError.
+        """
         self._home.paths.make_home()
         self._here.removals.learn()
         self._left_over = self._here.from_before.learn(self._here.removals)
 
     def settle(self) -> None:
-        """A daemon has just started: keep mounted what containers still use. Raises command.CommandError.
+        """Keep mounted what containers still use, and unmount the rest: a daemon has just started.
 
-        Called also without an end of the daemon before it when it crashed or kept its containers (live-restore).
+        The former daemon need not have ended well: it may have crashed, or kept its containers (live-restore). A layer
+        that cannot be unmounted is logged. Raises OSError.
         """
         self._left_over = self._here.from_before.settle(self._here.removals)
 
     def start(self) -> None:
-        """Begin what is done in the background: with what was left from before, and what was in the trash."""
+        """Begin the work in the background, with what was left from before, and with the trash."""
         self._liveness.start()
         for layer in self._left_over:
             self._here.unmapping.later(layer, 0)
@@ -101,9 +108,9 @@ class Lifetime:
     # -- end ---------------------------------------------------------------------------------
 
     def pause(self, timeout: float) -> None:
-        """Do nothing in the background until `resume` or `end`: another object is about to take over from the host.
+        """Do nothing in the background until `resume` or `end`: another driver is about to take over.
 
-        Raises StillAtWork if something that was begun is not over within `timeout` seconds; it goes on then.
+        Raises StillAtWork if some work is not over within `timeout` seconds: then the work in the background goes on.
         """
         if not self._background.pause(timeout):
             self.resume()
@@ -114,24 +121,24 @@ class Lifetime:
         self._background.resume()
 
     def end(self) -> None:
-        """Do nothing any more: another object has taken over, and could tell from the host what this one had mapped."""
+        """Do nothing any more. What this driver had mapped stays, and another driver can tell it from the host."""
         self._background.end()
         self._liveness.stop()
 
     def cleanup(self) -> None:
-        """End as Docker ends: the trash is emptied as far as there is time. Containers' mounts stay."""
+        """Empty the trash as far as there is time: Docker ends. The mounts of containers stay."""
         self._home.daemon.end()
-        # What is to be mapped ahead stays undone: dockerd is about to unmount its data root.
+        # Nothing is mapped ahead any more: dockerd is about to unmount its data root.
         self.drain(CLEANUP_SECONDS)
-        # What it has asked for meanwhile (a build that goes on to the last) is its, too.
+        # A build goes on until dockerd ends: what it has asked for meanwhile is for this daemon, too.
         self._home.daemon.end()
 
     def drain(self, timeout: float) -> bool:
-        """Unmap what is mapped for nobody, remove what is removed, empty the trash, as far as `timeout` seconds allow.
+        """Unmap unused layers, delete the images of removed layers, empty the trash, for `timeout` seconds at the most.
 
-        Tell whether all of it was tried.
+        Tell whether all of it was tried. Nothing is mapped ahead from now on.
         """
-        # Each is asked, also when the one before took all the time: what it can do at once it does.
+        # Even if the pause took all the time, `drain` is called: it does what it can do at once.
         until = time.monotonic() + timeout
         paused = self._ahead_of_need.pause(timeout)
         return self._owed.drain(max(0.0, until - time.monotonic())) and paused

@@ -1,7 +1,7 @@
 """What a driver needs before it can do anything: programs, a cluster that answers, a pool that is made for images.
 
-Which programs are needed stands in host/programs.py. Without `ceph`, which is not needed, status.py and diagnosis.py
-have nothing to tell of the cluster's health.
+host/programs.py lists the programs that are needed. `ceph` is not needed; without it, status.py and diagnosis.py cannot
+tell the cluster's health.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from host import command, programs
 from host.failure import Failure
 from images.options import Options
 
-# These settings of librbd matter for an image, and no command of `rbd` has an option for them. What the pool says of
-# them wins over our command line (librbd, api/Config.cc, apply_pool_overrides).
+# Settings of librbd that no command of `rbd` has an option for, each with the values that layers can live with. A
+# setting of the pool wins over our command line (librbd, api/Config.cc, apply_pool_overrides).
 _NEEDED = {"rbd_default_clone_format": ("2",), "rbd_move_to_trash_on_remove": ("false", "0")}
 
 
@@ -27,8 +27,8 @@ class NotReady(Failure):
 def check(pool: rbdcli.Pool, options: Options) -> None:
     """Look for the programs, the cluster and the pools that these options need. Changes nothing.
 
-    Raises NotReady for the first that is missing or cannot be used, and command.CommandError if the cluster stops
-    answering meanwhile or refuses something of which we do not know what to do about it.
+    Raises NotReady for the first of them that is missing or cannot be used. Raises command.CommandError if the cluster
+    stops answering meanwhile, or if it refuses something and we do not know the remedy.
     """
     for name, package, _ in programs.needed(f"ceph.fs={options.fs}"):
         if command.find(name) is None:

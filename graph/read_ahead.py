@@ -1,11 +1,11 @@
-"""What Docker will read next is read from the cluster before it asks: of the layer that it has got, and of the next.
+"""Reads from the cluster what Docker will read next, before Docker asks: of the layer that it got, and of the next one.
 
-`docker save` and `docker push` get each finished layer of an image, and read what it brought: a save one after the
-other, from the lowest up, a push several at once, from the highest down. So the next layer is one that nobody had just
-now. It is known where a layer has one child that is none of a container's; only what this process has made is looked
-at, since to ask the cluster would take longer than it gives.
+`docker save` and `docker push` get each finished layer of an image, and read what it brought. A save gets one layer
+after the other, from the lowest up; a push several at once, from the highest down. So in a save the next layer, the
+follower, is a child of the layer. It is known if the layer has one child, the layers of containers not counted. Only
+the children that this process knows are looked at: to ask the cluster would take longer than reading ahead gains.
 
-To read ahead is a favour: what is wrong is told to who gets the layer.
+An error of reading ahead is only logged: if something is wrong, the next Get of the layer fails and tells.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from mapped.view import Place
 log = logging.getLogger("read_ahead")
 
 AT_ONCE = 4
-# What follows a layer that Docker reads for longer is let go; and how often it is looked whether it still does.
+# A follower is released after so many seconds, even if Docker still reads the layer. PAUSE is between two looks.
 KEPT_SECONDS, PAUSE = 60.0, 0.1
 
 
 class ReadAhead:
-    """Reads ahead for Docker.
+    """Decides which layers are read ahead, and until when a follower stays mounted for that.
 
-    What is read is mounted as any other layer that somebody needs, so a crash leaves nothing else.
+    A follower is mounted like any other layer in use. So a crash leaves nothing that other layers do not leave, too.
     """
 
     def __init__(self, here: HostLayers) -> None:
         self._layers, self._locks, self._timeout = here.home.layers, here.home.locks, here.home.timeout
         self._paths, self._systems, self._views = here.home.paths, here.systems, here.views
         self._removals, self._states = here.removals, here.states
-        # The finished layer that Docker got last, and what follows those that it has.
+        # The finished layer that Docker got last, and the follower of each layer that Docker has.
         self._last = ""
         self._followers: dict[str, str] = {}
         self._hanging: set[str] = set()
         self.reading = Background("reading layer", self._read, AT_ONCE)
 
     def got(self, layer: str) -> None:
-        """Docker has got a layer, and has it mounted; one that is not finished is not read ahead."""
+        """Read a layer ahead that Docker has just got, if it is finished. It is mounted; the caller holds its lock."""
         if not self._states.is_finished(layer):
             return
         parents = self._views.parents(layer)
@@ -59,11 +59,11 @@ class ReadAhead:
         self.reading.later(layer, 0)
 
     def hangs(self, layer: str) -> bool:
-        """Tell whether what reads a layer may hang in the kernel, and so hold it for longer than Docker does."""
+        """Tell whether the process that reads a layer may hang in the kernel, and hold the layer longer than Docker."""
         return layer in self._hanging
 
     def _follower(self, layer: str) -> str | None:
-        """Return the layer that comes next in a walk from below; None if it could go several ways."""
+        """Return the layer that comes next in a walk from the lowest layer up; None if there is none, or several."""
         children = set(self._layers.known_children(layer))
         inits = {child for child in children if child.endswith(INIT_SUFFIX)}
         children -= inits | {init[: -len(INIT_SUFFIX)] for init in inits}
@@ -76,12 +76,12 @@ class ReadAhead:
             if follower and self._is_wanted(layer):
                 self._read_next(layer, follower)
         except EXPECTED_OF_PROGRAMS as error:
-            # The layers are as good without it, only slower.
+            # Nothing is lost: Docker reads the layer by itself, only more slowly.
             log.info("reading ahead of layer %s has ended: %s", layer, error)
         return True
 
     def _read_next(self, layer: str, follower: str) -> None:
-        """Read what follows a layer, and keep it mounted until Docker has put that."""
+        """Read the follower of a layer, and keep it mounted until Docker has put the layer."""
         with deadline.within(self._timeout), self._locks.hold(follower):
             if not self._is_finished(follower):
                 return
@@ -95,7 +95,7 @@ class ReadAhead:
             self._views.release_ahead(follower)
 
     def _run(self, layer: str, *wanted: str) -> None:
-        """Read what a layer brought, as long as Docker has any of those that are `wanted`."""
+        """Read what a layer brought, as long as Docker has one of the layers `wanted`."""
         directory = os.path.join(self._paths.point(layer), layer_state.ROOT)
         try:
             command.run_on(
@@ -104,7 +104,7 @@ class ReadAhead:
                 give_up=lambda: not (self._is_finished(layer) and any(map(self._is_wanted, wanted))),
             )
         except (command.CommandTimeout, command.CommandGivenUp):
-            # It was killed; while it waits for the cluster it cannot die.
+            # The process was killed, but it cannot die while it waits for the cluster.
             self._hanging.add(layer)
             raise
         self._hanging.discard(layer)

@@ -1,16 +1,16 @@
-"""Reads the files of a layer before Docker, which reads one after the other, asks for them.
+"""Reads the files of a layer before Docker asks for them. Docker reads one after the other.
 
-`docker save` and `docker push` get each layer of an image and read what it brought, file by file: each waits for the
-cluster once, which for thousands of small files is most of the time that they take. Asked for many at once, the kernel
-joins what lies side by side and the cluster answers many at a time.
+`docker save` and `docker push` get each layer of an image and read what it brought, file by file. Each file waits for
+the cluster once; for thousands of small files these waits take most of the time. This program asks for many files at
+once: then the kernel joins reads that lie side by side, and the cluster answers many at a time.
 
-A process of its own, since nothing else puts an end to a read from a device whose cluster does not answer:
+It is a process of its own, since a read from a device whose cluster does not answer can only be ended by a kill:
 
     python3 read_ahead_process.py DIRECTORY OTHERS
 
-DIRECTORY is what a finished layer brought: nobody writes to it. OTHERS: so many may read at the same time. Large files
-are left to the kernel's own read-ahead. Prints a dot for each piece of which the reading was begun. Exit status 1
-and one line if that cannot be done.
+DIRECTORY is what a finished layer brought: nobody writes to it. OTHERS is the number of such processes that may run at
+the same time. Large files are left to the kernel's own read-ahead. The process prints a dot for each piece that it has
+asked for. It ends with status 1 and one line if it cannot read.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ if TYPE_CHECKING:
 
 LARGE = 1 << 20
 PIECE = 16 << 20
-# What is read ahead must not drive out what others need: all that read may have this part of the free memory.
+# Reading ahead must not drive out of memory what others need. All these processes together may fill one part in so many
+# of the free memory.
 MEMORY_SHARE = 4
 _MAP_FIXED = 0x10  # mman(2); not in Python's mmap
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class _Together:
-    """Files that are asked for in one call: only then does the kernel join what lies side by side.
+    """Files that are asked for in one call: only then does the kernel join reads that lie side by side.
 
-    They are mapped one beside the other, since of all calls that read ahead madvise(2) alone takes more than one file
-    (mm/madvise.c, blk_start_plug). Half of the reads is left of those that posix_fadvise(2) for each file makes.
+    Of all calls that read ahead, only madvise(2) takes more than one file (mm/madvise.c, blk_start_plug). For that the
+    files are mapped one beside the other. It makes half as many reads as posix_fadvise(2) for each file.
     """
 
     def __init__(self) -> None:
@@ -48,17 +49,17 @@ class _Together:
         self._end = self._begin
 
     def add(self, file: int, size: int) -> bool:
-        """Map an open file of LARGE bytes at the most; tell whether that makes a piece. Raises OSError."""
+        """Map an open file of LARGE bytes at the most. Tell whether PIECE bytes are mapped now. Raises OSError."""
         self._map(self._end, size, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, file)
         self._end += -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
         return self._end - self._begin >= PIECE
 
     def ask(self) -> None:
-        """Have what was added read ahead, and forget it. Raises OSError."""
+        """Ask the kernel to read the added files ahead, and forget them. Raises OSError."""
         size = self._end - self._begin
         if size and self._c.madvise(self._begin, size, mmap.MADV_WILLNEED):
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        # The next ones are mapped over these.
+        # The next files are mapped over these.
         self._end = self._begin
 
     def _map(self, where: int | None, size: int, access: int, flags: int, file: int) -> int:
@@ -69,7 +70,7 @@ class _Together:
 
 
 def read_ahead(directory: str, most: int) -> None:
-    """Ask for the files below a directory that are not large, up to `most` bytes of them. Raises OSError."""
+    """Ask for the files below a directory that are not large, until `most` bytes are asked for. Raises OSError."""
     together, asked = _Together(), 0
     for path in _files(directory):
         file = os.open(path, _OPEN)
@@ -89,7 +90,7 @@ def read_ahead(directory: str, most: int) -> None:
 
 
 def _files(directory: str) -> Iterator[str]:
-    """Yield the regular files below a directory, about as they stand in an archive: sorted, one branch at a time."""
+    """Yield the regular files below a directory, roughly in the order of an archive: sorted, one branch at a time."""
     branches = [directory]
     while branches:
         with os.scandir(branches.pop()) as entries:
@@ -101,13 +102,13 @@ def _files(directory: str) -> Iterator[str]:
 
 
 def _available() -> int:
-    """Return the bytes of memory that can be had without swapping (proc(5), meminfo)."""
+    """Return how many bytes of memory are available without swapping (proc(5), meminfo)."""
     with open("/proc/meminfo", encoding="ascii") as source:
         return next(int(line.split()[1]) << 10 for line in source if line.startswith("MemAvailable:"))
 
 
 def main() -> int:
-    """Read the command line."""
+    """Read the command line, and read ahead. Return the exit status."""
     try:
         read_ahead(sys.argv[1], _available() // MEMORY_SHARE // int(sys.argv[2]))
     except OSError as error:

@@ -1,18 +1,19 @@
-"""What was removed goes from this host and from the pool in the background, until it is done.
+"""Removed layers go from this host and from the pool in the background, until it is done.
 
-A removed layer is noted on this host (`removals.py`), so whatever is in the way, and whenever this process ends, it
-goes on. A deletion takes as long as it gets on, others go on beside it, and the layer's lock is held only for what is
-short.
+A removed layer is noted on this host (`removals.py`). So the removal goes on after any failure, and after an end of
+this process. A deletion may take any time as long as it makes progress. Other deletions go on beside it. The layer's
+lock is held for short steps only.
 
-A deletion that did not come to its end leaves an image in the trash, and so does one of which somebody has made a clone
-(rbdcli.py). Every driver of the prefix deletes these, for all.
+If a deletion is cut short, its image is left in the trash. So is an image of which somebody has made a clone
+(rbdcli.py). Every driver of the prefix deletes these images, whoever removed them.
 
-A full pool (its quota, or the cluster's full ratio) lets nothing become more, and drops what does not say that it knows
-(Ceph, osd/PrimaryLogPG.cc, prepare_transaction: FULL_TRY). `rbd info`, `ls`, `diff`, `snap ls`, `snap rm` and `rm`
-work; `rm` only if the pool has the object `rbd_trash` already, which Init makes. `rbd clone`, `snap create`,
-`image-meta`, `trash mv`, the kernel's writes, and the end of a mapping, which gives the lock back, hang. So a removal
-reads the owner by `rados`, and deletes in place; an image with clones goes to the trash by `rbd rm` itself. Of a layer
-that cannot be unmapped the objects are deleted first (`rados --force-full rm`), but not if it has snapshots.
+A full pool (by its quota, or by the cluster's full ratio) takes no new data. It takes a write that only frees space, if
+the client marks it so (Ceph, osd/PrimaryLogPG.cc, prepare_transaction: FULL_TRY); all other writes hang. `rbd info`,
+`ls`, `diff`, `snap ls`, `snap rm` and `rm` work; `rm` only if the pool has the object `rbd_trash`, which Init makes.
+`rbd clone`, `snap create`, `image-meta`, `trash mv` and the kernel's writes hang. An unmap hangs too: it gives the lock
+of the image back. So a removal reads the owner by `rados`, and deletes in place; `rbd rm` itself moves an image with
+clones to the trash. If a layer cannot be unmapped, its objects are deleted first (`rados --force-full rm`), but not if
+it has snapshots.
 """
 
 from __future__ import annotations
@@ -29,22 +30,22 @@ from mapped.unmounting import LayerBusy
 
 log = logging.getLogger("reaper")
 
-# Removing and deleting compete with what Docker waits for: they begin when nothing was made or removed for so long, but
-# not later than that.
+# Removing and deleting compete with what Docker waits for. So they begin when nothing was made or removed for so long
+# (REMOVE_SECONDS, TRASH_SECONDS), but BEHIND_LATEST seconds after they were asked for at the latest.
 REMOVE_SECONDS, TRASH_SECONDS, BEHIND_LATEST = 0.5, 1.0, 10.0
-# One that takes long, or waits for somebody, does not keep the others.
+# A deletion that takes long, or waits for somebody, does not keep the others waiting.
 DELETIONS_AT_ONCE = 4
 _TRASH = "trash"
 MOST_NAMED = 3
 
 
 class Reaper:
-    """What is noted as removed, and what lies in the trash."""
+    """The layers that are noted as removed, and the images in the trash. It decides when each of them is deleted."""
 
     def __init__(self, here: HostLayers) -> None:
         self._layers, self._locks, self._timeout = here.home.layers, here.home.locks, here.home.timeout
         self._devices, self._views, self._removals = here.devices, here.views, here.removals
-        # Of which it was said that others stand on them.
+        # The layers that others stand on, and for which this was logged.
         self._waiting: set[str] = set()
         self._removing = Background("removing layer", self._remove, DELETIONS_AT_ONCE)
         self._trash = Background("deleting from the trash", self._delete_trashed, DELETIONS_AT_ONCE)
@@ -53,30 +54,33 @@ class Reaper:
     # -- what is asked for -------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin with what was left from before."""
+        """Begin with the layers that were removed before this start, and with the trash."""
         for layer in self._removals:
             self._removing.later(layer, 0, 0)
         self._trash.later(_TRASH, 0, 0)
 
     def begin(self, layer: str) -> None:
-        """Let a layer go that was noted as removed."""
+        """Delete a layer in the background. It must be noted as removed."""
         self._removing.later(layer, REMOVE_SECONDS, BEHIND_LATEST)
 
     def wait_for(self, layer: str, timeout: float) -> bool:
-        """Tell whether a layer that was noted as removed is gone, after `timeout` seconds at the most."""
+        """Try at once to delete a removed layer. Tell whether it is gone, after `timeout` seconds at the most."""
         return self._removing.wait_for(layer, timeout)
 
     def postpone(self) -> None:
-        """Docker is at work: what nobody waits for can wait."""
+        """Put off all removals and deletions a little: Docker is at work, and nobody waits for them."""
         self._removing.postpone(REMOVE_SECONDS)
         self._trash.postpone(TRASH_SECONDS)
 
     # -- within ------------------------------------------------------------------------------
 
     def _remove(self, layer: str) -> bool:
-        """Let the image of a layer go; tell whether that is done, not while others stand on it. Raises LayerBusy."""
+        """Delete the image of a layer. Tell whether that is done; it is not while other layers stand on this one.
+
+        Raises LayerBusy, command.CommandError, deadline.Overdue, OSError: then it is tried again.
+        """
         if self._is_needed(layer):
-            # Until those are gone it is nobody's here, unless they use it.
+            # Meanwhile it need not be mapped on this host, unless these layers use it.
             with deadline.within(self._timeout), self._locks.hold(layer):
                 self._views.unmap_unused(layer, tidy=False)
             return False
@@ -92,17 +96,17 @@ class Reaper:
         except command.CommandGivenUp:
             return False
         except LayerError as error:
-            # It was taken over while this host was taken for dead.
+            # Another host has taken the layer over: it took this host for dead.
             log.error("its image stays: %s", error)
         self._waiting.discard(layer)
         with self._locks.hold(layer):
             self._removals.forget(layer)
-        # What is in the trash may have waited for this one.
+        # An image in the trash may have waited for this one to go.
         self._trash.later(_TRASH, TRASH_SECONDS, BEHIND_LATEST)
         return True
 
     def _is_needed(self, layer: str) -> bool:
-        """Tell whether a layer stands on this one, whatever Docker knows of it, that is not itself removed."""
+        """Tell whether any layer stands on this one that is not removed itself, whether Docker knows it or not."""
         needing = [child for child in self._layers.needing(layer) if child not in self._removals]
         if needing and layer not in self._waiting:
             log.info("layer %s stays until these are removed, too: %s", layer, ", ".join(needing[:MOST_NAMED]))
@@ -110,7 +114,10 @@ class Reaper:
         return bool(needing)
 
     def _unmap(self, layer: str) -> bool:
-        """Unmap a layer; tell whether that is done. Raises LayerBusy."""
+        """Unmap a layer. Tell whether that is done; if a full pool is in the way, delete the layer's content first.
+
+        Raises LayerBusy, LayerError if another host owns the layer, command.CommandError.
+        """
         with deadline.within(self._timeout), self._locks.hold(layer):
             try:
                 self._views.unmap_unused(layer, tidy=False)
@@ -120,8 +127,8 @@ class Reaper:
                     raise
             except (command.CommandTimeout, deadline.Overdue) as error:
                 log.warning("layer %s cannot be unmapped now, its content goes first: %s", layer, error)
-        # A full pool takes neither what the kernel has to write, nor that it gives the image's lock back. So what
-        # filled it makes room for that itself. Without the layer's lock: it asks the cluster more than once.
+        # A full pool takes neither what the kernel has to write, nor the return of the image's lock. So the content of
+        # the layer itself makes room. The layer's lock is not held: this asks the cluster more than once.
         with deadline.within(self._timeout):
             self._layers.check_owner_of_removed(layer)
         self._layers.empty(layer, self._removing.is_stopped)
@@ -137,7 +144,10 @@ class Reaper:
             self._layers.remove(layer, self._removing.is_stopped)
 
     def _delete_trashed(self, item: str) -> bool:
-        """Delete one image in the trash, or ask for that of all but those that are on their way there."""
+        """Delete the image in the trash that has the id `item`. _TRASH: ask for that for each image in the trash.
+
+        Images that are being deleted by `_remove` at this time are left out.
+        """
         if item == _TRASH:
             for removed in self._layers.trash.removed():
                 if self._layers.layer(removed.name) not in self._removals:
@@ -145,7 +155,7 @@ class Reaper:
             return True
         try:
             if self._layers.trash.delete(item, self._trash.is_stopped):
-                # A parent waits for its children.
+                # A parent in the trash may have waited for this child.
                 self._trash.later(_TRASH, 0)
         except command.CommandGivenUp:
             return False

@@ -1,4 +1,4 @@
-"""The rows of `docker info`: what the driver is set to, and what the cluster tells of itself."""
+"""The rows of `docker info`: the settings of the driver, and what the cluster tells of itself."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from cluster import rados_objects
 from host import command, deadline
 from images.options import Options, format_size
 
-# `docker info` and dockerd's start wait for it: then each row that the cluster did not tell says so.
+# `docker info` and dockerd's start wait so long for the cluster. After that, each row without an answer says so.
 STATUS_SECONDS = 5.0
 
 
 def rows(
     pool: rbdcli.Pool, options: Options, layers: Callable[[], int], mapped: Callable[[], int]
 ) -> list[tuple[str, str]]:
-    """Return the rows. What the cluster does not tell is said in its row, not raised.
+    """Return the rows. If the cluster does not answer, its rows say so; nothing is raised for that.
 
-    `layers` asks the cluster how many there are, `mapped` tells how many this host has mapped.
+    `layers` asks the cluster for the number of layers. `mapped` tells how many layers this host has mapped.
     """
-    # The one that fills. Init has seen that it is the base image's (base_image.py), and so all layers'.
+    # The pool that the content of layers fills. Init has seen that the base image uses it (base_image.py): so all do.
     objects_in = options.objectpool or pool.name
     with ThreadPoolExecutor(max_workers=6) as threads, deadline.within(STATUS_SECONDS):
 
@@ -59,7 +59,7 @@ def _available(pool: rbdcli.Pool, name: str) -> int:
 
 
 def _told(ask: Callable[[], str]) -> str:
-    """An answer of the cluster, or why there is none."""
+    """Return an answer of the cluster, or say why there is none."""
     try:
         return ask()
     except command.CommandMissing as error:

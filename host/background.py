@@ -1,7 +1,7 @@
-"""Work that nobody waits for: done a while after it was asked for, in the background, until it is done.
+"""Work that nobody waits for: it is begun a while after it was asked for, in the background, and tried until done.
 
-What is to be done can always be told from the host or the cluster, so nothing is lost if this process ends
-in between: the next one finds it.
+The host or the cluster always tells what is to be done. So nothing is lost if this process ends before: its next life
+finds the work.
 """
 
 from __future__ import annotations
@@ -17,14 +17,19 @@ from host.failure import EXPECTED_OF_PROGRAMS
 
 log = logging.getLogger("background")
 
-# What cannot be done now may be possible soon: an image still open elsewhere, a cluster that does not answer. Each try
-# waits twice as long as the one before, so that a short trouble costs little, and a long one few commands.
+# Work that fails now may be possible soon: an image is still open elsewhere, or a cluster does not answer. Each pause
+# is twice as long as the one before. So a short trouble costs little time, and a long trouble few commands.
 FIRST_RETRY_SECONDS, RETRY_SECONDS = 1.0, 30.0
 
 
 @dataclass
 class _Job:
-    """When it is to be done, when at the latest however often it is asked for, and how often it failed."""
+    """When a piece of work is to be done.
+
+    `due`: the time at which it begins, by time.monotonic().
+    `latest`: the latest such time, however often the work is asked for or postponed.
+    `failures`: how often it has failed.
+    """
 
     due: float
     latest: float
@@ -32,11 +37,11 @@ class _Job:
 
 
 class Background:
-    """Some threads, started when they are first needed, that do `work(name)` once the time of that name has come.
+    """Threads that call `work(name)` once the time of that name has come. They start when they are first needed.
 
-    `work` tells whether it is done. What is not, or raises whatever, is tried again, and again: after a success of
-    another name at once, since what was in the way may be gone. A name is never done twice at the same time; `at_once`
-    different ones are. An error that is a defect of ours (failure.py) is logged with its trace, once.
+    `work` tells whether it is done. If it is not, or raises any error, it is tried again and again. If another name
+    succeeds after a failure, it is tried at once: the obstacle may be gone. One name is never done twice at the same
+    time; up to `at_once` names are. An error that is a defect of ours (failure.py) is logged with its trace, once.
     """
 
     def __init__(self, title: str, work: Callable[[str], bool], at_once: int = 1) -> None:
@@ -46,16 +51,16 @@ class Background:
         self._state = threading.Condition()
         self._jobs: dict[str, _Job] = {}
         self._running: set[str] = set()
-        # What `drain` still wait for, and how many of them wait.
+        # The names that calls of `drain` still wait for, and the number of these calls.
         self._untried: set[str] = set()
         self._drains = 0
         self._threads: list[threading.Thread] = []
         self._paused = self._ended = self._failing = False
-        # What was said last of a name that failed.
+        # The last error that was logged for each name that failed.
         self._said: dict[str, str] = {}
 
     def later(self, name: str, seconds: float, at_most: float = float("inf")) -> None:
-        """Ask for `name` to be done in `seconds`; asked again, the time begins anew, up to `at_most` seconds in all."""
+        """Ask for `name` to be done in `seconds`. To ask again begins the time anew, up to `at_most` seconds in all."""
         with self._state:
             if self._ended:
                 return
@@ -69,19 +74,19 @@ class Background:
             self._state.notify_all()
 
     def postpone(self, seconds: float) -> None:
-        """Let what is still to be done wait for `seconds` more, but for no longer than was allowed for it."""
+        """Let all names wait for `seconds` from now at least, but not beyond the `at_most` of each."""
         with self._state:
             now = time.monotonic()
             for job in self._jobs.values():
                 job.due = min(max(job.due, now + seconds), job.latest)
 
     def wake(self) -> None:
-        """What was in the way may be gone: try at once what has failed before."""
+        """Try at once all names that have failed before: the obstacle may be gone."""
         with self._state:
             self._wake()
 
     def drain(self, timeout: float) -> bool:
-        """Try all of it now, and what is asked for meanwhile; tell whether all was tried within `timeout` seconds."""
+        """Try all names now, and those asked for meanwhile. Tell whether all were tried within `timeout` seconds."""
         with self._state:
             self._untried |= {*self._jobs, *self._running}
             self._hurry(self._jobs.values())
@@ -94,7 +99,7 @@ class Background:
                     self._untried.clear()
 
     def wait_for(self, name: str, timeout: float) -> bool:
-        """Try `name` now, if it was asked for; tell whether it is done, within `timeout` seconds."""
+        """Try `name` now, if it was asked for. Tell whether it is done, after `timeout` seconds at the most."""
         with self._state:
             if name in self._jobs:
                 self._hurry([self._jobs[name]])
@@ -102,7 +107,7 @@ class Background:
             return name not in self._jobs and name not in self._running
 
     def pause(self, timeout: float) -> bool:
-        """Begin nothing until `resume`; tell whether what is being done ended within `timeout` seconds."""
+        """Begin nothing until `resume`. Tell whether all that was begun ended within `timeout` seconds."""
         with self._state:
             self._paused = True
             return self._state.wait_for(lambda: not self._running, timeout)
@@ -114,21 +119,21 @@ class Background:
             self._state.notify_all()
 
     def is_stopped(self) -> bool:
-        """Tell whether nothing is begun now, or any more: what takes long shall end."""
+        """Tell whether `pause` or `end` was called: then work that takes long shall give up."""
         return self._paused or self._ended
 
     def end(self) -> None:
-        """Begin nothing any more, and let the threads end once they have done what they do now."""
+        """Begin nothing any more. Each thread ends once it has done what it does now; nobody waits for that."""
         with self._state:
             self._ended = True
             self._jobs.clear()
             self._untried &= self._running
             self._state.notify_all()
 
-    # -- within; the caller holds `_state`, but in _run, _try and _tell -----------------------
+    # -- within; the caller holds `_state`, but not of _run, _try and _tell -------------------
 
     def _start(self) -> None:
-        """Start a thread if all there are may be busy."""
+        """Start a thread if all threads may be busy."""
         if len(self._threads) < min(self._at_once, len(self._jobs) + len(self._running)):
             thread = threading.Thread(target=self._run, name=self._title, daemon=True)
             self._threads.append(thread)
@@ -158,7 +163,7 @@ class Background:
                 self._state.notify_all()
 
     def _next(self) -> str:
-        """Wait until the time of a name has come that nobody is at; "" once all has ended."""
+        """Wait until the time of a name has come that no thread is at work with. Return "" after `end`."""
         while not self._ended:
             jobs = {} if self._paused else self._jobs
             free = {name: job.due for name, job in jobs.items() if name not in self._running}
@@ -177,7 +182,7 @@ class Background:
         elif not self._ended:
             job.failures += 1
             job.due = job.latest = time.monotonic() + _pause(job.failures)
-            # Asked for meanwhile: then it is not forgotten that it has failed, but the time is the caller's.
+            # If the name was asked for meanwhile, the new time counts, and the failures are kept.
             self._jobs.setdefault(name, job).failures = job.failures
         self._failing = not done
 
@@ -189,11 +194,11 @@ class Background:
             return False
 
     def _tell(self, name: str, error: Exception) -> None:
-        """Say why it failed, when that is new."""
-        said = f"{type(error).__name__}: {error}"
-        if self._said.get(name) == said:
+        """Log why a name failed, unless it failed with the same error before."""
+        text = f"{type(error).__name__}: {error}"
+        if self._said.get(name) == text:
             return
-        self._said[name] = said
+        self._said[name] = text
         words = "%s %s: again in 1 to %g s: %s", self._title, name, RETRY_SECONDS, error
         if isinstance(error, EXPECTED_OF_PROGRAMS):
             log.warning(*words)
@@ -202,17 +207,17 @@ class Background:
 
 
 class Group:
-    """Several works in the background, as one."""
+    """Several works in the background, treated as one. Each method does that of all of them."""
 
     def __init__(self, *works: Background | Group) -> None:
         self._works = works
 
     def drain(self, timeout: float) -> bool:
-        """Try all of it now; tell whether all was tried within `timeout` seconds."""
+        """Try all names now. Tell whether all were tried within `timeout` seconds."""
         return _in_turn(timeout, [work.drain for work in self._works])
 
     def pause(self, timeout: float) -> bool:
-        """Begin nothing until `resume`; tell whether what is being done ended within `timeout` seconds."""
+        """Begin nothing until `resume`. Tell whether all that was begun ended within `timeout` seconds."""
         return _in_turn(timeout, [work.pause for work in self._works])
 
     def resume(self) -> None:
@@ -221,7 +226,7 @@ class Group:
             work.resume()
 
     def wake(self) -> None:
-        """What was in the way may be gone: try at once what has failed before."""
+        """Try at once all names that have failed before: the obstacle may be gone."""
         for work in self._works:
             work.wake()
 
@@ -232,9 +237,9 @@ class Group:
 
 
 def _in_turn(timeout: float, works: Iterable[Callable[[float], bool]]) -> bool:
-    """Do all of these works, one after the other, each with what is left of `timeout` seconds; tell whether all did it.
+    """Call these, one after the other, each with the rest of `timeout` seconds. Tell whether all returned True.
 
-    A work that has no time left does what it can do at once.
+    If no time is left, a call does what it can do at once.
     """
     until = time.monotonic() + timeout
     done = [work(max(0.0, until - time.monotonic())) for work in works]
@@ -242,6 +247,6 @@ def _in_turn(timeout: float, works: Iterable[Callable[[float], bool]]) -> bool:
 
 
 def _pause(failures: int) -> float:
-    """How long to wait before another try: not as long as another host that got into our way, and we into its."""
+    """Return how many seconds to wait before another try. Chance keeps two hosts from meeting again and again."""
     longest = min(FIRST_RETRY_SECONDS * 2.0 ** (failures - 1), RETRY_SECONDS)
     return longest * random.uniform(0.7, 1.0)  # noqa: S311 - no secret

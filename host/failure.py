@@ -1,14 +1,15 @@
-"""What may go wrong without a defect of ours: the one base of the errors that are told in one line."""
+"""What may go wrong without a defect of ours: the base of all errors that are told in one line."""
 
 from __future__ import annotations
 
 
 class Failure(Exception):
-    """Something cannot be done. `str()` is one line for a Docker user: what was wrong, what was expected, the id."""
+    """Something cannot be done. `str()` is one line for a Docker user: what was wrong, what was expected, which id."""
 
 
-# What is told in one line to the caller of a request or of a command. Any other error is a defect of ours: it is logged
-# with its trace.
+# These errors are told in one line to the caller of a request or of a command. Any other error is a defect of ours: it
+# is logged with its trace.
 EXPECTED = (Failure, OSError)
-# Where what programs print is read and nobody waits for the answer: another version of one may print anything.
+# Work in the background expects these errors too, where it reads what programs print: another version of a program may
+# print anything.
 EXPECTED_OF_PROGRAMS = (*EXPECTED, ValueError, LookupError)

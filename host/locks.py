@@ -1,4 +1,4 @@
-"""Locks between threads: one for each name, and a gate that lets many in at once, or one alone."""
+"""Locks between threads: a lock for each name, and a gate that lets in many threads at once, or one alone."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from host import deadline
 
 
 class Locks:
-    """Locks by name, each of which exists only while somebody holds it or waits for it.
+    """Locks by name. A lock exists only while a thread holds it or waits for it.
 
-    Order, where one thread holds two: a layer before its parent, never the reverse.
-
-    A parent is always older than its layers, so that order has no cycle.
+    If a thread takes the locks of two layers, it takes that of a layer before that of its parent, never the reverse. A
+    parent is always older than its layers, so this order has no cycle.
     """
 
     def __init__(self) -> None:
@@ -26,7 +25,8 @@ class Locks:
     def hold(self, name: str) -> Iterator[None]:
         """Hold the lock of `name` for the length of a `with` block.
 
-        Raises deadline.Overdue if those before it take longer than this thread's request may.
+        Raises deadline.Overdue if other threads hold the lock for longer than this thread's request may take. The
+        thread must not hold the lock already: it would wait for itself.
         """
         with self._guard:
             lock, users = self._waiting.get(name, (threading.Lock(), 0))
@@ -49,11 +49,11 @@ class Locks:
 
 
 class GateTimeout(Exception):
-    """Those inside did not leave in time."""
+    """The threads inside did not leave in time."""
 
 
 class Gate:
-    """Counts those inside; whoever wants to be alone waits for them and keeps others out meanwhile."""
+    """Counts the threads inside. A thread that wants to be alone keeps others out, and waits for those inside."""
 
     def __init__(self) -> None:
         self._state = threading.Condition()
@@ -62,7 +62,7 @@ class Gate:
 
     @contextlib.contextmanager
     def shared(self, timeout: float) -> Iterator[None]:
-        """Be inside with others. Raises GateTimeout if who is alone inside takes more than `timeout` seconds."""
+        """Be inside with others. Raises GateTimeout if a thread stays alone inside for more than `timeout` seconds."""
         with self._state:
             if not self._state.wait_for(lambda: not self._closed, timeout):
                 raise GateTimeout
@@ -76,7 +76,7 @@ class Gate:
 
     @contextlib.contextmanager
     def alone(self, timeout: float) -> Iterator[None]:
-        """Be inside alone. Raises GateTimeout if the others take more than `timeout` seconds to leave."""
+        """Be inside alone. Raises GateTimeout, and opens again, if the others do not leave in `timeout` seconds."""
         end = time.monotonic() + timeout
         with self._state:
             if not self._state.wait_for(lambda: not self._closed, timeout):
@@ -95,7 +95,7 @@ class Gate:
                 self._open()
 
     def close(self, timeout: float) -> bool:
-        """Let nobody in any more, whatever comes; tell whether those inside left within `timeout` seconds."""
+        """Let no thread in any more. Tell whether those inside left within `timeout` seconds."""
         with self._state:
             self._closed = True
             return self._state.wait_for(lambda: self._inside == 0, timeout)

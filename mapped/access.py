@@ -1,7 +1,7 @@
-"""A layer for the length of its use: whether it may be had on this host, by whom it is seen, and what it is afterwards.
+"""A layer for the length of its use: it is checked, mounted and counted before, and released afterwards.
 
-Lock order: a layer before its parents. A layer's lock is held while it is mapped, mounted or unmounted, never while an
-archive runs: Docker feeds the Diff of one layer into the ApplyDiff of another.
+Lock order: a layer before its parents. A layer's lock is held while the layer is mapped, mounted or unmounted. It is
+never held while an archive runs: Docker feeds the Diff of one layer into the ApplyDiff of another.
 """
 
 from __future__ import annotations
@@ -27,7 +27,11 @@ log = logging.getLogger("access")
 
 
 class Own(NamedTuple):
-    """What a layer itself brought: its directory, that of what is below (None: nothing), what Docker made it on."""
+    """What a layer itself brought, to be read.
+
+    `root`: the directory of what it brought. `below`: the mount point of all that is below it; None if that is nothing.
+    `parent`: the layer that Docker made it on, "" for none.
+    """
 
     root: str
     below: str | None
@@ -35,7 +39,7 @@ class Own(NamedTuple):
 
 
 class Access:
-    """Access to the layers of one home."""
+    """Access to the layers of one home. It decides whether a layer may be used, and whether it may be written to."""
 
     def __init__(
         self, home: Home, removals: Removals, views: Views, states: States, availability: Availability
@@ -46,9 +50,11 @@ class Access:
     # -- Docker's views ----------------------------------------------------------------------
 
     def acquire(self, layer: str, place: Place, *, label: str = "", growing: bool = False) -> Place:
-        """Mount a layer, a finished one never writable; the caller holds its lock, and releases what is returned.
+        """Mount a layer for `place`, and return the place to release later. A finished layer is mounted read-only.
 
-        Raises LayerError, LayerBusy, LayerLost, rbdcli.RbdError, command.CommandError, deadline.Overdue.
+        The caller holds the layer's lock. `label` and `growing` are those of Views.acquire. On failure nothing more is
+        mounted than before. Raises LayerError, LayerBusy, LayerLost, mounts.MountError, command.CommandError,
+        deadline.Overdue, OSError; ValueError if layer.json is none of ours.
         """
         self._removals.refuse(layer)
         with self._availability.checked(layer):
@@ -56,16 +62,18 @@ class Access:
             return self._views.acquire(layer, place, finished=finished, label=label, growing=growing and not finished)
 
     def release(self, layer: str, place: Place) -> None:
-        """Undo one `acquire`; of a layer that is not mounted, nothing. Raises LayerBusy, deadline.Overdue.
+        """Undo one `acquire`. Do nothing if the layer is not mounted.
 
-        The caller does not hold the layer's lock: others may be at work with it for longer than this request lasts.
+        The caller does not hold the layer's lock: others may hold it for longer than this request lasts. On failure the
+        user is counted out all the same, and the unmount is tried again in the background. Raises LayerBusy,
+        command.CommandError, deadline.Overdue, OSError.
         """
         self._views.uncount(layer, place)
         try:
             with self._locks.hold(layer):
                 self._views.unmount_unused(layer, place)
         except deadline.Overdue:
-            # It is nobody's all the same.
+            # The user has left all the same: so the layer is unmounted in the background.
             self._views.idle(layer)
             raise
 
@@ -73,7 +81,7 @@ class Access:
 
     @contextlib.contextmanager
     def view(self, layer: str, *, growing: bool = False) -> Iterator[str]:
-        """Return the root directory of a layer for the length of a `with` block. Raises what `acquire` does."""
+        """Mount a layer for the `with` block; yield its root directory. Raises what `acquire` and `release` raise."""
         self._removals.refuse(layer)
         with self._home.bounds(), self._locks.hold(layer):
             place = self.acquire(layer, Place.DRIVER, growing=growing)
@@ -82,7 +90,7 @@ class Access:
 
     @contextlib.contextmanager
     def own(self, layer: str) -> Iterator[Own]:
-        """Return what a layer itself brought for the length of a `with` block. Raises what `acquire` does."""
+        """Mount for the `with` block what a layer itself brought. Raises what `acquire` and `release` raise."""
         with self._home.bounds(), self._locks.hold(layer):
             self._removals.refuse(layer)
             with self._availability.checked(layer):
@@ -93,14 +101,14 @@ class Access:
 
     @contextlib.contextmanager
     def _released(self, layer: str, place: Place) -> Iterator[None]:
-        """Release a layer at the end of the `with` block."""
+        """Release a layer at the end of the `with` block. If the block raises an error, that error wins."""
         try:
             yield
         except BaseException:
             try:
                 self._release(layer, place)
             except (command.CommandError, LayerBusy, deadline.Overdue) as error:
-                # Why the work ended is worth more to the caller; it is tried again in the background.
+                # The error of the block is worth more to the caller. The release is tried again in the background.
                 log.error("%s", error)
             raise
         self._release(layer, place)
@@ -110,16 +118,16 @@ class Access:
             self.release(layer, place)
 
     def begin_archive(self, layer: str) -> LayerState:
-        """Mark that an archive is laid down in a layer that is mounted, unless one was before; return its state.
+        """Set the mark that an archive is being laid down in a mounted layer. Return the layer's state before that.
 
-        Raises LayerError, deadline.Overdue, OSError.
+        Raises LayerError if the layer had an archive already; and what Overlays.prepared raises.
         """
         with self._home.bounds(), self._locks.hold(layer):
             self._removals.refuse(layer)
-            said = self._views.prepared(layer)
-            if said.applying or said.finished:
+            state = self._views.prepared(layer)
+            if state.applying or state.finished:
                 raise LayerError(
-                    f"layer {layer} takes one archive; {'it had one' if said.finished else 'one is being applied'}"
+                    f"layer {layer} takes one archive; {'it had one' if state.finished else 'one is being applied'}"
                 )
             layer_state.begin(self._home.paths.point(layer), self._home.timeout)
-            return said
+            return state

@@ -1,7 +1,7 @@
-"""The daemon for which a request works: what it asked for mounts nothing any more once it has ended.
+"""The daemon for which a request works. Once the daemon has ended, its requests mount nothing any more.
 
-A dockerd that ends unmounts all that is below its data root, and the next one mounts that root anew, above what is
-mounted meanwhile.
+A dockerd that ends unmounts all that is below its data root. The next dockerd mounts that root anew, and so hides what
+was mounted there meanwhile.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from collections.abc import Iterator
 
 from mapped.unmounting import LayerBusy
 
-# What is done in the background is for no daemon.
+# The daemon that this thread works for. Work in the background is for no daemon.
 _asking: contextvars.ContextVar[object] = contextvars.ContextVar("asking", default=None)
 
 
 class Daemon:
-    """The daemon of now."""
+    """The present daemon of one home. It decides whether a request may still mount something."""
 
     def __init__(self) -> None:
         self._now = object()
 
     @contextlib.contextmanager
     def asking(self) -> Iterator[None]:
-        """Do what the daemon of now asks for in the `with` block."""
+        """Let the `with` block work for the present daemon."""
         token = _asking.set(self._now)
         try:
             yield
@@ -32,7 +32,7 @@ class Daemon:
             _asking.reset(token)
 
     def end(self) -> None:
-        """The daemon ends, and waits no more for what it has asked for."""
+        """Learn that the daemon ends: it waits for its requests no more, and the next daemon begins."""
         self._now = object()
 
     def refuse_if_ended(self, layer: str) -> None:

@@ -2,18 +2,20 @@
 
 A running container keeps the overlay that is its root in a mount namespace of its own, whatever becomes of ours
 (`docker plugin disable --force`, a restart of dockerd with live-restore). A second overlay on the same upper directory
-would be undefined behaviour (Documentation/filesystems/overlayfs.rst), so the container's own mount is taken. It takes
-Linux 5.2.
+would be undefined behaviour (Documentation/filesystems/overlayfs.rst), so the container's own mount is taken. This
+needs Linux 5.2.
 
 Only a process of one thread may change the mount namespace (setns(2)):
 
     python3 elsewhere.py PID SOURCE DEVICE POINT
 
-shows the overlay SOURCE, "major:minor" DEVICE, of the mount namespace of process PID at the directory POINT. Exit
-status 3 if it is not there (any more), 1 and one line if it cannot be taken. While it is in a namespace that may be
-hostile, it reads its own mount table and opens the mount point, and nothing else: neither a program nor a library.
+shows the overlay SOURCE, "major:minor" DEVICE, of the mount namespace of process PID at the directory POINT. The
+process ends with status 3 if the overlay is not there (any more), with 1 and one line if it cannot be taken. While the
+process is in a namespace that may be hostile, it reads its own mount table and opens the mount point, and nothing else:
+neither a program nor a library.
 
-What was unmounted lazily (umount -l, MNT_DETACH) is in no mount table, and not found, even if it is in use.
+An overlay that was unmounted lazily (umount -l, MNT_DETACH) is in no mount table. So it is not found, even if it is
+in use.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from host import command, environment
 from mapped import holders
 
 GONE = 3  # exit status
-# A process in a namespace may end while another one of it lives: so often it is looked again.
+# A process may end while others of its mount namespace live. We look for another process so many times.
 TRIES = 5
 # ioctl_ns(2): _IO(0xb7, N), which has another form on some machines (asm/ioctl.h).
 _IO = (0x2000B700 if platform.machine().startswith(("ppc", "mips", "sparc")) else 0xB700).__or__
@@ -51,7 +53,7 @@ _CLONE_NEWNS = 0x20000
 
 
 class Held(NamedTuple):
-    """An overlay in another mount namespace: a process there, the mount point as it sees it, "major:minor"."""
+    """An overlay in another mount namespace: a process there, the mount point as it is seen there, "major:minor"."""
 
     pid: str
     point: str
@@ -59,25 +61,25 @@ class Held(NamedTuple):
 
 
 class _Gone(Exception):
-    """What was found is not there any more."""
+    """The overlay or the process is not there any more."""
 
 
 # -- what others hold ------------------------------------------------------------------------
 
 
 def find(source: str) -> list[Held]:
-    """Return who has the overlay mounted whose source is named so: one process of each mount namespace but ours.
+    """Return who has an overlay mounted that is named `source`: one process of each mount namespace but ours.
 
-    Bind mounts of its subdirectories do not count, nor what somebody without our rights mounted under that name. A
-    process whose namespace we may not look at (it takes CAP_SYS_PTRACE) counts, even if that is ours.
+    Bind mounts of its subdirectories do not count. A mount that somebody without our rights made under that name does
+    not count. A process whose namespace we may not look at (without CAP_SYS_PTRACE) counts, even if it is in ours.
     """
     return _find(lambda item: _is_overlay(item, source))
 
 
 def viewed_by(source: str) -> list[str]:
-    """Say who has the overlay mounted whose source is named so, in our own mount namespace, too.
+    """Say who has an overlay mounted that is named `source`, in our own mount namespace, too.
 
-    As `find` counts, but for bind mounts of its subdirectories: it lives as long as they do.
+    The same mounts count as for `find`, and bind mounts of subdirectories: the overlay lives as long as they do.
     """
 
     def is_part(item: mounts.Mount) -> bool:
@@ -93,27 +95,30 @@ def _find(wanted: Callable[[mounts.Mount], bool]) -> list[Held]:
 
 
 def take(source: str, point: str, *, timeout: float) -> bool:
-    """Show an overlay that another mount namespace has at the directory `point`, where nothing is mounted.
+    """Show at the directory `point`, where nothing is mounted, an overlay that another mount namespace has.
 
-    Tell whether that is done: no (other) namespace may have it. It stays when the other namespace ends, and is
-    writable unless the overlay itself is not. `timeout` is that of a command. Raises command.CommandError, which names
-    who has it, if it cannot be taken, or two overlays have that name; nothing is mounted then, but after a
-    command.CommandTimeout it may be.
+    Return False if no other namespace has it. The new mount stays when the other namespace ends, and is writable unless
+    the overlay itself is read-only. `timeout` is that of one command, in seconds. Raises command.CommandError if the
+    overlay cannot be taken, or two overlays have that name; the error names the process that has it. Then nothing is
+    mounted at `point`, but after a command.CommandTimeout it may be.
     """
     for _ in range(TRIES):
         held = find(source)
         if not held:
             return False
         if len({item.device_number for item in held}) > 1:
-            said = "; ".join(_say(item) for item in held)
-            raise _error(source, f"more than one overlay has that name: {said}")
+            text = "; ".join(_say(item) for item in held)
+            raise _error(source, f"more than one overlay has that name: {text}")
         if _take_one_of(held, source, point, timeout):
             return True
     raise _error(source, f"{_say(held[0])}, but it was not there when it was to be shown at {point}")
 
 
 def _take_one_of(held: list[Held], source: str, point: str, timeout: float) -> bool:
-    """Take the first that can be taken; tell whether one was still there. Raises CommandError."""
+    """Take the first of these overlays that can be taken. Return False if none is there any more.
+
+    Raises CommandError if some are there and none can be taken.
+    """
     failed: command.CommandError | None = None
     for item in held:
         argv = environment.python(__file__, item.pid, source, item.device_number, point)
@@ -134,9 +139,9 @@ def _take_one_of(held: list[Held], source: str, point: str, timeout: float) -> b
 
 
 def _check(item: Held, source: str, point: str, timeout: float) -> None:
-    """Unmount again what is not all of that overlay. Raises CommandError.
+    """Look whether the whole overlay is mounted at `point`. If not, unmount what is there, and raise CommandError.
 
-    Only a directory of it can be (_open_tree): whoever may mount in the other namespace moved the mount meanwhile.
+    It may be a directory of the overlay (_open_tree), if a process in the other namespace moved the mount meanwhile.
     """
     shown = mounts.at(point)
     if shown is None or not _is_overlay(shown, source) or shown.device_number != item.device_number:
@@ -156,14 +161,14 @@ def _is_elsewhere(pid: str) -> bool:
         with open(f"/proc/{pid}/ns/mnt", "rb", buffering=0) as namespace:
             return _is_trusted(namespace.fileno())
     except OSError:
-        # It ended, or may not be looked at: whoever takes it finds out.
+        # The process has ended, or we may not look at it. Then `take` finds out.
         return True
 
 
 def _is_trusted(namespace: int) -> bool:
-    """Tell whether who has our rights made a mount namespace: for himself, or with a user namespace of a container.
+    """Tell whether somebody with our rights made a mount namespace: in our user namespace, or in one for a container.
 
-    Every user may make a mount namespace with a user namespace, and there an overlay that has any name. Raises OSError.
+    Any user may make a user namespace with a mount namespace, and in it an overlay of any name. Raises OSError.
     """
     users = fcntl.ioctl(namespace, _GET_USER_NAMESPACE)
     try:
@@ -193,27 +198,27 @@ def _error(source: str, reason: str) -> command.CommandError:
 
 
 class _Kernel:
-    """System calls that Python 3.9 has no names for. All raise OSError with what was called as its file name."""
+    """System calls that Python 3.9 has no names for. All raise OSError, with the name of the call as file name."""
 
     def __init__(self) -> None:
         self._c = ctypes.CDLL(None, use_errno=True)
         self._c.syscall.restype = ctypes.c_long
 
     def enter(self, namespace: int) -> None:
-        """Let this process have another mount namespace."""
+        """Move this process to another mount namespace."""
         self._check("setns", self._c.setns(namespace, _CLONE_NEWNS))
 
     def clone_mount(self, path: bytes) -> int:
-        """Return a mount that is nowhere yet, of what `path` leads to. It ends with the file descriptor."""
+        """Return a copy of the mount at `path` that is mounted nowhere yet. It ends with its file descriptor."""
         flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT
         return self._call("open_tree", _OPEN_TREE, _AT_FDCWD, path, flags)
 
     def attach(self, tree: int, directory: int) -> None:
-        """Mount what `clone_mount` returned at an open directory."""
+        """Mount at an open directory what `clone_mount` returned."""
         self._call("move_mount", _MOVE_MOUNT, tree, b"", directory, b"", _FROM_EMPTY_PATH | _TO_EMPTY_PATH)
 
     def clear_flags(self, tree: int) -> None:
-        """Let a mount have no flags of its own (ro, nosuid): `docker run --read-only` gives them to the container's."""
+        """Clear the flags of a mount (ro, nosuid). `docker run --read-only` gives the container's mount such flags."""
         os.fchdir(tree)
         self._check("mount", self._c.mount(None, b".", None, _MS_REMOUNT | _MS_BIND, None))
 
@@ -233,10 +238,10 @@ class _Kernel:
 
 
 def _show(pid: str, source: str, number: str, point: str) -> None:
-    """Show an overlay of another process's mount namespace here. Raises OSError, _Gone."""
+    """Show an overlay of the mount namespace of process `pid` in ours, at `point`. Raises OSError, _Gone."""
     kernel = _Kernel()
     target = os.open(point, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    # There /proc may be anything.
+    # In the other namespace /proc may be anything. So these are opened before.
     process = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     ours = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -244,7 +249,7 @@ def _show(pid: str, source: str, number: str, point: str) -> None:
     except (FileNotFoundError, ProcessLookupError):
         raise _Gone from None
     if not _is_trusted(theirs):
-        # It is of another process by now.
+        # Another process has that pid by now.
         raise _Gone
     environment.load_nothing_more()
     kernel.enter(theirs)
@@ -261,7 +266,7 @@ def _show(pid: str, source: str, number: str, point: str) -> None:
 
 
 def _open_tree(kernel: _Kernel, process: int, source: str, number: str) -> int:
-    """Return a mount of an overlay of this mount namespace, without what is mounted in it. Raises OSError, _Gone."""
+    """Return a copy of an overlay's mount in this namespace, without the mounts in it. Raises OSError, _Gone."""
 
     def points() -> list[str]:
         listed = mounts.table_of(process)
@@ -274,7 +279,7 @@ def _open_tree(kernel: _Kernel, process: int, source: str, number: str) -> int:
         except OSError as error:
             failed = error
             continue
-        # The path may lead elsewhere by now.
+        # The path may lead to something else by now.
         found = os.fstat(tree).st_dev
         if f"{os.major(found)}:{os.minor(found)}" == number:
             return tree
@@ -285,7 +290,7 @@ def _open_tree(kernel: _Kernel, process: int, source: str, number: str) -> int:
 
 
 def main() -> int:
-    """Read the command line."""
+    """Read the command line, and show the overlay. Return the exit status."""
     try:
         _show(*sys.argv[1:])
     except _Gone:

@@ -1,10 +1,10 @@
-"""The layers' own file systems on this host: each mapped and mounted once, for all who need it.
+"""The layers' own file systems on this host: each is mapped and mounted once, for all of its users.
 
-A user of a layer has a name: the layer that stands on it, and what for. A finished layer is mounted read-only, and
-shared; one that nobody uses any more stays until `unmap_unused`, since most are wanted again soon. What was written to
-a layer that is not finished is in the cluster when its last user leaves it.
+A user has a name: the layer that stands on this one, and what for. A finished layer is mounted read-only and shared. A
+layer without users stays mounted until `unmap_unused`, since most layers are wanted again soon. When the last user of a
+layer that is not finished leaves, all that was written to it is in the cluster.
 
-What is known of users is in memory only. The caller holds the layer's lock around each call, but for `uncount`.
+Users are counted in memory only. The caller holds the layer's lock around each call, but for `uncount`.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from mapped.home import Home
 
 log = logging.getLogger("file_systems")
 
-# Devices that are asked at the same time whether they live: each takes as long as the cluster does.
+# So many devices are asked at the same time whether they live. Each answer takes as long as the cluster does.
 PROBES_AT_ONCE = 8
 
 
 class LayerLost(Failure):
-    """The device of a mounted layer went away under it: one line that says what to do."""
+    """A layer cannot be used any more: its device, or a layer below it, has gone. The text is one line: what to do."""
 
 
 class FileSystems:
-    """The mounted layers of one home."""
+    """The mounted layers of one home. It decides how each is mounted, and who uses it."""
 
     def __init__(self, home: Home, devices: Devices) -> None:
         self._paths, self._devices, self._daemon, self._timeout = home.paths, devices, home.daemon, home.timeout
@@ -51,12 +51,12 @@ class FileSystems:
         return entry is not None and entry.mounted
 
     def is_mapped_writable(self, layer: str) -> bool:
-        """Tell whether a layer is mapped writable: it may have a writable view."""
+        """Tell whether a layer is mapped writable. Only then it may have a writable view."""
         entry = self._devices.get(layer)
         return entry is not None and not entry.read_only
 
     def cost(self, layer: str) -> float:
-        """Return the seconds that it took to map a layer; 0 if that is not known."""
+        """Return how many seconds the map of a layer took; 0 if that is not known."""
         entry = self._devices.get(layer)
         return entry.cost if entry else 0.0
 
@@ -68,11 +68,11 @@ class FileSystems:
     # -- acquire and release -----------------------------------------------------------------
 
     def acquire(self, layer: str, user: str, *, write: bool, finished: bool, growing: bool = False) -> None:
-        """Map and mount a layer for one more use; whether it lives is for the caller to see, who may need several.
+        """Map and mount a layer, and count one use of it more. The caller looks whether its device lives (check_alive).
 
-        `finished`: it is finished, and mounted read-only. One that is to be `growing` is not mapped exclusively, unless
-        somebody has it already. On failure nothing stays behind. Raises rbdcli.ImageMissing, rbdcli.ImageLocked,
-        command.CommandError, LayerBusy.
+        `write`: this user writes. `finished`: the layer is finished, and is mounted read-only. `growing`: the layer is
+        not mapped exclusively, unless it has users already. On failure nothing more is mounted than before. Raises what
+        Devices.map raises, mounts.MountError, deadline.Overdue.
         """
         with contextlib.ExitStack() as undo:
             entry = self._devices.get(layer)
@@ -88,16 +88,17 @@ class FileSystems:
             if write and not entry.writable:
                 self._remount(layer, entry, read_only=False)
             elif finished and entry.writable and not entry.writers:
-                # The kernel would do it under a view that is written to, too, and without a word.
+                # Hence the look at the writers: the kernel would do it under a writable view, too, without an error.
                 self._remount(layer, entry, read_only=True)
             self._count(entry, user, write=write)
             undo.pop_all()
 
     def release(self, layer: str, user: str, *, flush: bool = True) -> bool:
-        """Count one use of a layer less; tell whether it is mapped for nobody now.
+        """Count one use of a layer less. Tell whether it is mapped and has no user now.
 
-        What was written to it is in the cluster then, unless nobody wants that, and so `flush` is false. Raises
-        deadline.Overdue: it may not be there yet.
+        If so, what was written to it is in the cluster, unless `flush` is false: nobody wants it any more. The use is
+        counted out even on failure. Raises deadline.Overdue if the cluster has not taken all yet; LayerBusy,
+        command.CommandTimeout, OSError.
         """
         entry = self._devices.get(layer)
         if entry is None:
@@ -107,7 +108,7 @@ class FileSystems:
             return False
         self._look_again(layer, entry)
         if flush and entry.mounted and entry.writable and not entry.finished:
-            # To unmount it takes longer, and it may be wanted again: dockerd gets each container twice to start it.
+            # It stays mounted: an unmount takes longer, and dockerd gets each container twice to start it.
             try:
                 self._flush(layer, entry)
             except OSError as error:
@@ -116,7 +117,7 @@ class FileSystems:
         return True
 
     def uncount(self, layer: str, user: str) -> None:
-        """Count one use of a finished layer less, whoever is at work with it: without its lock."""
+        """Count one use of a finished layer less. The caller need not hold the layer's lock."""
         entry = self._devices.get(layer)
         if entry is not None:
             self._uncount(entry, user)
@@ -146,22 +147,23 @@ class FileSystems:
         deadline.call(work, point, self._timeout)
 
     def set_finished(self, layer: str) -> None:
-        """Note that a layer is finished; it becomes read-only when it is used next."""
+        """Remember that a layer is finished. It becomes read-only at its next `acquire`."""
         entry = self._devices.get(layer)
         if entry is not None:
             entry.finished = True
 
     def make_writable(self, layer: str) -> None:
-        """Let a mounted layer that is not finished be written to. Raises command.CommandError."""
+        """Make the mount of a mounted layer that is not finished writable. Raises command.CommandError."""
         entry = self._record(layer)
         if not entry.writable:
             self._remount(layer, entry, read_only=False)
 
     def check_alive(self, layer: str, *others: str, ask: bool = False, user: str = "") -> None:
-        """Raise LayerLost if the device of a mounted layer, or of one of the others, which it needs, went away.
+        """Raise LayerLost if the device of a mounted layer is gone, or that of one of the `others`, which it needs.
 
-        A file system that was written to is shut down then. One that is only read goes on as far as it is in memory:
-        to find out takes `ask`, which asks each device. `user`: who does not use it yet, and need not be stopped.
+        If a file system was written to, it is shut down then. If it is only read, it goes on as far as it is in memory:
+        then only `ask` finds out, which asks each device. `user` is about to use the layer: the error does not name it
+        among those to be stopped. Raises deadline.Overdue.
         """
         entries = [(each, entry) for each in (layer, *others) if (entry := self._devices.get(each)) and entry.mounted]
 
@@ -189,7 +191,10 @@ class FileSystems:
     # -- the end -----------------------------------------------------------------------------
 
     def unmount(self, layer: str) -> None:
-        """Unmount a layer that nobody uses; it stays mapped. Raises LayerBusy, command.CommandError."""
+        """Unmount a layer that has no user. It stays mapped.
+
+        Raises LayerBusy, command.CommandTimeout, OSError; deadline.Overdue if it is still being written out.
+        """
         entry = self._devices.get(layer)
         if entry is not None and not entry.users:
             self._look_again(layer, entry)
@@ -197,7 +202,7 @@ class FileSystems:
                 self._unmount(layer, entry)
 
     def unmap_unused(self, layer: str, *, tidy: bool = True) -> None:
-        """Unmount and unmap a layer that nobody uses. Raises LayerBusy."""
+        """Unmount and unmap a layer that has no user. Raises what `unmount` and Devices.unmap raise."""
         entry = self._devices.get(layer)
         if entry is not None:
             if entry.users:
@@ -209,7 +214,10 @@ class FileSystems:
         self._devices.unmap_unfinished(layer)
 
     def quiesce(self, layer: str) -> None:
-        """Unmount a layer whose image is to be copied, and tidy up. Raises LayerBusy if somebody has it."""
+        """Unmount a layer whose image is about to be copied, and tidy up. It stays mapped.
+
+        Raises LayerBusy if it has users, or somebody else has it mounted; and what `unmount` raises.
+        """
         self.unmount(layer)
         entry = self._devices.get(layer)
         if entry and (entry.mounted or unmounting.stays_in_use(entry.device)):
@@ -217,7 +225,7 @@ class FileSystems:
         self.tidy(layer)
 
     def tidy(self, layer: str) -> None:
-        """Give back what mounting stored in a layer that is mapped, and mounted no more."""
+        """Give back the space that an XFS log took at the last mount, if a layer is mapped and not mounted any more."""
         entry = self._devices.get(layer)
         if self._fs != "xfs" or not entry or entry.mounted or entry.read_only or entry.tidy:
             return
@@ -230,7 +238,10 @@ class FileSystems:
     # -- growing -----------------------------------------------------------------------------
 
     def grow(self, layer: str) -> None:
-        """Let the file system of a layer that nobody has mapped fill its image; afterwards it is unmapped again."""
+        """Let the file system of a layer fill its image. The layer is not mapped, before and afterwards.
+
+        Raises what `acquire` raises.
+        """
         with contextlib.ExitStack() as undo:
             entry = self._devices.map(layer, undo, read_only=False)
             if self._fs == "ext4":
@@ -241,9 +252,10 @@ class FileSystems:
             mounts.grow_mounted(self._fs, entry.device, self._paths.point(layer), timeout=self._timeout)
 
     def grow_mounted(self, layer: str, size: int) -> None:
-        """Let a mounted layer and its image have `size` bytes. Raises mounts.MountError, command.CommandError.
+        """Let a mounted layer and its image have `size` bytes. It was acquired as `growing`.
 
-        It was acquired as `growing`. On failure the image may be larger than the file system.
+        On failure the image may be larger than the file system. Raises mounts.MountError, command.CommandError,
+        LayerError, OSError.
         """
         mounts.check_growing(self._fs)
         self._layers.grow(layer, size)
@@ -254,10 +266,10 @@ class FileSystems:
     # -- from before -------------------------------------------------------------------------
 
     def learn(self, layer: str, mounted: mounts.Mount | None, devices: Sequence[str]) -> None:
-        """Learn what an earlier life of this process had mapped of a layer, and mounted, for nobody now.
+        """Learn how an earlier life of this process had mapped and mounted a layer. It has no user now.
 
-        `devices` are all that its image is mapped as. Raises OSError, mounts.MountError, command.CommandError,
-        deadline.Overdue; LayerBusy if its device is gone, and its mount point cannot be unmounted.
+        `devices` are all devices of its image. Raises OSError, command.CommandError, deadline.Overdue; LayerBusy if its
+        device is gone, and its mount point cannot be unmounted.
         """
         entry = None
         if mounted is not None:
@@ -269,9 +281,10 @@ class FileSystems:
         self._devices.learn(layer, entry, devices)
 
     def adopt(self, layer: str, user: str, *, write: bool) -> None:
-        """Count a use of a layer from before; mount it if our mount is gone. Raises command.CommandError.
+        """Count a use of a layer from before. Mount the layer if our mount of it is gone.
 
-        `write`: somebody still has it mounted writable, or read-only; the kernel lets us have it in no other way.
+        `write` tells whether the mount that somebody still has is writable; the kernel allows us no other way. Raises
+        command.CommandError, LayerBusy, mounts.MountError, OSError.
         """
         entry = self._devices.get(layer)
         if entry is None:
@@ -297,7 +310,7 @@ class FileSystems:
         return entry
 
     def _without_dead(self, layer: str, entry: MappedLayer) -> MappedLayer | None:
-        """Unmap a layer whose device has gone while nobody used it: a new one will do."""
+        """Unmap a layer whose device has gone while it had no users, and return None: it is mapped anew then."""
         if entry.users or not entry.mounted:
             return entry
         try:
@@ -319,9 +332,9 @@ class FileSystems:
         finished: bool,
         exclusive: bool,
     ) -> MappedLayer:
-        """Mount a layer that is mounted nowhere; a mapping that is left from before will do if it suits."""
+        """Mount a layer that we have not mounted. `idle` is its mapping, if it has one, and is used if it suits."""
         if idle and not finished and unmounting.stays_in_use(idle.device, unmounting.LIVE_SECONDS):
-            # A container may have its view: a second one on the same directories would spoil both.
+            # A container may have a view of it. A second view on the same directories would spoil both.
             raise self._devices.busy(layer, idle)
         if idle and (finished or (not idle.read_only and idle.exclusive == exclusive)):
             try:
@@ -330,7 +343,7 @@ class FileSystems:
             except command.CommandTimeout:
                 raise
             except command.CommandError as error:
-                # Its device may have gone meanwhile (rbd-nbd killed): a new one tells.
+                # Its device may have gone meanwhile (rbd-nbd killed). A new device shows whether that was the cause.
                 log.warning("mapping layer %s anew: %s", layer, error)
         if idle:
             self._devices.unmap(layer)
@@ -347,9 +360,9 @@ class FileSystems:
         return entry
 
     def _mount_clean(self, layer: str, entry: MappedLayer) -> bool:
-        """Mount a finished layer whose device takes no writes; tell whether its log lets that be done.
+        """Mount a finished layer whose device takes no writes. Tell whether that could be done.
 
-        If the power went after it was finished, and before it was unmounted, the log must be written out first.
+        After a power cut between the end of its archive and its unmount, it cannot: its log must be replayed first.
         """
         try:
             self._mount(layer, entry, write=False)
@@ -361,7 +374,7 @@ class FileSystems:
         return True
 
     def _look_again(self, layer: str, entry: MappedLayer) -> None:
-        """After a time-out: learn from the mount table what was done, and end a mount that nobody was told of."""
+        """After a timeout, learn from the mount table what was done. A mount that was made too late is ended."""
         if not entry.doubtful:
             return
         mounted = mounts.at(self._paths.point(layer))
@@ -392,7 +405,7 @@ class FileSystems:
 
     def _unmount(self, layer: str, entry: MappedLayer) -> None:
         if entry.flushing:
-            # It is our own thread that has it open, and hangs in the kernel.
+            # Our own thread (_flush) has it open, and hangs in the kernel.
             raise deadline.Overdue(f"layer {layer}: the cluster has not taken yet what was written to it")
         try:
             unmounting.unmount(self._paths.point(layer), self._timeout)

@@ -1,7 +1,7 @@
-"""Maps that an earlier life of this process was killed over.
+"""Map commands that an earlier life of this process has started, and that still run after it was killed.
 
-Nobody waits for them, and nobody holds them to a deadline. One that came to its end after this life has looked at what
-is mapped would leave a device of which nobody knows.
+Nobody waits for them, and they have no deadline. So they are killed before we look at what is mapped: otherwise one
+could end later, and leave a device that nobody knows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ log = logging.getLogger("former_maps")
 
 
 def end_maps(pool: rbdcli.Pool, images: Collection[str]) -> set[str]:
-    """Kill the commands that map one of these images; name the images of those that do not die of it."""
+    """Kill the commands that map one of these images. Name the images of the commands that do not die of it."""
     found = dict(_maps(pool, images))
     for process, image in found.items():
         log.warning("killed: process %d, which maps %s for an earlier life of this one", process, image)
@@ -32,7 +32,7 @@ def end_maps(pool: rbdcli.Pool, images: Collection[str]) -> set[str]:
 
 
 def maps(pool: rbdcli.Pool, images: Collection[str]) -> set[str]:
-    """Name those of these images that are being mapped, but not by commands of our own."""
+    """Name those of these images that are being mapped by commands of others than this process."""
     return {image for _, image in _maps(pool, images)}
 
 
@@ -40,7 +40,7 @@ def _maps(pool: rbdcli.Pool, images: Collection[str]) -> Iterator[tuple[int, str
     ours = os.readlink("/proc/self/ns/pid")
     for name in filter(str.isdigit, os.listdir("/proc")) if images else ():
         try:
-            # A container's process may hang on a device of ours, and then its command line cannot be read.
+            # If a container's process hangs on a device of ours, its command line cannot be read.
             if os.readlink(f"/proc/{name}/ns/pid") != ours:
                 continue
             with open(f"/proc/{name}/cmdline", encoding="utf-8", errors="surrogateescape") as source:
@@ -48,12 +48,12 @@ def _maps(pool: rbdcli.Pool, images: Collection[str]) -> Iterator[tuple[int, str
             if image in images and _parent(name) != os.getpid():
                 yield int(name), image
         except OSError:
-            # It has ended since.
+            # The process has ended meanwhile.
             continue
 
 
 def _parent(name: str) -> int:
-    """Return a process's parent (proc(5), /proc/PID/stat, field 4)."""
+    """Return the pid of a process's parent (proc(5), /proc/PID/stat, field 4). Raises OSError."""
     with open(f"/proc/{name}/stat", "rb") as source:
         return int(source.read().rpartition(b")")[2].split()[1])
 
@@ -64,5 +64,5 @@ def _kill(process: int) -> None:
         if os.getpgid(process) == process:
             os.killpg(process, signal.SIGKILL)
     except ProcessLookupError:
-        # It has ended by itself.
+        # The process has ended by itself.
         log.info("process %d is gone", process)

@@ -1,6 +1,6 @@
 """What an earlier life of this process left of layers on this host, and what of it is still needed.
 
-All of it can be told from the host: the mount table, what is mapped, and the state in each layer's own file system.
+The host tells all of it: by its mount table, the list of mapped images, and the state in each layer's own file system.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ log = logging.getLogger("from_before")
 # Where BuildKit mounts a layer once more: to look at it (snapshot/localmounter_unix.go), and for a RUN
 # (executor/runcexecutor/executor.go).
 _OF_BUILDERS = re.compile(r"/buildkit-mount[^/]*$|/buildkit/executor/[^/]+/rootfs$")
-# What one layer from before may take of a start: the others wait for it.
+# How long a start may wait for one layer from before: the others come after it.
 LEARN_SECONDS = 5.0
 
 
 class FromBefore:
-    """Learns what was left of one home's layers."""
+    """Learns what was left of one home's layers. It decides what of it stays mounted."""
 
     def __init__(self, home: Home, devices: Devices, systems: FileSystems, views: Views) -> None:
         self._paths, self._timeout = home.paths, home.timeout
         self._devices, self._systems, self._views = devices, systems, views
 
     def learn(self, removed: Collection[str]) -> list[str]:
-        """Learn from the host what an earlier life of this process had mapped; return what is to be let go of it.
+        """Learn from the host what an earlier life of this process had mapped. Return the layers that have no user now.
 
         A view for Docker counts as one user (moby's graphdriver/counter.go does the same). What was mounted or mapped
-        for that life's own work counts as nobody's. One layer that cannot be looked at does not keep the others. Of
-        those that are removed somebody else sees to it that they go.
+        for that life's own work has no user. If one layer cannot be looked at, this is logged, and the others go on.
+        The layers in `removed` are not returned: the reaper unmaps them. Raises command.CommandError, OSError.
         """
         self._views.clear()
         self._paths.remove_stale_links()
         layers = self._paths.layers()
-        # Else one of them would come to its end after we have looked.
+        # This is done first: a map that ends after we have looked would not be seen.
         self._devices.end_maps(layers)
         table = mounts.table()
         mounted = mounts.visible(table)
@@ -64,7 +64,7 @@ class FromBefore:
         return self._left_over(removed)
 
     def _left_over(self, removed: Collection[str]) -> list[str]:
-        """Name the layers that are mapped, or have a view anywhere, for nobody."""
+        """Name the layers that are mapped without a user, or have a view without a user. Leave out those `removed`."""
         viewed = {layer for layer, view in self._views.items() if 0 in view.counts.values()}
         return sorted(viewed.union(self._devices.unused()).difference(removed))
 
@@ -84,27 +84,28 @@ class FromBefore:
         self._paths.remove(layer)
 
     def _learn_parents(self, layer: str, view: View) -> None:
-        """Count a view that was found as a use of what it is joined of."""
+        """Count each view that was found as a user of all layers that it is joined of."""
         for place in view.counts:
             self._systems.adopt(layer, user_of(layer, place), write=view.writable)
-        said = layer_state.read(self._paths.point(layer), self._timeout)
-        if said is None or said.layer != layer:
+        state = layer_state.read(self._paths.point(layer), self._timeout)
+        if state is None or state.layer != layer:
             raise mounts.MountError(f"{self._paths.point(layer)} does not say which layer it is")
-        view.parents, view.parent = said.parents, said.init or next(iter(said.parents), "")
-        if said.finished:
+        view.parents, view.parent = state.parents, state.init or next(iter(state.parents), "")
+        if state.finished:
             self._systems.set_finished(layer)
-        for parent in said.parents:
+        for parent in state.parents:
             self._systems.set_finished(parent)
             for place in view.counts:
                 self._systems.adopt(parent, user_of(layer, place), write=False)
 
     def settle(self, removed: Collection[str]) -> list[str]:
-        """Docker has started anew: keep mounted, as one user each, what a container still uses; unmount the rest.
+        """Keep the views mounted that containers still use, with one user each. Unmount the rest: Docker started anew.
 
-        Returns the layers that are mapped for nobody now. One that cannot be unmounted does not keep the others.
+        Return the layers that have no user now, without those `removed`. If one layer cannot be unmounted, this is
+        logged, and the others go on. Raises OSError.
 
-        A running container (live-restore) holds its view in its own mount namespace. A builder that was killed with
-        the former daemon holds it in ours.
+        A running container (live-restore) holds its view in its own mount namespace. A builder that was killed with the
+        former daemon has left mounts in ours.
         """
         self._unmount_builders()
         for layer, view in self._views.items():
@@ -114,7 +115,7 @@ class FromBefore:
         return self._left_over(removed)
 
     def _unmount_builders(self) -> None:
-        """End what BuildKit left mounted: no build is running now.
+        """Unmount what BuildKit left mounted: no build is running now.
 
         dockerd renames the directory in which some of these mounts are, and tries to delete it.
         """
@@ -128,7 +129,7 @@ class FromBefore:
 
 @contextlib.contextmanager
 def _from_before(what: str) -> Iterator[None]:
-    """Do something about a layer from before, or a mount; if that cannot be done, it does not keep the others."""
+    """Do something about a layer or a mount from before, in LEARN_SECONDS. A failure is logged, and not raised."""
     try:
         with deadline.within(LEARN_SECONDS):
             yield

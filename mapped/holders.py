@@ -1,6 +1,6 @@
 """Who holds a mount point or a device: processes, by their mount tables and by what they have open, from /proc.
 
-Nothing of a process's file systems is touched, which may hang: links are read (proc(5)), and not followed.
+The file systems of a process are not touched, since they may hang: links are read (proc(5)), and not followed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import mounts
 from host import deadline
 
-# The table of a process's memory waits for who changes that: for one that hangs in the kernel, for ever.
+# To read a process's memory map waits while the process changes it. If that hangs in the kernel, it waits for ever.
 SCAN_SECONDS = 2.0
 MOST_NAMED = 5
 _LINKS = {"cwd": "has its working directory in it", "root": "has its root in it", "exe": "runs a program of it"}
@@ -21,12 +21,12 @@ _LINKS = {"cwd": "has its working directory in it", "root": "has its root in it"
 def of_device(number: str) -> str:
     """Say who holds a block device ("major:minor"), for an error message."""
     points = [item.point for item in mounts.table() if item.device_number == number]
-    said = [*mounted_by(number), *(of_mount(point) for point in points)]
-    return "; ".join(filter(None, said)) or "a process has the device open"
+    texts = [*mounted_by(number), *(of_mount(point) for point in points)]
+    return "; ".join(filter(None, texts)) or "a process has the device open"
 
 
 def mounted_by(number: str) -> list[str]:
-    """Return a process of each mount namespace that has a block device ("major:minor") mounted, and where."""
+    """Say where each mount namespace has a block device ("major:minor") mounted, with one process of each."""
     return [
         f"{process_name(pid)} has it mounted at {item.point}"
         for pid, item in seen(lambda item: item.device_number == number)
@@ -34,7 +34,7 @@ def mounted_by(number: str) -> list[str]:
 
 
 def seen(wanted: Callable[[mounts.Mount], bool]) -> Iterator[tuple[str, mounts.Mount]]:
-    """Yield a process of each mount namespace, ours too, that sees such a mount, and the first that it sees."""
+    """Yield one process of each mount namespace, ours too, that has a `wanted` mount, and the first such mount."""
     found, read = set(), set()
     for pid in _processes():
         try:
@@ -43,7 +43,7 @@ def seen(wanted: Callable[[mounts.Mount], bool]) -> Iterator[tuple[str, mounts.M
                 continue
             table = mounts.table(pid)
         except OSError:
-            # The process ended while we looked: it holds nothing any more.
+            # The process has ended meanwhile: it holds nothing any more.
             continue
         read.add((namespace, root))
         item = next(filter(wanted, table), None)
@@ -53,18 +53,18 @@ def seen(wanted: Callable[[mounts.Mount], bool]) -> Iterator[tuple[str, mounts.M
 
 
 def _view(pid: str) -> tuple[str, str]:
-    """Name a process's mount namespace, and its root there: who is locked into a directory sees fewer mounts."""
+    """Name a process's mount namespace, and its root there: a process in a chroot sees fewer mounts. Raises OSError."""
     try:
         return os.readlink(f"/proc/{pid}/ns/mnt"), os.readlink(f"/proc/{pid}/root")
     except PermissionError:
-        # Its table is for everybody to read all the same (proc(5)). So it stands for itself.
+        # Its mount table can be read all the same (proc(5)). So this process counts as a namespace of its own.
         return f"of process {pid}", ""
 
 
 def of_mount(point: str) -> str:
-    """Say which processes of this mount namespace use the file system at a mount point, "" if none is seen.
+    """Say which processes of this mount namespace use the file system at a mount point; "" if none is seen.
 
-    Some names, as far as they are found within SCAN_SECONDS.
+    Up to MOST_NAMED processes are named, of those that are found within SCAN_SECONDS.
     """
     found: dict[str, str] = {}
 
@@ -74,9 +74,9 @@ def of_mount(point: str) -> str:
 
     with contextlib.suppress(deadline.Overdue):
         deadline.call(look, "the table of processes", SCAN_SECONDS)
-    said = list(found.values())
-    more = len(said) - MOST_NAMED
-    return "; ".join([*said[:MOST_NAMED], *([f"and {more} more"] if more > 0 else [])])
+    texts = list(found.values())
+    more = len(texts) - MOST_NAMED
+    return "; ".join([*texts[:MOST_NAMED], *([f"and {more} more"] if more > 0 else [])])
 
 
 def _users(point: str) -> Iterator[tuple[str, str]]:
@@ -89,7 +89,7 @@ def _users(point: str) -> Iterator[tuple[str, str]]:
         for what in _open_files(pid, point):
             yield pid, what
     for pid in processes:
-        # Each line ends in the path, if it has one.
+        # If a line has a path, it ends with the path.
         with (
             contextlib.suppress(OSError),
             open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as maps,
@@ -117,7 +117,7 @@ def _open_files(pid: str, point: str) -> Iterator[str]:
 
 
 def _sockets(pid: str) -> Iterator[tuple[str, str]]:
-    """Yield the inodes and paths of the unix sockets in a process's network namespace, as they were bound."""
+    """Yield inode and path of each unix socket in a process's network namespace. The path is as it was bound."""
     with (
         contextlib.suppress(OSError),
         open(f"/proc/{pid}/net/unix", encoding="utf-8", errors="surrogateescape") as table,

@@ -1,4 +1,4 @@
-"""What all share that work with the layers of one home, which is one Docker daemon's."""
+"""What all modules share that work with the layers of one home. A home belongs to one Docker daemon."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mapped.paths import Paths
 
 
 class Home:
-    """A home: the pool and the layers in it, where they are on this host, and a lock for each."""
+    """A home: the pool and the layers in it, their paths on this host, and a lock for each. It decides nothing."""
 
     def __init__(self, path: str, options: Options, pool: rbdcli.Pool) -> None:
         self.options = options
@@ -26,8 +26,8 @@ class Home:
         self.daemon = Daemon()
 
     def bounds(self) -> contextlib.AbstractContextManager[None]:
-        """Bound what is done in a `with` block: all of its commands together get twice the time of one.
+        """Bound the `with` block: all of its commands together get twice the time of one command.
 
-        What must be undone then gets deadline.GRACE_SECONDS for each command.
+        After that time, each command that undoes something still gets deadline.GRACE_SECONDS.
         """
         return deadline.within(2 * self.timeout)

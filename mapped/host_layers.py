@@ -1,10 +1,10 @@
-"""The layers of one home on this host: all that maps and mounts them, and what of it is done in the background.
+"""The layers of one home on this host: all objects that map and mount them, and their work in the background.
 
 home          what all share: the pool and its layers, paths, locks
 removals      which layers Docker was told are removed
 devices       images are mapped
 systems       the layers' own file systems are mounted, for their users
-views         each layer joined with its parents, for Docker and for ourselves
+views         each layer is joined with its parents, for Docker and for ourselves
 states        how far each layer has come
 access        a layer for the length of its use
 parents       layers that get children
@@ -33,13 +33,13 @@ from mapped.views import AT_ONCE, Views
 
 log = logging.getLogger("host_layers")
 
-# A layer that Docker has put stays mapped for so long: it is wanted again within moments, or not for long. Where it
-# took long to map it, it stays for so many times that: what Docker does next takes longer, too.
+# A layer without users stays mapped for MAPPED_SECONDS: it is wanted again within moments, or not for long. If its map
+# took long, it stays for MAPPED_TIMES that time: then Docker's next steps take longer, too.
 MAPPED_SECONDS, MAPPED_TIMES = 3.0, 10.0
 
 
 class HostLayers:
-    """`root_owner` is whom the root directory of a layer without parents belongs to."""
+    """Puts all of it together, and decides how long a layer stays mapped. `root_owner`: see Overlays."""
 
     def __init__(self, home: Home, liveness: Liveness, root_owner: tuple[int, int]) -> None:
         self.home = home
@@ -57,11 +57,11 @@ class HostLayers:
         self.mapping = Background("mapping layer", self._map_ahead, AT_ONCE)
 
     def leave_mapped(self, layer: str) -> None:
-        """Let a layer that nobody uses be unmapped in a while."""
+        """Unmap a layer in the background after a while, if it has no users then."""
         self.unmapping.later(layer, max(MAPPED_SECONDS, MAPPED_TIMES * self.systems.cost(layer)))
 
     def map_parents(self, layer: str) -> None:
-        """Let what is below a layer be mapped in the background: whatever comes next needs it."""
+        """Map all that is below a layer in the background: whatever comes next needs it. The layer was just made."""
         for parent in self.home.layers.parents(layer):
             if not self.systems.is_mounted(parent):
                 self.mapping.later(parent, 0)
@@ -78,6 +78,6 @@ class HostLayers:
             try:
                 self.views.map_ahead(layer)
             except EXPECTED as error:
-                # Whoever needs it is told then.
+                # The next user of the layer meets the error, and is told.
                 log.info("layer %s is not mapped ahead: %s", layer, error)
         return True

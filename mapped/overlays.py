@@ -1,6 +1,7 @@
-"""How a layer is joined with what is below it: an overlay of what it brought above what each parent did, nearest first.
+"""How a layer is joined with what is below it: an overlay puts what it brought above what each of its parents brought.
 
-Its directories are named as seen from the links (paths.py), so that 127 of them fit into the options of one mount.
+The nearest parent comes first. All directories are named as seen from the links (paths.py): so 127 of them fit into the
+options of one mount.
 """
 
 from __future__ import annotations
@@ -16,33 +17,35 @@ from images.layer_state import LayerState
 from mapped.file_systems import FileSystems, LayerLost
 from mapped.home import Home
 
-# Attributes that overlayfs keeps for itself.
+# The attributes that overlayfs keeps for itself begin with this.
 _OVERLAY = "trusted.overlay."
 
 
 class Overlays:
-    """The overlays of one home's layers. The own file systems of the layers that are joined must be mounted."""
+    """The overlays of one home's layers. It decides what is joined. The own file systems of all layers are mounted."""
 
     def __init__(self, home: Home, systems: FileSystems, root_owner: tuple[int, int]) -> None:
-        """`root_owner` is whom the root directory of a layer without parents belongs to."""
+        """`root_owner` is the owner (uid, gid) of the root directory of a layer without parents."""
         self._paths, self._layers, self._daemon, self._timeout = home.paths, home.layers, home.daemon, home.timeout
         self._systems = systems
         self._options = home.options.view_options
         self._root_owner = root_owner
 
     def prepared(self, layer: str) -> LayerState:
-        """Return the state of a mounted layer, written when it is mounted first: then its root gets what it inherits.
+        """Return the state of a mounted layer. At its first mount, write it, and let the root inherit from below.
 
-        What is nearest below a new layer must be mounted. Raises LayerLost, deadline.Overdue, OSError.
+        The caller holds the layer's lock. The nearest layer below a new layer must be mounted. After a failure the next
+        call does the same again. Raises LayerLost, LayerError, command.CommandError, deadline.Overdue, OSError;
+        ValueError if layer.json is none of ours.
         """
         directory = self._paths.point(layer)
-        said = layer_state.read(directory, self._timeout)
-        if said and said.layer == layer:
-            return said
+        found = layer_state.read(directory, self._timeout)
+        if found and found.layer == layer:
+            return found
         parents = tuple(self._layers.parents(layer))
-        made = LayerState(layer, parents, init=said.layer if said else "")
-        if said and said.init:
-            raise LayerLost(f"layer {layer}: {said.layer} is no init layer, but a container's; remove {layer}")
+        made = LayerState(layer, parents, init=found.layer if found else "")
+        if found and found.init:
+            raise LayerLost(f"layer {layer}: {found.layer} is no init layer, but a container's; remove {layer}")
         nearest = self._nearest(layer, made)
         path = os.path.join(self._paths.links, nearest) if nearest else ""
         self._systems.make_writable(layer)
@@ -51,32 +54,38 @@ class Overlays:
         return made
 
     def _nearest(self, layer: str, made: LayerState) -> str:
-        """Name the directory that is nearest below what a layer brought, "" if there is none."""
+        """Name the nearest directory below what a layer brought, "" if there is none."""
         if made.init:
             return self._paths.inside(layer, layer_state.INIT)
         return self._paths.short(made.parents[0]) if made.parents else ""
 
-    def lower(self, layer: str, said: LayerState, *, own: bool) -> list[str]:
-        """Name the directories below a layer, nearest first; `own`: with what it brought itself."""
+    def lower(self, layer: str, state: LayerState, *, own: bool) -> list[str]:
+        """Name the directories below a layer, nearest first. `own`: first of all, that of what it brought itself.
+
+        Raises deadline.Overdue.
+        """
         links = self._paths.links
 
         def look() -> list[str]:
             found = []
-            for parent in said.parents:
+            for parent in state.parents:
                 found.append(self._paths.short(parent))
-                # A container's layer, whose init layer is in itself.
+                # The layer of a container has its init layer in itself.
                 init = self._paths.inside(parent, layer_state.INIT)
                 if os.path.isdir(os.path.join(links, init)):
                     found.append(init)
             return found
 
         below = deadline.call(look, self._paths.point(layer), self._timeout)
-        init = [self._paths.inside(layer, layer_state.INIT)] if said.init else []
+        init = [self._paths.inside(layer, layer_state.INIT)] if state.init else []
         return [*([self._paths.short(layer)] if own else []), *init, *below]
 
     def mount(self, layer: str, name: str, point: str, lower: Sequence[str], *, writable: bool, label: str) -> None:
-        """Mount the overlay `name` of a layer at `point`. Raises LayerBusy, command.CommandError."""
-        # A kernel joins one directory with an upper one, or two.
+        """Mount the overlay `name` of a layer at the mount point `point`.
+
+        Raises LayerBusy if the daemon that asked for it has ended, command.CommandError.
+        """
+        # overlayfs takes no fewer directories: one lower beside an upper one, or two lower ones.
         if len(lower) < (1 if writable else 2):
             lower = [*lower, self._paths.inside(layer, layer_state.NONE)]
         own = [self._paths.inside(layer, directory) for directory in (layer_state.ROOT, layer_state.WORK)]
@@ -94,10 +103,10 @@ class Overlays:
 
 
 def _prepare(directory: str, made: LayerState, nearest: str, root_owner: tuple[int, int]) -> None:
-    """Prepare a new layer. Its root gets what that of the nearest directory has: in a view the topmost root counts.
+    """Prepare a new layer. Its root gets owner, mode, attributes and times of the `nearest` directory below.
 
-    Done once more after a crash, it comes to the same. What its init layer brought is in it already, and becomes a
-    directory of its own.
+    In a view only the topmost root counts. What an init layer brought is in its copy already, and becomes a directory
+    of its own. If this is done again after a crash, the result is the same. Raises OSError.
     """
     root, init = os.path.join(directory, layer_state.ROOT), os.path.join(directory, layer_state.INIT)
     if made.init and not os.path.lexists(init):

@@ -1,4 +1,4 @@
-"""A layer is about to get a child: it is finished from then on, and nobody ever writes to it again."""
+"""What a layer needs before it gets a child: it is finished from then on, and nobody ever writes to it again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mapped.views import Views
 
 
 class Parents:
-    """The layers of one home that get children."""
+    """The layers of one home that get children. It decides whether a layer can have a child."""
 
     def __init__(
         self, home: Home, systems: FileSystems, views: Views, states: States, availability: Availability
@@ -22,13 +22,13 @@ class Parents:
         self._systems, self._views, self._states, self._availability = systems, views, states, availability
 
     def make_ready(self, layer: str, parent: str) -> None:
-        """Make a layer ready to be the parent of the new `layer`: it is finished from then on.
+        """Make `parent` ready to be the parent of the new `layer`: it is finished from then on.
 
-        An init layer is not finished but unmounted: its image is copied. The caller holds the lock of the parent.
-        Raises LayerError if it can have no child, and what Access.acquire raises.
+        An init layer is not finished but unmounted: its image is copied. The caller holds the locks of both. On failure
+        the parent may be finished. Raises LayerError if it can have no child, and what Access.acquire raises.
         """
         if self._views.is_writable(parent):
-            # Docker makes layers of what it has put.
+            # Docker has put the parent before it makes a layer on it, but that Put may have been lost.
             self._views.settle_put(parent)
         if self._views.is_writable(parent):
             raise LayerError(f"layer {layer}: its parent {parent} is mounted writable; put it first")

@@ -5,8 +5,8 @@
     HOME/mnt/ID/removed    Docker was told that the layer is removed, and its image has yet to go
     HOME/l/SHORT           a link to HOME/mnt/ID/layer/rootfs, what the layer brought
 
-So what a crash left can be told from the host alone. A link has a name of a few letters, since mount(2) takes one page
-of options for the up to 127 directories of a view.
+So the host alone tells what a crash left. The name of a link has a few letters only: mount(2) takes one page of
+options, and a view has up to 127 directories.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from images import layer_state
 
 POINT = "layer"
 REMOVED = "removed"
-# So many letters of base 32 tell 2^65 layers apart.
+# The letters of a link's name: so many letters of base 32 tell 2^65 layers apart.
 SHORT = 13
 
 
 class Paths:
-    """The paths of one home. `images`: what the names of its images begin with, which tells its layers from others."""
+    """The paths of one home. `images`: what the names of its images begin with, with the pool before it."""
 
     def __init__(self, home: str, images: str) -> None:
         self.home = home
@@ -44,15 +44,15 @@ class Paths:
         return os.path.join(self.root, layer)
 
     def point(self, layer: str) -> str:
-        """Return the mount point of a layer's own file system, whether it is mounted or not."""
+        """Return the mount point of a layer's own file system, mounted or not."""
         return os.path.join(self.root, layer, POINT)
 
     def inside(self, layer: str, name: str) -> str:
-        """Name a directory of a layer's own file system, as it is seen from the links."""
+        """Name a directory of a layer's own file system, as seen from the directory of the links."""
         return os.path.join("..", os.path.basename(self.root), layer, POINT, name)
 
     def layers(self) -> list[str]:
-        """Name the layers that this host has a directory of."""
+        """Name the layers that have a directory on this host. Raises OSError."""
         return sorted(os.listdir(self.root))
 
     def short(self, layer: str) -> str:
@@ -60,11 +60,11 @@ class Paths:
         return base64.b32encode(hashlib.sha256(f"{self._images}{layer}".encode()).digest())[:SHORT].decode().lower()
 
     def source(self, layer: str) -> str:
-        """Return what mount tables, and `df`, call a layer's view: the same on every host, and no other layer's."""
+        """Return the name of a layer's view in mount tables and `df`: the same on each host, another for each layer."""
         return f"ceph-{self.short(layer)}"
 
     def link(self, layer: str) -> None:
-        """Make the link of a layer. Raises OSError, and mounts.MountError if another layer has the same."""
+        """Make the link of a layer. Raises OSError, and mounts.MountError if another layer has that link."""
         mounts.make_directory(self.links)
         target = self.inside(layer, layer_state.ROOT)
         path = os.path.join(self.links, self.short(layer))
@@ -74,7 +74,10 @@ class Paths:
             raise mounts.MountError(f"{path} is the link of another layer than {layer}")
 
     def remove(self, layer: str) -> None:
-        """Remove what stands for a mapped layer; that it was removed stays noted. Raises OSError."""
+        """Remove the link and the directory of a layer that is not mapped any more.
+
+        A note that the layer was removed stays (removals.py), and so does its directory then. Raises OSError.
+        """
         top = self.directory(layer)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(self.links, self.short(layer)))
@@ -87,7 +90,7 @@ class Paths:
                 os.rmdir(top)
 
     def remove_stale_links(self) -> None:
-        """Remove the links of layers that this host has no directory of any more. Raises OSError."""
+        """Remove the links of layers that have no directory on this host any more. Raises OSError."""
         shorts = {self.short(layer) for layer in self.layers()}
         with contextlib.suppress(FileNotFoundError):
             for name in os.listdir(self.links):

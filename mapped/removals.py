@@ -1,6 +1,6 @@
-"""Which layers Docker was told are removed, whose images have yet to go: noted on this host, as `HOME/mnt/ID/removed`.
+"""Notes on this host, `HOME/mnt/ID/removed`, of the layers that are removed for Docker and whose images have yet to go.
 
-The notes are as good as this host's memory: a power cut may lose one, the end of this process does not.
+The end of this process loses no note. A power cut may lose some.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mapped.paths import REMOVED, Paths
 
 
 class Removals:
-    """The layers that are noted as removed, in the order of their names."""
+    """The layers that are noted as removed, in the order of their names. It decides what counts as removed."""
 
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
@@ -38,9 +38,9 @@ class Removals:
         self._paths.remove(layer)
 
     def refuse(self, layer: str) -> None:
-        """Raise LayerError if a layer is removed: it does not exist for any call.
+        """Raise LayerError if a layer is removed: for all calls it does not exist.
 
-        Asked before the layer's lock is taken, too: its removal in the background may hold that for a while.
+        Callers ask this also before they take the layer's lock: the removal in the background may hold it for a while.
         """
         if layer in self._layers:
             raise LayerError(f"layer {layer} does not exist: it was removed")

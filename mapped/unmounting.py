@@ -1,4 +1,4 @@
-"""Unmounts what others may still hold: waits until it is free, or says who holds it."""
+"""Unmounts what others may still hold: waits until it is free, or tells who holds it."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from mapped import holders
 
 log = logging.getLogger("unmounting")
 
-# Other processes may hold a device for moments after its last mount went: udev and blkid probing
-# it, containers being started that copied the mount table (mount_namespaces(7)).
+# Other processes may hold a device for moments after its last unmount: udev and blkid probe it, and a container that is
+# just starting has copied the mount table (mount_namespaces(7)).
 BUSY_SECONDS = 10.0
 BUSY_PAUSE = 0.02
-# A container that ended may hold its device for moments more, before a Put tells that it still runs.
+# A container that has ended may hold its device for so long. After that it counts as a container that runs.
 LIVE_SECONDS = 1.0
 
 
 class LayerBusy(Failure):
-    """A layer cannot be unmounted or unmapped: one line that names who holds it."""
+    """A layer cannot be unmounted, unmapped or mounted now. The text is one line: who holds it, or why."""
 
 
 class Doubtful(Protocol):
-    """What is mounted, as far as it is known."""
+    """Something of which it may be in doubt whether it is mounted."""
 
     doubtful: bool
 
 
 @contextlib.contextmanager
 def doubting(item: Doubtful) -> Iterator[None]:
-    """Mount or unmount in the `with` block: what runs into its deadline may have been done, or be done later."""
+    """Mount or unmount in the `with` block. After a timeout `item` is doubtful: it may be done later all the same."""
     try:
         yield
     except command.CommandTimeout:
@@ -44,7 +44,10 @@ def doubting(item: Doubtful) -> Iterator[None]:
 
 
 def unmount(point: str, timeout: float) -> None:
-    """Unmount `point`, and what is mounted inside of it; what is not mounted is fine. Raises LayerBusy."""
+    """Unmount the mount point `point`, and what is mounted inside of it. Do nothing if it is not mounted.
+
+    Waits while it is busy, for BUSY_SECONDS at the most. Raises LayerBusy then, command.CommandTimeout.
+    """
     error: command.CommandError | None = None
     for _ in until_free():
         try:
@@ -56,12 +59,15 @@ def unmount(point: str, timeout: float) -> None:
             if mounts.at(point) is None:
                 return None
             _unmount_below(point, timeout)
-    said = holders.of_mount(point)
-    raise LayerBusy(f"{point} cannot be unmounted: {error}{said and '; '}{said}")
+    text = holders.of_mount(point)
+    raise LayerBusy(f"{point} cannot be unmounted: {error}{text and '; '}{text}")
 
 
 def remount(point: str, *, read_only: bool, timeout: float) -> None:
-    """Turn a mount read-only or writable. A file that was removed may be open for moments more. Raises CommandError."""
+    """Make a mount read-only or writable. Raises command.CommandError if that fails for LIVE_SECONDS.
+
+    It may fail for moments, while a file is open that was removed.
+    """
     error: command.CommandError | None = None
     for _ in until_free(LIVE_SECONDS):
         try:
@@ -75,9 +81,10 @@ def remount(point: str, *, read_only: bool, timeout: float) -> None:
 
 
 def _unmount_below(point: str, timeout: float) -> None:
-    """End what dockerd has mounted inside of a layer (moby, daemon/archive.go: volumes, resolv.conf), and left there.
+    """Unmount what dockerd has mounted inside of a layer (moby, daemon/archive.go: volumes, resolv.conf), and left.
 
-    It does so for each `docker cp` and puts the layer after it; killed in between it never comes back for them.
+    dockerd mounts this for each `docker cp`, and puts the layer after it. If it is killed in between, it never unmounts
+    this.
     """
     for inner in mounts.below(point):
         log.warning("unmounting %s, left behind in a layer", inner)
@@ -86,17 +93,17 @@ def _unmount_below(point: str, timeout: float) -> None:
         except command.CommandTimeout:
             raise
         except command.CommandError as error:
-            # Then the layer stays mounted too, and that is what the caller is told.
+            # Then the layer stays mounted too, and the caller is told that.
             log.warning("%s", error)
 
 
 def stays_in_use(device: str, seconds: float = BUSY_SECONDS) -> bool:
-    """Tell whether something holds a device for all of that time."""
+    """Tell whether something holds a device for all of `seconds`. Return early if not."""
     return all(mounts.in_use(device) for _ in until_free(seconds))
 
 
 def is_mounted_anywhere(device: str) -> bool:
-    """Tell whether any process sees a device mounted; if none does, and it is in use, the kernel is at work with it."""
+    """Tell whether any process has a device mounted. If none has, and it is in use, the kernel is at work with it."""
     try:
         return bool(holders.mounted_by(mounts.device_number(device)))
     except OSError:
@@ -105,7 +112,7 @@ def is_mounted_anywhere(device: str) -> bool:
 
 
 def until_free(seconds: float = BUSY_SECONDS) -> Iterator[None]:
-    """Yield at growing intervals until so many seconds have passed."""
+    """Yield at growing intervals until `seconds` have passed, or the request must end (deadline.py)."""
     end, pause = time.monotonic() + deadline.left(seconds), BUSY_PAUSE
     while True:
         yield

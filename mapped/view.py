@@ -1,4 +1,4 @@
-"""What is known of one layer's views: for whom each is mounted, how many users it has, and what it is joined of."""
+"""What is known of one layer's views: for whom each is mounted, how many users it has, and what is joined in it."""
 
 from __future__ import annotations
 
@@ -7,25 +7,32 @@ from dataclasses import dataclass, field
 
 
 class Place(enum.Enum):
-    """For whom a view is mounted; the value is the name of its mount point."""
+    """For whom a view is mounted. The value is the name of its mount point.
+
+    DOCKER: for Docker. DRIVER: for an archive, or for a comparison. BELOW: only what is below the layer.
+    """
 
     DOCKER = "docker"
     DRIVER = "driver"
     BELOW = "below"
 
 
-# The view itself, and not only what is below the layer.
+# The places that show the layer itself, and not only what is below it.
 WHOLE = (Place.DOCKER, Place.DRIVER)
 
 
 @dataclass
 class View:
-    """`counts` has a key for each place where the layer is mounted (0: nobody's, still mounted).
+    """What is known of the views of one layer.
 
-    `writable`: not of a finished layer.
-    `doubtful`: a mount or unmount ran into its deadline, and may have been done later all the same.
-    `guessed`: its count for Docker is not known but one, since it was found mounted at a start.
-    `parents`: the layers that it is joined with. `bottom`: there is nothing below it. `parent`: what Docker calls that.
+    `writable`: the layer is not finished, and its view is writable.
+    `doubtful`: a mount or unmount ran into its deadline, and may be done later all the same.
+    `guessed`: its count for Docker is a guess, one: it was found mounted at a start.
+    `bottom`: there is nothing below the layer.
+    `label`: the SELinux label of the view.
+    `parents`: the layers that it is joined with, nearest first.
+    `parent`: the layer that Docker made it on, "" for none.
+    `counts`: the number of users for each place where it is mounted (0: it is mounted and has no user).
     """
 
     writable: bool = False
@@ -38,10 +45,10 @@ class View:
     counts: dict[Place, int] = field(default_factory=dict)
 
     def whole(self) -> Place | None:
-        """Return a place where the view itself is mounted."""
+        """Return a place where the layer itself is shown, and not only what is below; None if there is none."""
         return next((place for place in WHOLE if place in self.counts), None)
 
 
 def user_of(layer: str, place: Place) -> str:
-    """Name the user that a layer's view is of all that it is joined of."""
+    """Name the user that the view of `layer` for `place` is, of each layer that is joined in it."""
     return f"{layer}/{place.value}"

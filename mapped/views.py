@@ -1,17 +1,18 @@
-"""What Docker, and our own work, see of layers: each joined with its parents at a mount point of its own.
+"""The views of layers, for Docker and for our own work: each layer joined with its parents, at its own mount point.
 
     HOME/mnt/ID/docker     the view for Docker: between Get and Put
     HOME/mnt/ID/driver     the view for an archive that is laid down
     HOME/mnt/ID/below      what is below the layer, read-only: what Diff compares with
 
-Of a layer that is not finished the view is writable, and there is one at a time: two on the same directories would
-spoil both (overlayfs.rst, "Sharing and copying layers"). So while an archive is laid down, Docker cannot have the
-layer; where Docker has it, our own work uses that view. A finished layer's view is read-only.
+If a layer is not finished, its view is writable, and there is one at a time: two on the same directories would spoil
+both (overlayfs.rst, "Sharing and copying layers"). So while an archive is laid down, Docker cannot have the layer. If
+Docker has the layer, our own work uses Docker's view. The view of a finished layer is read-only.
 
-So all can be told from the host alone after a crash (views_from_before.py): what is at `docker` is Docker's and stays,
-the rest was for nobody but an earlier life of this process.
+So the host alone tells all of it after a crash (from_before.py): a view at `docker` is Docker's and stays; other views
+were for an earlier life of this process, and go.
 
-Counts are in memory only. The caller holds the layer's lock around each call; the locks of its parents are taken here.
+Users are counted in memory only. The caller holds the layer's lock around each call, but for `uncount` and
+`release_ahead`; the locks of its parents are taken here.
 """
 
 from __future__ import annotations
@@ -39,12 +40,15 @@ from mapped.view import WHOLE, Place, View, user_of
 
 log = logging.getLogger("views")
 
-# Parents that are mapped at the same time.
+# So many parents are mapped at the same time.
 AT_ONCE = 4
 
 
 class Views:
-    """The views of one home's layers. `idle` is told which layers are mapped for nobody any more."""
+    """The views of one home's layers. It decides which view of a layer there is, and when it is unmounted.
+
+    `idle` is called with a layer that is mapped and has no user any more.
+    """
 
     def __init__(
         self, home: Home, devices: Devices, systems: FileSystems, overlays: Overlays, idle: Callable[[str], None]
@@ -56,7 +60,7 @@ class Views:
         self._counting = threading.Lock()
 
     def point(self, layer: str, place: Place) -> str:
-        """Return the mount point of a layer for `place`, whether it is mounted or not."""
+        """Return the mount point of a layer for `place`, mounted or not."""
         return os.path.join(self._paths.directory(layer), place.value)
 
     def is_mounted(self, layer: str, place: Place) -> bool:
@@ -65,33 +69,34 @@ class Views:
         return view is not None and place in view.counts
 
     def is_writable(self, layer: str) -> bool:
-        """Tell whether a layer is mounted writable, for whomever."""
+        """Tell whether a layer has a writable view, for Docker or for ourselves."""
         view = self._views.get(layer)
         return view is not None and view.writable and view.whole() is not None
 
     def parents(self, layer: str) -> tuple[str, ...]:
-        """Return what a mounted layer is joined with, nearest first; nothing for one that is not mounted."""
+        """Return the parents that a mounted layer is joined with, nearest first; () if it is not mounted."""
         view = self._views.get(layer)
         return view.parents if view else ()
 
     def prepared(self, layer: str) -> LayerState:
-        """Return the state of a mounted layer, prepared if it is new. Raises what Overlays.prepared does."""
+        """Return the state of a mounted layer; prepare it if it is new. Raises what Overlays.prepared raises."""
         return self._overlays.prepared(layer)
 
     # -- acquire and release -----------------------------------------------------------------
 
     def acquire(self, layer: str, place: Place, *, finished: bool, label: str = "", growing: bool = False) -> Place:
-        """Mount a layer for a place, or count one more user of it there; return the place to release later.
+        """Mount a layer for `place`, or count one user more of it there. Return the place to release later.
 
-        Our own work uses Docker's mount if there is one. `finished` layers are finished, and never written to; one that
-        is to be `growing` is not mapped exclusively, unless somebody has it already. On failure nothing stays behind.
-        Raises rbdcli.ImageMissing (the layer's own), rbdcli.ImageLocked, command.CommandError, LayerBusy, LayerLost.
+        Our own work uses Docker's view if there is one. `finished`: the layer is finished, and its view read-only.
+        `label` is the SELinux label of a new view. `growing`: the layer is not mapped exclusively, unless it has users
+        already. On failure nothing more is mounted than before. Raises rbdcli.ImageMissing for the layer's own image,
+        LayerLost for that of a parent, and what FileSystems.acquire and Overlays.prepared raise.
         """
         with contextlib.ExitStack() as undo:
             if known := self._views.get(layer):
                 self._look_again(layer, known)
                 if place in WHOLE:
-                    # What nobody uses any more is in nobody's way. Who looks at what is below has none.
+                    # A view without users must not be in the way. A view of what is below never is.
                     self._unmount_of(layer, known, [other for other in WHOLE if other is not place])
             view = self._views.get(layer) or View()
             if place is Place.DRIVER and Place.DOCKER in view.counts:
@@ -109,9 +114,9 @@ class Views:
         return place
 
     def uncount(self, layer: str, place: Place) -> None:
-        """Count one user of a view less, whoever is at work with the layer: without its lock.
+        """Count one user of a view less. The caller need not hold the layer's lock.
 
-        A layer that is not mounted there is none of our business: Docker puts what it never got after a crash.
+        Do nothing if the layer is not mounted there: after a crash, Docker puts layers that it never got.
         """
         view = self._views.get(layer)
         if view is not None:
@@ -122,8 +127,9 @@ class Views:
     def unmount_unused(self, layer: str, place: Place) -> None:
         """Unmount a view if its last user has left.
 
-        But not that of a running container, by a Put whose answer was lost in a crash, and that Docker sends once more.
-        Raises LayerBusy: it then stays mounted, and the next such call, or `unmap_unused`, tries again.
+        The view of a running container is shown again: Docker may send a Put twice, if a crash took the first answer.
+        On failure the view stays mounted, and the next such call or `unmap_unused` tries again. Raises LayerBusy,
+        command.CommandError, deadline.Overdue, OSError.
         """
         view = self._views.get(layer)
         if view is None:
@@ -131,17 +137,17 @@ class Views:
         try:
             self._unmount_of(layer, view, (place,))
         except BaseException:
-            # It is nobody's all the same.
+            # The view has no user all the same: it is unmounted later, in the background.
             self.idle(layer)
             raise
 
     # -- what a layer itself brought ---------------------------------------------------------
 
     def acquire_own(self, layer: str, *, finished: bool) -> tuple[str, str | None, str]:
-        """Have what a layer brought, to be read: return its directory, that of what is below (None for nothing), and
-        what Docker made it on, "" for nothing.
+        """Mount what a layer itself brought, to be read. Return the fields of access.Own.
 
-        Left as Place.BELOW. Raises what `acquire` does.
+        These are its directory; the mount point of what is below, or None; and the layer that Docker made it on, or "".
+        The caller releases Place.BELOW later. Raises what `acquire` raises.
         """
         self.acquire(layer, Place.BELOW, finished=finished)
         own = os.path.join(self._paths.point(layer), layer_state.ROOT)
@@ -149,13 +155,13 @@ class Views:
         return own, None if view.bottom else self.point(layer, Place.BELOW), view.parent
 
     def map_ahead(self, layer: str) -> None:
-        """Map and mount a finished layer that somebody will need in a moment. Raises what `acquire` does."""
+        """Map and mount a finished layer that somebody will need in a moment. Raises what `acquire` raises."""
         if not self._systems.is_mounted(layer):
             self.acquire_ahead(layer)
             self.release_ahead(layer)
 
     def acquire_ahead(self, layer: str) -> None:
-        """Map and mount a finished layer until `release_ahead`. Raises what `acquire` does."""
+        """Map and mount a finished layer until `release_ahead`. Raises what `acquire` raises."""
         try:
             self._systems.acquire(layer, _ahead(layer), write=False, finished=True)
         except BaseException:
@@ -163,21 +169,24 @@ class Views:
             raise
 
     def release_ahead(self, layer: str) -> None:
-        """Undo that: without the layer's lock."""
+        """Undo `acquire_ahead`. The caller need not hold the layer's lock."""
         self._systems.uncount(layer, _ahead(layer))
         self._tell_idle(layer)
 
     # -- the end -----------------------------------------------------------------------------
 
     def unmap_unused(self, layer: str, *, tidy: bool = True) -> None:
-        """Unmount and unmap a layer that nobody needs. Raises LayerBusy."""
+        """Unmount the views of a layer that have no user, then unmap the layer if it has none.
+
+        `tidy`: give space back before, as FileSystems.tidy does. Raises what `unmount_unused` raises.
+        """
         view = self._views.get(layer)
         if view is not None:
             self._unmount_of(layer, view)
         self._systems.unmap_unused(layer, tidy=tidy)
 
     def _unmount_of(self, layer: str, view: View, places: Iterable[Place] = tuple(Place)) -> None:
-        """Unmount what nobody uses of these."""
+        """Unmount the views at these places that have no user."""
         self._look_again(layer, view)
         for place in [place for place in places if view.counts.get(place) == 0]:
             guessed = view.guessed and place is Place.DOCKER
@@ -189,27 +198,27 @@ class Views:
                 self._leave(layer, view, place)
 
     def discard(self, layer: str) -> None:
-        """Unmount a layer whatever its counts say: BuildKit removes what it never put.
+        """Unmount a layer that is to be removed, whatever its counts: BuildKit removes layers that it never put.
 
-        Raises LayerBusy if somebody has it mounted, command.CommandTimeout or deadline.Overdue if the kernel does not
-        come to its end: it may still write what nobody wants any more.
+        It stays mapped. Raises LayerBusy if somebody has it mounted. Raises command.CommandTimeout or deadline.Overdue
+        if the kernel still writes out what nobody wants any more: the unmount is done when it can be.
         """
         view = self._views.get(layer)
         failure: command.CommandTimeout | None = None
         if view is not None:
-            # What is still in memory is wanted no more.
+            # What is still in memory is not wanted any more: it is not flushed.
             self._look_again(layer, view, flush=False)
             for place in [*view.counts]:
                 try:
                     self._unmount(layer, view, place)
                 except command.CommandTimeout as error:
                     failure = error
-                    # What is no more in the mount table holds nothing but the kernel's own work.
+                    # If the view has left the mount table, only the kernel's own work holds it.
                     self._look_again(layer, view, flush=False)
                 self._leave(layer, view, place, flush=False)
         self._systems.unmount(layer)
         if failure and view:
-            # Nobody's from now on: it goes once the kernel lets it.
+            # The views have no user from now on: they are unmounted once the kernel allows it.
             view.counts = dict.fromkeys(view.counts, 0)
             raise failure
         self._devices.refuse_if_held(layer)
@@ -221,13 +230,14 @@ class Views:
         self._views.clear()
 
     def items(self) -> list[tuple[str, View]]:
-        """Return what is known of each layer that has a view."""
+        """Return each layer that has a view, with what is known of its views."""
         return list(self._views.items())
 
     def learn(self, layer: str, found: Mapping[Place, mounts.Mount], *, is_removed: bool) -> None:
         """Remember the views that an earlier life of this process had mounted of a mapped layer.
 
-        That for Docker counts as one user, unless the layer is removed; the others are nobody's.
+        The view for Docker gets one user, unless the layer is removed. The others get none. A view that only a
+        container has is shown again. Raises command.CommandError, OSError.
         """
         counts = {place: int(place is Place.DOCKER and not is_removed) for place in found}
         view = View(guessed=not is_removed, counts=counts)
@@ -235,8 +245,8 @@ class Views:
         if place:
             view.writable, view.label = not found[place].read_only, found[place].label
         elif not is_removed and self._systems.is_mapped_writable(layer) and self._devices.is_in_use(layer):
-            # The mount namespace of a managed plugin ends with it (`docker plugin disable --force`), or we were killed
-            # in a Put that had to show the view again; the containers have a namespace of their own.
+            # A container may have the view in its own mount namespace while ours is gone. A managed plugin's namespace
+            # ends with it (`docker plugin disable --force`); or we were killed in `_unmount_of`, before `_take`.
             self._take(layer, view)
         if view.counts:
             self._views[layer] = view
@@ -244,7 +254,10 @@ class Views:
     # -- what a container still has -----------------------------------------------------------
 
     def settle(self, layer: str) -> None:
-        """Unmount a view for Docker, unless somebody uses it: then it counts as one user's. Raises CommandError."""
+        """Unmount a view for Docker, unless somebody uses it: then it stays, with one user.
+
+        Raises command.CommandError, deadline.Overdue, LayerBusy, OSError.
+        """
         view = self._views.get(layer)
         if view is None or Place.DOCKER not in view.counts:
             return
@@ -260,10 +273,10 @@ class Views:
             self._leave(layer, view, Place.DOCKER)
 
     def settle_put(self, layer: str) -> None:
-        """Unmount a view that Docker has put, as its caller knows, if nobody uses it.
+        """Unmount a view that Docker must have put, if nobody uses it. Raises what `settle` raises.
 
-        A Put that met the end of an earlier life of ours is lost: Docker repeats it without a body, and gives up.
-        What could not be unmounted when its last user left is tried again.
+        The caller knows of the Put by what Docker does now. A Put may be lost at the end of an earlier life of ours:
+        Docker repeats it without a body, and gives up. If an unmount failed before, this tries again.
         """
         view = self._views.get(layer)
         if view is not None and view.guessed and Place.DOCKER in view.counts:
@@ -272,7 +285,7 @@ class Views:
             self._unmount_of(layer, view)
 
     def _take(self, layer: str, view: View) -> None:
-        """Show a view that only other mount namespaces have, if there is one: it must not be mounted a second time."""
+        """Show a view that only other mount namespaces have, if there is one. A second overlay would spoil both."""
         point = self.point(layer, Place.DOCKER)
         mounts.make_directory(point)
         try:
@@ -291,13 +304,13 @@ class Views:
         log.info("%s is in use by a running container, mounted at %s", layer, point)
 
     def _is_used_elsewhere(self, layer: str) -> bool:
-        """Tell whether a container has a view that ours is gone of; one that has just ended may for a moment more."""
+        """Tell whether a container has a view that we have unmounted. If it just ended, it gets LIVE_SECONDS to go."""
         return all(elsewhere.find(self._paths.source(layer)) for _ in unmounting.until_free(unmounting.LIVE_SECONDS))
 
     # -- one step each -----------------------------------------------------------------------
 
     def _look_again(self, layer: str, view: View, *, flush: bool = True) -> None:
-        """After a time-out: learn from the mount table what was done, and end a mount that nobody was told of."""
+        """After a timeout, learn from the mount table what was done. A mount that was made too late is ended."""
         if not view.doubtful:
             return
         for place in Place:
@@ -324,7 +337,7 @@ class Views:
     ) -> None:
         writable = place in WHOLE and not finished
         if writable and self._systems.is_mounted(layer):
-            # Its device does not tell that somebody else has a view of it.
+            # We have its device in use, so that does not show whether somebody else has a view of it.
             self._devices.refuse_if_viewed(layer)
         parents = tuple(self._layers.parents(layer))
         user = user_of(layer, place)
@@ -336,11 +349,11 @@ class Views:
             lambda: self._systems.acquire(layer, user, write=writable, finished=finished, growing=growing),
         )
         self._systems.check_alive(layer, *parents, ask=True, user=user)
-        said = self._overlays.prepared(layer)
-        lower = self._overlays.lower(layer, said, own=place in WHOLE and finished)
+        state = self._overlays.prepared(layer)
+        lower = self._overlays.lower(layer, state, own=place in WHOLE and finished)
         point = self.point(layer, place)
         mounts.make_directory(point)
-        view.counts[place], view.parents, view.parent = 0, parents, said.init or next(iter(parents), "")
+        view.counts[place], view.parents, view.parent = 0, parents, state.init or next(iter(parents), "")
         if place is Place.BELOW:
             view.bottom = not lower
             if view.bottom:
@@ -350,13 +363,13 @@ class Views:
         self._join(layer, view, place, lower, writable=writable, label=label)
 
     def _join(self, layer: str, view: View, place: Place, lower: Sequence[str], *, writable: bool, label: str) -> None:
-        # A view is looked for by its name.
+        # `elsewhere` looks for a view by its name. What is below is not the view, and has another.
         name = self._paths.source(layer) + (f"-{Place.BELOW.value}" if place is Place.BELOW else "")
         with unmounting.doubting(view):
             self._overlays.mount(layer, name, self.point(layer, place), lower, writable=writable, label=label)
 
     def _undo(self, layer: str, view: View, place: Place, parents: Sequence[str]) -> None:
-        """End what was mounted for a place; what cannot be unmounted stays known, as nobody's, with all below it."""
+        """Undo a failed `_mount`. A view that cannot be unmounted stays known, without users, with all below it."""
         try:
             if place in view.counts:
                 self._unmount(layer, view, place)
@@ -368,7 +381,7 @@ class Views:
                 self._release(layer, user_of(layer, place), parents)
 
     def _acquire_parents(self, layer: str, user: str, parents: Sequence[str], own: Callable[[], None]) -> None:
-        """Map and mount a layer by `own`, and beside it what is below; what is there needs no thread."""
+        """Map and mount a layer by `own`, and at the same time its parents. Parents that are mounted need no thread."""
 
         def acquire(parent: str) -> None:
             try:
@@ -394,7 +407,7 @@ class Views:
                 for each in mapping:
                     each.result()
             except BaseException:
-                # What was not begun would only take its time.
+                # Those that were not begun would only take time.
                 for each in mapping:
                     each.cancel()
                 raise
@@ -411,7 +424,7 @@ class Views:
         mounts.remove_point(self.point(layer, place))
 
     def _leave(self, layer: str, view: View, place: Place, *, flush: bool = True) -> None:
-        """Release a layer and its parents for a place, unless it is still mounted there."""
+        """Release a layer and its parents for a place, unless the view is still mounted there."""
         if place in view.counts:
             return
         if not view.counts and not view.doubtful:
@@ -419,7 +432,7 @@ class Views:
         self._release(layer, user_of(layer, place), view.parents, flush=flush)
 
     def _release(self, layer: str, user: str, parents: Iterable[str], *, flush: bool = True) -> None:
-        # All of them, whatever is wrong with one.
+        # An error of one layer does not keep the others from being released.
         with contextlib.ExitStack() as stack:
             for parent in parents:
                 stack.callback(self._release_parent, parent, user)
@@ -427,7 +440,7 @@ class Views:
             self._systems.release(layer, user, flush=flush)
 
     def _release_parent(self, parent: str, user: str) -> None:
-        # Somebody may be at work with it for as long as a sick cluster lets him.
+        # Without its lock: with a sick cluster, others may hold that for long.
         self._systems.uncount(parent, user)
         self._tell_idle(parent)
 

@@ -1,4 +1,4 @@
-"""The body of an HTTP request as a stream."""
+"""The body of an HTTP request as a stream: how long it is, and whether it came whole."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ _HEX = re.compile(rb"[0-9A-Fa-f]{1,16}")
 
 
 class Body:
-    """A request's body as a stream, with its length or chunked (RFC 9112 section 7.1); `read` raises BadRequest.
+    """A request's body as a stream. It has a Content-Length, or it is chunked (RFC 9112 section 7.1).
 
-    `ended` tells that all of it has been read.
+    `ended` tells that all of it has been read. Raises BadRequest for a bad length. Every reader raises OSError if the
+    client is gone, or asleep for longer than the connection's timeout.
     """
 
     def __init__(self, handler: BaseHTTPRequestHandler) -> None:
@@ -25,7 +26,7 @@ class Body:
         self._chunked = handler.headers.get("Transfer-Encoding", "").strip().lower() == "chunked"
         lengths = set(handler.headers.get_all("Content-Length", ["0"]))
         length = " and ".join(sorted(lengths))
-        # Longer ones are no sizes, and Python reads none above 4300 digits.
+        # A longer number is no size, and Python reads no number of more than 4300 digits.
         if not (length.isascii() and length.isdigit() and len(length) < 20):
             raise BadRequest(f"Content-Length {length[:40]!r} is not a number of bytes")
         self._left = 0 if self._chunked else int(length)
@@ -33,7 +34,7 @@ class Body:
         self._first = True
 
     def read(self, size: int) -> bytes:
-        """Return up to `size` bytes, b"" at the end of the body; a body that is cut off raises BadRequest."""
+        """Return up to `size` bytes, b"" at the end of the body. Raises BadRequest if the body is cut off."""
         if self._chunked and self._left == 0 and not self.ended:
             self._next_chunk()
         if self.ended:
@@ -47,7 +48,7 @@ class Body:
         return data
 
     def read_all(self, limit: int) -> bytes:
-        """Return the whole body. Raises BadRequest if it has more than `limit` bytes, or none."""
+        """Return the whole body. Raises BadRequest if it has more than `limit` bytes, or none, or is cut off."""
         if self._left > limit:
             raise BadRequest(f"the request's body has {self._left} bytes; at most {limit} are taken")
         data = bytearray()
@@ -56,14 +57,14 @@ class Body:
             if len(data) > limit:
                 raise BadRequest(f"the request's body has more than {limit} bytes")
         if not data:
-            # dockerd repeats a call whose answer was lost with a body that it has already read: empty.
+            # If an answer was lost, dockerd repeats the call, but the body is empty: dockerd has read it already.
             raise BadRequest("the request has no body; expected a JSON object")
         return bytes(data)
 
     def drain(self) -> None:
-        """Read what is left, so that the answer does not meet a client that is still sending.
+        """Read the rest of the body before the answer: a client that still sends would not read it.
 
-        Raises BadRequest if that does not end within DRAIN_SECONDS.
+        Raises BadRequest if the body does not end within DRAIN_SECONDS, or is cut off.
         """
         deadline = time.monotonic() + DRAIN_SECONDS
         while self.read(1 << 20):
@@ -76,7 +77,7 @@ class Body:
         self._first = False
         line = self._source.readline(CHUNK_HEADER_LIMIT)
         digits = line.partition(b";")[0].strip()
-        # `int` takes more than hexadecimal digits: signs, 0x, underscores.
+        # `int` would take signs, 0x and underscores, too.
         self._left = int(digits, 16) if _HEX.fullmatch(digits) and line.endswith(b"\n") else -1
         if self._left < 0:
             raise BadRequest(

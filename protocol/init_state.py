@@ -1,4 +1,4 @@
-"""What Init said last, kept in a file: dockerd sends it once for each start of its own, not when only we restart."""
+"""The last Init request, kept in a file: dockerd sends Init when it starts itself, not when only the driver does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from protocol.request import BadRequest, Request
 
 
 class Settings(NamedTuple):
-    """What Init says: the home, the storage options, and the ids of user namespaces."""
+    """What an Init request says: the home, the storage options, and the ids of user namespaces."""
 
     home: str
     options: options.Options
@@ -21,7 +21,7 @@ class Settings(NamedTuple):
 
 
 def settings(request: Request, defaults: options.Options) -> Settings:
-    """Read Init's request. Raises BadRequest, OptionError."""
+    """Read an Init request. `defaults` stand for options that it does not name. Raises BadRequest, OptionError."""
     home = request.text("Home", needed=True)
     if not os.path.isabs(home):
         raise BadRequest(f"Init: Home {home[:80]!r} is not an absolute path")
@@ -30,7 +30,7 @@ def settings(request: Request, defaults: options.Options) -> Settings:
 
 
 def save(path: str, request: Request) -> None:
-    """Keep what Init said for a start without Init; written whole or not at all. Raises OSError."""
+    """Keep an Init request for a start without Init. The file is written whole, or stays as it was. Raises OSError."""
     with open(path + ".new", "w", encoding="utf-8") as target:
         json.dump({"Format": FORMAT, **request.kept(("Home", "Opts", "UIDMaps", "GIDMaps"))}, target)
         target.flush()
@@ -40,10 +40,10 @@ def save(path: str, request: Request) -> None:
 
 
 def read(path: str, defaults: options.Options) -> Settings:
-    """Return what Init said last. Raises FileNotFoundError, BadRequest, OptionError."""
+    """Return what the last Init request said. Raises OSError; BadRequest or OptionError if the file is damaged."""
     with open(path, "rb") as source:
-        said = Request("Init", source.read())
-    if said.text("Format") != FORMAT:
-        # What such a driver had mounted is none of what we could tell.
+        request = Request("Init", source.read())
+    if request.text("Format") != FORMAT:
+        # We cannot tell what a driver of version 1 had mounted.
         raise BadRequest("it was written by version 1 of this driver, whose layers this version cannot read")
-    return settings(said, defaults)
+    return settings(request, defaults)

@@ -1,7 +1,7 @@
 """The graph driver plugin: what each protocol call carries, and the driver behind it.
 
-A call is a JSON object in, a JSON object out (moby, daemon/graphdriver/proxy.go); the two that carry an archive are
-`diff` and `apply_diff`. Init makes the driver, and is kept in a file (init_state.py).
+A call takes a JSON object and returns one (moby, daemon/graphdriver/proxy.go). Two calls carry an archive: `diff` and
+`apply_diff`. Init makes the driver, and its request is kept in a file (init_state.py).
 """
 
 from __future__ import annotations
@@ -23,16 +23,19 @@ from protocol.request import BadRequest, Request, UnknownMethod
 
 log = logging.getLogger("plugin")
 
-# How long a new daemon's Init waits for the requests of the one before it.
+# How long a new daemon's Init waits for the requests of the former daemon.
 INIT_WAIT_SECONDS = 30.0
 
 
 class NotServing(Failure):
-    """There is no driver that could answer a call now: one line that says what to do."""
+    """There is no driver that could answer a call now. The text is one line: what to do."""
 
 
 class Plugin:
-    """Answers the calls of the protocol. Safe to use from many threads."""
+    """Answers the calls of the protocol, from many threads. It decides which driver serves.
+
+    `state_file` is the path of the kept Init request; `defaults` are options for an Init that does not name them.
+    """
 
     def __init__(self, state_file: str, defaults: options.Options = options.DEFAULTS) -> None:
         self._state_file = state_file
@@ -56,7 +59,7 @@ class Plugin:
 
     @property
     def driver(self) -> Driver:
-        """The driver of the daemon that called Init. Raises NotServing before that."""
+        """The driver of the daemon that called Init last. Raises NotServing if none did."""
         if self._driver is None:
             raise NotServing("Init was never called, and there is no state of an earlier start: restart dockerd")
         return self._driver
@@ -64,7 +67,7 @@ class Plugin:
     # -- calls -------------------------------------------------------------------------------
 
     def call(self, method: str, body: bytes) -> dict[str, Any]:
-        """Answer a call that carries no archive. Raises UnknownMethod, BadRequest, and what the driver raises."""
+        """Answer a call that carries no archive. Raises UnknownMethod, BadRequest, NotServing; what Driver raises."""
         if method == "Init":
             return self._init(Request(method, body))
         if method not in self._calls:
@@ -75,8 +78,8 @@ class Plugin:
 
     @contextlib.contextmanager
     def _inside(self) -> Iterator[None]:
-        """Be at work with the driver; while a daemon's Init makes another one, wait for it. Raises NotServing."""
-        # An Init has as long as any other request. Before that it waits for others, and for work in the background.
+        """Be at work with the driver in the `with` block. First wait while an Init makes another. Raises NotServing."""
+        # An Init waits for other requests, and for work in the background. Then it has the time of any other request.
         timeout = self._driver.lifetime.timeout if self._driver else self._defaults.timeout
         seconds = INIT_WAIT_SECONDS + 2 * timeout + _pause_seconds(timeout)
         with contextlib.ExitStack() as stack:
@@ -87,22 +90,25 @@ class Plugin:
             yield
 
     def _request(self) -> contextlib.AbstractContextManager[None]:
-        """The driver's bounds of a call; some calls are answered without a driver."""
+        """Return the driver's bounds of a call. Without a driver there are none: some calls need no driver."""
         return self._driver.bounds.request() if self._driver else contextlib.nullcontext()
 
     def diff(self, body: bytes) -> Generator[bytes, None, None]:
-        """Yield the archive of a Diff call; close it to end early."""
+        """Yield the archive of a Diff call. Close it to end early.
+
+        Raises BadRequest, NotServing, and what Driver.diff raises.
+        """
         request = Request("Diff", body)
         with self._inside(), self.driver.bounds.explaining():
             yield from self.driver.diff(_id(request), request.text("Parent"))
 
     def apply_diff(self, layer: str, stream: transfer.Readable) -> dict[str, Any]:
-        """Lay an archive down in a layer."""
+        """Lay an archive down in a layer. Raises NotServing, and what Driver.apply_diff raises."""
         with self._inside(), self.driver.bounds.explaining():
             return {"Size": self.driver.apply_diff(layer, stream)}
 
     def abandon(self, layer: str) -> None:
-        """Remove a layer whose archive was cut off by the caller's end."""
+        """Remove a layer whose archive was cut off by its client. Raises NotServing, and what Driver.remove raises."""
         log.warning("removing layer %s: its archive was cut off", layer)
         with self._inside(), self._request():
             self.driver.remove(layer)
@@ -112,7 +118,7 @@ class Plugin:
 
     def _changes(self, request: Request) -> dict[str, Any]:
         found = self.driver.changes(_id(request), request.text("Parent"))
-        # JSON is text: bytes that are no UTF-8 become U+FFFD, as they do in Go's encoder.
+        # JSON is text. Bytes that are no UTF-8 become U+FFFD, as in Go's encoder.
         return {"Changes": [{"Path": path.decode("utf-8", "replace"), "Kind": int(kind)} for path, kind in found]}
 
     # -- Init and its state ------------------------------------------------------------------
@@ -120,7 +126,7 @@ class Plugin:
     def _init(self, request: Request) -> dict[str, Any]:
         driver = Driver(*init_state.settings(request, self._defaults))
         try:
-            # It may wait, and the requests of containers that run need not.
+            # The claim may wait. So it comes before the gate: other requests go on meanwhile.
             driver.lifetime.claim()
             with self._gate.alone(INIT_WAIT_SECONDS), driver.bounds.request():
                 driver.lifetime.prepare()
@@ -133,7 +139,7 @@ class Plugin:
         return {}
 
     def _take_over(self, driver: Driver, request: Request) -> None:
-        """Let a driver that is ready serve in the place of the former one, which goes on as before if that fails."""
+        """Let a driver that is ready replace the former driver. If that fails, the former driver goes on as before."""
         former = self._driver.lifetime if self._driver else None
         if former:
             former.pause(_pause_seconds(former.timeout))
@@ -151,11 +157,11 @@ class Plugin:
         driver.lifetime.start()
 
     def restore(self) -> None:
-        """Go on where an earlier life of this process ended. Without its state file, nothing happens.
+        """Go on where an earlier life of this process ended. Do nothing without its state file.
 
-        The plugin must serve, and say what is wrong, also when Ceph is away. So nothing is asked of the cluster but
-        what stands in the file systems of the layers that are mounted, for LEARN_SECONDS each (from_before.py). A state
-        file that is damaged, or from another version, is no reason not to serve: the next Init writes it anew.
+        The plugin must serve, and say what is wrong, also when Ceph is away. So the cluster is asked for nothing. Only
+        the file systems of mounted layers are read, for LEARN_SECONDS each (from_before.py). If the state file is
+        damaged, or from another version, the plugin serves all the same: the next Init writes the file anew.
 
         Raises command.CommandError if `rbd` does not tell what this host has mapped, OSError.
         """
@@ -173,12 +179,12 @@ class Plugin:
         log.info("took over the layers below %s from before", settings.home)
 
     def check(self) -> None:
-        """Raise preconditions.NotReady if what the driver needs is not there; without an Init, by the defaults."""
+        """Do what Lifetime.check does, and raise what it raises. Before an Init this goes by the defaults."""
         driver = self._driver or Driver("/nonexistent", self._defaults, transfer.IdMaps())
         driver.lifetime.check()
 
     def drain(self, timeout: float) -> bool:
-        """Wait for the running requests and for the trash, `timeout` seconds at the most; tell whether all was done."""
+        """Wait for running requests and empty the trash, for up to `timeout` seconds. Tell whether all was done."""
         until = time.monotonic() + timeout
         try:
             with self._gate.alone(timeout):
@@ -190,7 +196,7 @@ class Plugin:
 
 
 def _pause_seconds(timeout: float) -> float:
-    """Return how long what a driver does in the background may take to end: one layer that hangs, its own time."""
+    """Return how many seconds a driver's work in the background may take to end, even if a layer hangs."""
     return max(INIT_WAIT_SECONDS, timeout + 2 * deadline.GRACE_SECONDS)
 
 

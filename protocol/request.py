@@ -1,4 +1,4 @@
-"""One call of the plugin protocol, which is a JSON object: its fields, read with their types.
+"""The request of one call of the plugin protocol. It is a JSON object; its fields are read with their types.
 
 Requests omit empty fields (moby, daemon/graphdriver/proxy.go).
 """
@@ -14,28 +14,31 @@ from host.failure import Failure
 
 
 class BadRequest(Failure):
-    """The caller's fault: one line that says what was wrong and what was expected."""
+    """A request is wrong. The text is one line: what was wrong and what was expected."""
 
 
 class UnknownMethod(Failure):
-    """No such call."""
+    """The protocol has no such call."""
 
 
 class Request:
-    """The fields of one call, read with their types. Every reader raises BadRequest."""
+    """The fields of one call. Every method that reads a field raises BadRequest if it has another type.
+
+    So does the constructor if the body is no JSON object.
+    """
 
     def __init__(self, method: str, body: bytes) -> None:
         self.method = method
         try:
-            said = json.loads(body)
+            fields = json.loads(body)
         except (ValueError, RecursionError) as error:
             raise BadRequest(f"{method}: the body is not JSON ({error})") from None
-        if not isinstance(said, dict):
+        if not isinstance(fields, dict):
             raise BadRequest(f"{method}: the body is not a JSON object")
-        self._fields: dict[str, Any] = said
+        self._fields: dict[str, Any] = fields
 
     def text(self, name: str, *, needed: bool = False) -> str:
-        """Return a string field; an absent or null one is "", unless it is needed."""
+        """Return a string. An absent or null field is ""; if it is `needed`, it must be there and not empty."""
         value = self._fields.get(name)
         if value is None and not needed:
             return ""
@@ -44,7 +47,7 @@ class Request:
         return value
 
     def texts(self, name: str) -> list[str]:
-        """Return a list of strings; an absent or null one is empty."""
+        """Return a list of strings. An absent or null field is an empty list."""
         value = self._fields.get(name)
         if value is None:
             return []
@@ -53,7 +56,7 @@ class Request:
         return value
 
     def pairs(self, name: str) -> Mapping[str, str] | None:
-        """Return an object of strings, or None."""
+        """Return an object of strings. An absent or null field is None."""
         value = self._fields.get(name)
         if value is not None and not (
             isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
@@ -62,11 +65,11 @@ class Request:
         return value
 
     def kept(self, names: tuple[str, ...]) -> dict[str, Any]:
-        """Return the named fields as they came."""
+        """Return the named fields as they came; None for an absent one. Raises nothing."""
         return {name: self._fields.get(name) for name in names}
 
     def id_ranges(self, name: str) -> tuple[transfer.IdRange, ...]:
-        """Return one of Init's id maps."""
+        """Return one of Init's id maps. An absent or null field is an empty map."""
         keys = ("container_id", "host_id", "size")
         value = self._fields.get(name) or []
         if not isinstance(value, list) or not all(

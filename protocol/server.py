@@ -1,4 +1,4 @@
-"""HTTP on a unix socket as dockerd speaks it (moby, pkg/plugins/client.go). Each connection has a thread."""
+"""HTTP on a unix socket, as dockerd speaks it (moby, pkg/plugins/client.go). Each connection has a thread."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ from protocol.plugin import Plugin
 from protocol.request import BadRequest, UnknownMethod
 
 CONTENT_TYPE = "application/vnd.docker.plugins.v1.2+json"
-# The largest call of Docker's is Init, with a few options; a page is plenty, this is generous.
+# In bytes. Docker's largest call is Init with a few options, which is less than a page.
 BODY_LIMIT = 1 << 20
-# From a request's first byte to its last, but for archives, which may pause: a client that stops
-# in the middle must not keep a thread for ever. Between requests dockerd may be silent for days.
+# How long a client may pause within a request; an archive (STREAM_SECONDS) may pause for longer. A client that stops in
+# the middle must not keep a thread for ever. Between requests dockerd may be silent for days.
 REQUEST_SECONDS = 60.0
 STREAM_SECONDS = 600.0
 LINGER_SECONDS = 2.0
-# What a socket raises whose peer does nothing for too long. It is TimeoutError from Python 3.10 on, and not before.
+# A socket raises this if its peer pauses for too long. From Python 3.10 on it is TimeoutError, before it is not.
 ASLEEP = socket.timeout
 
 log = logging.getLogger("server")
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection of dockerd's: many requests, one after the other."""
+    """One connection of dockerd's: many requests, one after the other. It decides what an error becomes for dockerd."""
 
     protocol_version = "HTTP/1.1"
     server: Server
-    # Set once an archive was begun and could not be ended: there is no place for an error's text any more.
+    # Set once an archive was sent in part and failed: then the answer has no place for the error's text any more.
     broken_off = False
     body: Body | None = None
 
     # -- http.server -------------------------------------------------------------------------
 
     def handle_one_request(self) -> None:
-        """Wait for the next request without a limit, then for the whole of it with one."""
+        """Wait for the next request without a limit. Within the request each wait has a limit, REQUEST_SECONDS."""
         self.connection.settimeout(None)
         if not self.rfile.peek(1):  # type: ignore[attr-defined] # rfile is a BufferedReader
             self.close_connection = True
@@ -57,23 +57,23 @@ class Handler(BaseHTTPRequestHandler):
         super().handle_one_request()
 
     def address_string(self) -> str:
-        """The peer of a unix socket has no address; http.server would look for one."""
+        """Return a name for the peer: that of a unix socket has no address, which http.server would look for."""
         return "docker"
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Our own line says more (method, id, time, error); this one is for debugging HTTP."""
+        """Log the line of http.server, to debug HTTP. Our own line says more: method, id, time, error."""
         log.debug(format, *args)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What http.server itself refuses is told as JSON too."""
+        """Answer with JSON also when http.server itself refuses a request."""
         self.close_connection = True
-        # A line that is no request is taken for one of HTTP/0.9, whose answers have no head.
+        # http.server takes a line that is no request for HTTP/0.9, whose answers have no head.
         self.request_version = self.protocol_version
         self._reply(code, {"Err": message or explain or f"HTTP error {code}"})
 
     def do_POST(self) -> None:
-        """Answer one call; every failure becomes one line of `Err`."""
-        # It is closed at the end of this process, and does not open again.
+        """Answer one call. Every failure becomes one line in `Err`."""
+        # This gate closes at the end of this process, and does not open again: later requests wait for ever.
         with self.server.requests.shared(threading.TIMEOUT_MAX):
             self._answer()
 
@@ -105,7 +105,7 @@ class Handler(BaseHTTPRequestHandler):
         except UnknownMethod as failure:
             error = self._fail(404, failure)
         except (BrokenPipeError, ConnectionResetError, ASLEEP) as failure:
-            # The client is gone or asleep: there is nobody to answer.
+            # The client is gone or asleep: nobody would read an answer.
             self.close_connection, error = True, f"the client went away: {failure}"
         except EXPECTED as failure:
             error = self._fail(500, failure)
@@ -124,13 +124,13 @@ class Handler(BaseHTTPRequestHandler):
         try:
             answer = self.server.plugin.apply_diff(layer, body)
         except (BadRequest, ConnectionError, ASLEEP):
-            # dockerd writes a layer down only when it is whole: one that was killed will never remove this one.
-            # One that lives removes it too, which is a success then.
+            # dockerd remembers a layer only when it is whole. So if dockerd was killed, it will never remove this one.
+            # If dockerd lives, it removes the layer too, and that is a success then.
             with contextlib.suppress(*EXPECTED):
                 self.server.plugin.abandon(layer)
             raise
         except EXPECTED:
-            # The client sends on until it has an answer; unread, it would see a broken pipe and try again.
+            # The client sends on until it has an answer. If we did not read, it would get EPIPE and try again.
             with contextlib.suppress(BadRequest, OSError):
                 body.drain()
             self.close_connection = True
@@ -139,7 +139,7 @@ class Handler(BaseHTTPRequestHandler):
         self._reply(200, answer)
 
     def _diff(self, data: bytes) -> None:
-        """Send an archive as it comes. An error after the first byte can only be told by breaking off."""
+        """Send an archive piece by piece. After the first byte, an error can only be told by closing the connection."""
         self.connection.settimeout(STREAM_SECONDS)
         with contextlib.closing(self.server.plugin.diff(data)) as chunks:
             first = next(chunks, b"")
@@ -158,7 +158,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(b"0\r\n\r\n")
 
     def _send_chunk(self, chunk: bytes) -> None:
-        # A chunk of no bytes would be the end.
+        # An empty chunk would mean the end of the body.
         if chunk:
             self.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
 
@@ -166,7 +166,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _fail(self, status: int, failure: Exception) -> str:
         text = logs.printable(" ".join(str(failure).split())) or type(failure).__name__
-        # What is left of a refused body would be read as the next request.
+        # The rest of a refused body would be read as the next request.
         unread = self.body is None or not self.body.ended
         self.close_connection = self.close_connection or unread
         if not self.broken_off:
@@ -177,9 +177,9 @@ class Handler(BaseHTTPRequestHandler):
         return text
 
     def _linger(self) -> None:
-        """Read on what a refused client still sends, until it stops or pauses.
+        """Read what a refused client still sends, until it stops or pauses.
 
-        A socket closed with bytes unread tells the client of a broken pipe, not of our answer (RFC 9112 section 9.6).
+        If a socket is closed with bytes unread, the client sees a reset and not our answer (RFC 9112 section 9.6).
         """
         deadline = time.monotonic() + DRAIN_SECONDS
         self.connection.shutdown(socket.SHUT_WR)
@@ -199,36 +199,36 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(socketserver.ThreadingUnixStreamServer):
-    """The socket; a thread for each connection."""
+    """The socket that dockerd connects to, with a thread for each connection."""
 
-    # dockerd keeps idle connections open for ever: nobody may wait for their threads.
+    # dockerd keeps idle connections open for ever. So the end of this process does not wait for their threads.
     daemon_threads = True
     block_on_close = False
-    # Who connects while the queue is full is refused at once (unix(7), EAGAIN), dockerd too; the kernel cuts this down
-    # to net.core.somaxconn.
+    # While the queue is full, every new connection is refused at once (unix(7), EAGAIN), dockerd's too. The kernel cuts
+    # the number down to net.core.somaxconn.
     request_queue_size = 4096
 
     def __init__(self, path: str, plugin: Plugin) -> None:
         self.plugin = plugin
         self._path = path
-        # Who is inside has a request that is not answered yet. The plugin's own gate opens before the answer is sent.
+        # A thread is inside from its request to its answer. The plugin's own gate is left before the answer is sent.
         self.requests = Gate()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
         super().__init__(path, Handler)
 
     def server_bind(self) -> None:
-        """Let nobody but root connect, which takes the right to write (unix(7)); by our umask nobody had it before."""
+        """Bind the socket, and let only root connect: that takes the right to write (unix(7)). Our umask gives none."""
         super().server_bind()
         os.chmod(self._path, 0o600)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that broke outside of a request."""
+        """Log that a connection broke outside of a request."""
         log.debug("connection broke: %s", sys.exc_info()[1])
 
 
 def _query(query: str, name: str) -> str:
-    """Return a value of an ApplyDiff query; Go builds it without quoting, ids need none."""
+    """Return a value of an ApplyDiff query. Go does not quote it: ids need no quotes. Raises BadRequest."""
     for pair in query.split("&"):
         key, _, value = pair.partition("=")
         if key == name:
@@ -237,7 +237,7 @@ def _query(query: str, name: str) -> str:
 
 
 def _subject(data: bytes) -> str:
-    """The id of a call for its log line, if it has one."""
+    """Return the id of a call for its log line, "" if it has none."""
     with contextlib.suppress(ValueError, RecursionError, AttributeError):
         return " ".join(str(json.loads(data).get("ID", "")).split())[:130]
     return ""

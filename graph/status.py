@@ -64,7 +64,8 @@ def _told(ask: Callable[[], str]) -> str:
         return ask()
     except command.CommandMissing as error:
         return f"unknown ({error.argv[0]} is not installed)"
-    except (command.CommandError, LookupError, ValueError) as error:
+    except (command.CommandError, LookupError, ValueError, TypeError, AttributeError) as error:
+        # Another version of Ceph may print another shape of JSON.
         return f"unknown ({error})"
 
 

@@ -25,7 +25,6 @@ WITHOUT_UNIT_TESTS = {
     "mapped.view": "what is known of a view; views.py decides",
     "mapped.home": "what others share; it decides nothing",
     "archive.tar_format": "words that reading and writing share; it decides nothing",
-    "graph.status": "asks a cluster: tests/integration/test_options.py, and a sick one in tests/faults/test_sick.py",
     "mapped.unmounting": "waits for who holds a mount: test_file_systems.py, tests/integration/test_odd_calls.py",
     "mapped.elsewhere": "works in other mount namespaces: tests/integration/test_elsewhere.py",
     "protocol.plugin": "driven through the front door: test_server.py and test_init.py",

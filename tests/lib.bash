@@ -212,21 +212,27 @@ process_gone() {
     [[ -z $state || $state == [ZX]* ]]
 }
 
-# loops_served_for PID: the loop devices of files in FUSE file systems that the process sees mounted: those that the stand-in
-# mapped for it, or beside it. Whoever kills the programs that serve them lets `detach_loops` have the list afterwards: the
-# devices would stay for ever, and not tell any more whose they are.
+# loops_served_for PID: the loop devices of files in FUSE file systems that the process sees mounted, each with the number
+# of that file system: those that the stand-in mapped for it, or beside it. Whoever kills the programs that serve them lets
+# `detach_loops` have the list afterwards: the devices would stay for ever, and not tell any more whose they are.
 loops_served_for() {
     local number loop
     losetup --list --noheadings --output BACK-MAJ:MIN,NAME | while read -r number loop; do
-        ! grep --quiet --extended-regexp "^[0-9]+ [0-9]+ $number .* - fuse" "/proc/$1/mountinfo" || echo "$loop"
+        ! grep --quiet --extended-regexp "^[0-9]+ [0-9]+ $number .* - fuse" "/proc/$1/mountinfo" || echo "$loop,$number"
     done
 }
 
-# detach_loops LOOPS
+# detach_loops LOOPS: those of the list that are still what they were. The driver, which was about to end, may have unmapped
+# some meanwhile, and somebody else may have such a device by now.
 detach_loops() {
-    # shellcheck disable=SC2086 # a list of devices
-    [[ -z $1 ]] || losetup --detach $1
+    local loop number
+    for loop in $1; do
+        number=${loop#*,} loop=${loop%,*}
+        ! is_loop_on "$loop" "$number" || losetup --detach "$loop" || ! is_loop_on "$loop" "$number"
+    done
 }
+
+is_loop_on() { [[ $(losetup --list --noheadings --output BACK-MAJ:MIN "$1" 2>/dev/null | tr --delete ' ') == "$2" ]]; }
 
 # start_plugin LOG SOCKET [OPTION...]: starts the driver in the background; its pid is in $plugin_pid.
 start_plugin() {

@@ -282,7 +282,7 @@ another_driver_listens() {
 tried_often() { (($(property "$driver" NRestarts) > 6)); }
 
 @test "a clone of the machine becomes a host of its own" {
-    local id image
+    local id image owned=0
     remove_containers
     on docker rmi small
     eventually only_base_is_left
@@ -295,9 +295,17 @@ tried_often() { (($(property "$driver" NRestarts) > 6)); }
     on docker import - small <"$SITE/busybox.tar"
     new_containers_start
     for image in $(images ls | grep --invert-match base_image); do
-        run -0 images image-meta get "$image" docker_graph_driver.layer
+        # What was removed a moment ago goes in the background.
+        run images image-meta get "$image" docker_graph_driver.layer
+        if ((status == 2)); then
+            run -2 images info "$image"
+            continue
+        fi
+        ((status == 0))
         [[ $(jq --raw-output .owner <<<"$output") == "node2/$id /var/lib/docker/ceph" ]]
+        owned=$((owned + 1))
     done
+    ((owned > 0))
 }
 
 @test "nothing is left" {

@@ -83,8 +83,8 @@ class Driver:
             if grown:
                 self._here.systems.grow(layer)
             undo.pop_all()
-        if parent:
-            self._here.map_parents(layer)
+            if parent:
+                self._here.map_parents(layer)
 
     def _make(self, layer: str, parent: str, size: int | None, undo: contextlib.ExitStack) -> bool:
         """Make the image of a layer. Tell whether the file system in it is smaller than the image, and must grow."""

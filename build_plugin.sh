@@ -78,7 +78,7 @@ rootfs_of_directory() {
         tar --extract --directory "$work/plugin/rootfs" || die "$(tail -n 1 "$work/tar.log")"
     mkdir -p "$program"
     (cd "$here" && for package in */__init__.py; do
-        cp --parents "${package%/*}"/*.py "$program"
+        cp --parents "${package%/*}"/*.py "$program" || exit 1
     done && cp --parents ./*.py plugin/*.py "$program")
 }
 

@@ -80,11 +80,11 @@ class Driver:
             grown = self._make(layer, parent, size, undo)
             undo.callback(self._here.states.forget, layer)
             self._here.states.set(layer, State.OPEN)
+            if parent:
+                self._here.map_parents(layer)
             if grown:
                 self._here.systems.grow(layer)
             undo.pop_all()
-            if parent:
-                self._here.map_parents(layer)
 
     def _make(self, layer: str, parent: str, size: int | None, undo: contextlib.ExitStack) -> bool:
         """Make the image of a layer. Tell whether the file system in it is smaller than the image, and must grow."""

@@ -41,7 +41,8 @@ class Lifetime:
         self._liveness, self._bounds, self._reaper = liveness, bounds, reaper
         self._ahead_of_need = Group(here.mapping, ahead.reading)
         self._owed = Group(here.unmapping, reaper.works)
-        self._background = Group(self._owed, self._ahead_of_need)
+        # Deletions may take long, and end when they are told to: they are told first.
+        self._background = Group(reaper.works, self._ahead_of_need, here.unmapping)
         # The layers that were found at the start and that nobody needs.
         self._left_over: list[str] = []
 

@@ -10,6 +10,5 @@ class Failure(Exception):
 # These errors are told in one line to the caller of a request or of a command. Any other error is a defect of ours: it
 # is logged with its trace.
 EXPECTED = (Failure, OSError)
-# Work in the background expects these errors too, where it reads what programs print: another version of a program may
-# print anything.
-EXPECTED_OF_PROGRAMS = (*EXPECTED, ValueError, LookupError)
+# Where what programs print is read, and nobody waits for the answer: another version of a program may print anything.
+EXPECTED_OF_PROGRAMS = (*EXPECTED, ValueError)

@@ -32,7 +32,7 @@ class Trash:
     def images(self) -> list[rbdcli.Trashed]:
         """Return the images in the trash that have our prefix, whoever moved them there."""
         found = [item for item in self._pool.trashed() if self._names.begin(item.name)]
-        ours = self._names.ours({item.name for item in found}, self._pool.list() if found else ())
+        ours = set(self._names.ours({item.name for item in found}, self._pool.list() if found else ()))
         return [item for item in found if item.name in ours]
 
     def removed(self) -> list[rbdcli.Trashed]:

@@ -45,7 +45,7 @@ def main(argv: Sequence[str], socket: str) -> int:
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
         return run(arguments)
-    except EXPECTED_OF_PROGRAMS as error:
+    except (*EXPECTED_OF_PROGRAMS, LookupError) as error:
         print(f"{arguments.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return FAILED
 

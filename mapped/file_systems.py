@@ -276,9 +276,11 @@ class FileSystems:
             entry = self._found(layer, mounted)
         elif devices:
             entry = MappedLayer(devices[0], mounts.is_read_only(devices[0]))
-            mounts.remove_point(self._paths.point(layer))
             log.info("layer %s is mapped as %s from before, for nobody now", layer, devices[0])
+        # First of all it is known: whatever fails now, it is unmapped later.
         self._devices.learn(layer, entry, devices)
+        if entry is not None and not entry.mounted:
+            mounts.remove_point(self._paths.point(layer))
 
     def adopt(self, layer: str, user: str, *, write: bool) -> None:
         """Count a use of a layer from before. Mount the layer if our mount of it is gone.

@@ -176,13 +176,15 @@ def test_finish_waits_for_one_name_until_it_is_done() -> None:
     assert jobs.wait_for("never asked for", 5)
 
 
-def test_a_defect_does_not_end_the_thread() -> None:
+def test_a_defect_does_not_end_the_thread(caplog: pytest.LogCaptureFixture) -> None:
     work = Work(KeyError("oops"))
     jobs = Background("test", work)
     jobs.later("bad", 0.0)
     jobs.later("good", 0.1)
     work.wait(2)
     assert work.done[:2] == ["bad", "good"]
+    # It is one of ours, and told with its trace.
+    assert "Traceback" in caplog.text
 
 
 def test_drain_does_everything_now_and_tells_when_it_could_not_wait() -> None:

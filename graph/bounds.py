@@ -11,7 +11,7 @@ from mapped.home import Home
 
 
 class Bounds:
-    """The bounds of the requests to one home. It decides the deadline of a request, and adds words to its errors."""
+    """The bounds of the requests to one home. It adds words to their errors; Home decides the deadline."""
 
     def __init__(self, home: Home) -> None:
         self._home = home

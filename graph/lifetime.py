@@ -7,7 +7,6 @@ restarts, there is no Init: then `learn` and `start` are enough.
 from __future__ import annotations
 
 import logging
-import time
 
 from cluster import rados_objects
 from cluster.claim import REBOOT_SECONDS
@@ -17,7 +16,7 @@ from graph.bounds import Bounds
 from graph.read_ahead import ReadAhead
 from graph.reaper import Reaper
 from host import command, deadline
-from host.background import Group
+from host.background import Group, in_turn
 from host.failure import Failure
 from images.base_image import BaseImage
 from mapped.host_layers import HostLayers
@@ -140,6 +139,4 @@ class Lifetime:
         Tell whether all of it was tried. Nothing is mapped ahead from now on.
         """
         # Even if the pause took all the time, `drain` is called: it does what it can do at once.
-        until = time.monotonic() + timeout
-        paused = self._ahead_of_need.pause(timeout)
-        return self._owed.drain(max(0.0, until - time.monotonic())) and paused
+        return in_turn(timeout, [self._ahead_of_need.pause, self._owed.drain])

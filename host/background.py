@@ -214,11 +214,11 @@ class Group:
 
     def drain(self, timeout: float) -> bool:
         """Try all names now. Tell whether all were tried within `timeout` seconds."""
-        return _in_turn(timeout, [work.drain for work in self._works])
+        return in_turn(timeout, [work.drain for work in self._works])
 
     def pause(self, timeout: float) -> bool:
         """Begin nothing until `resume`. Tell whether all that was begun ended within `timeout` seconds."""
-        return _in_turn(timeout, [work.pause for work in self._works])
+        return in_turn(timeout, [work.pause for work in self._works])
 
     def resume(self) -> None:
         """Go on after `pause`."""
@@ -236,7 +236,7 @@ class Group:
             work.end()
 
 
-def _in_turn(timeout: float, works: Iterable[Callable[[float], bool]]) -> bool:
+def in_turn(timeout: float, works: Iterable[Callable[[float], bool]]) -> bool:
     """Call these, one after the other, each with the rest of `timeout` seconds. Tell whether all returned True.
 
     If no time is left, a call does what it can do at once.

@@ -25,7 +25,7 @@ from images.family import Family
 from images.names import BASE, Names
 from images.options import Options, format_size
 from images.record import KEY, Record
-from images.trash import Trash
+from images.trash import Trash, never
 
 log = logging.getLogger("layers")
 
@@ -50,10 +50,6 @@ class Layer:
 
     size: int
     data_pool: str = ""
-
-
-def _nobody() -> bool:
-    return False
 
 
 class Layers:
@@ -289,7 +285,7 @@ class Layers:
         self.pool.resize(self.image(layer), size)
         self._known[layer] = replace(self.describe(layer), size=size)
 
-    def remove(self, layer: str, give_up: Callable[[], bool] = _nobody) -> None:
+    def remove(self, layer: str, give_up: Callable[[], bool] = never) -> None:
         """Delete a layer's image, as `delete` does, and forget the layer. Raises what `delete` raises."""
         try:
             self.delete(self.image(layer), give_up)
@@ -305,7 +301,7 @@ class Layers:
         self._forget(layer)
         self._discard(self.image(layer))
 
-    def delete(self, image: str, give_up: Callable[[], bool] = _nobody) -> None:
+    def delete(self, image: str, give_up: Callable[[], bool] = never) -> None:
         """Delete an image that nobody has mapped, and its snapshots. If it has clones, it goes with the last of them.
 
         Works in a full pool. Takes as long as there is progress, or until `give_up`: then it raises
@@ -319,7 +315,7 @@ class Layers:
                 raise
             self.delete(image, give_up)
 
-    def empty(self, layer: str, give_up: Callable[[], bool] = _nobody) -> None:
+    def empty(self, layer: str, give_up: Callable[[], bool] = never) -> None:
         """Delete the content of a removed layer's image, mapped or not, until `give_up`. The image itself stays.
 
         Works in a full pool, too. `rbd diff` names the base image's objects as well: their namesakes in this image do

@@ -19,7 +19,8 @@ log = logging.getLogger("trash")
 REMOVED_SOURCES = ("REMOVING", "USER_PARENT")
 
 
-def _never() -> bool:
+def never() -> bool:
+    """Give up never."""
     return False
 
 
@@ -39,7 +40,7 @@ class Trash:
         """Return the images that were removed. Every driver of this prefix may delete them."""
         return [item for item in self.images() if item.source in REMOVED_SOURCES]
 
-    def delete(self, image_id: str, give_up: Callable[[], bool] = _never) -> bool:
+    def delete(self, image_id: str, give_up: Callable[[], bool] = never) -> bool:
         """Delete an image in the trash and its snapshots. Tell whether it is gone: an image with clones waits for them.
 
         Raises rbdcli.RbdError if somebody is at work with it, or it was put there until a date; command.CommandGivenUp

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from host import command, deadline
 from images import layer_state
@@ -20,22 +19,10 @@ from mapped.home import Home
 from mapped.removals import Removals
 from mapped.states import State, States
 from mapped.unmounting import LayerBusy
-from mapped.view import Place
+from mapped.view import Own, Place
 from mapped.views import Views
 
 log = logging.getLogger("access")
-
-
-class Own(NamedTuple):
-    """What a layer itself brought, to be read.
-
-    `root`: the directory of what it brought. `below`: the mount point of all that is below it; None if that is nothing.
-    `parent`: the layer that Docker made it on, "" for none.
-    """
-
-    root: str
-    below: str | None
-    parent: str
 
 
 class Access:
@@ -95,7 +82,7 @@ class Access:
             self._removals.refuse(layer)
             with self._availability.checked(layer):
                 finished = self._states.of(layer) is State.FINISHED
-                found = Own(*self._views.acquire_own(layer, finished=finished))
+                found = self._views.acquire_own(layer, finished=finished)
         with self._released(layer, Place.BELOW):
             yield found
 

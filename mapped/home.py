@@ -14,7 +14,7 @@ from mapped.paths import Paths
 
 
 class Home:
-    """A home: the pool and the layers in it, their paths on this host, and a lock for each. It decides nothing."""
+    """A home: the pool, its layers, their paths on this host, a lock for each. It decides the deadline of a request."""
 
     def __init__(self, path: str, options: Options, pool: rbdcli.Pool) -> None:
         self.options = options

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 class Place(enum.Enum):
@@ -47,6 +48,18 @@ class View:
     def whole(self) -> Place | None:
         """Return a place where the layer itself is shown, and not only what is below; None if there is none."""
         return next((place for place in WHOLE if place in self.counts), None)
+
+
+class Own(NamedTuple):
+    """What a layer itself brought, to be read.
+
+    `root`: the directory of what it brought. `below`: the mount point of all that is below it; None if that is nothing.
+    `parent`: the layer that Docker made it on, "" for none.
+    """
+
+    root: str
+    below: str | None
+    parent: str
 
 
 def user_of(layer: str, place: Place) -> str:

@@ -36,7 +36,7 @@ from mapped.file_systems import FileSystems, LayerLost
 from mapped.home import Home
 from mapped.overlays import Overlays
 from mapped.unmounting import LayerBusy
-from mapped.view import WHOLE, Place, View, user_of
+from mapped.view import WHOLE, Own, Place, View, user_of
 
 log = logging.getLogger("views")
 
@@ -143,16 +143,15 @@ class Views:
 
     # -- what a layer itself brought ---------------------------------------------------------
 
-    def acquire_own(self, layer: str, *, finished: bool) -> tuple[str, str | None, str]:
-        """Mount what a layer itself brought, to be read. Return the fields of access.Own.
+    def acquire_own(self, layer: str, *, finished: bool) -> Own:
+        """Mount what a layer itself brought, to be read.
 
-        These are its directory; the mount point of what is below, or None; and the layer that Docker made it on, or "".
         The caller releases Place.BELOW later. Raises what `acquire` raises.
         """
         self.acquire(layer, Place.BELOW, finished=finished)
         own = os.path.join(self._paths.point(layer), layer_state.ROOT)
         view = self._views[layer]
-        return own, None if view.bottom else self.point(layer, Place.BELOW), view.parent
+        return Own(own, None if view.bottom else self.point(layer, Place.BELOW), view.parent)
 
     def map_ahead(self, layer: str) -> None:
         """Map and mount a finished layer that somebody will need in a moment. Raises what `acquire` raises."""

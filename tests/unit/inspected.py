@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pytest
 from docker_tree import DockerTree
 from unit.fakes import FakePool, recorded
 
@@ -91,3 +92,15 @@ def family(host: Host) -> tuple[str, str, str]:
     first = host.image()
     second = host.image(parents=[first])
     return first, second, host.image(parents=[second, first])
+
+
+@pytest.fixture
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing changes here by itself."""
+    monkeypatch.setattr(inspection, "SETTLE_SECONDS", 0.0)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    """A host with a Docker that knows nothing."""
+    return Host(tmp_path)

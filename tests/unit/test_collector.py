@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-from unit.inspected import PREFIX, Host, family
+from unit.inspected import PREFIX, Host, family, host, no_pause
 
 from host import deadline
 from maintenance import docker_database, inspection
 
-
-@pytest.fixture(autouse=True)
-def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing changes here by itself."""
-    monkeypatch.setattr(inspection, "SETTLE_SECONDS", 0.0)
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Host:
-    """A host with a Docker that knows nothing."""
-    return Host(tmp_path)
+pytestmark = pytest.mark.usefixtures("no_pause")
+__all__ = ["host", "no_pause"]
 
 
 def test_dead_layers_are_removed_children_first(host: Host) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from pathlib import Path
 
 import pytest
 from unit.fakes import failed, recorded
-from unit.inspected import HOUR, PREFIX, Host, family, new_id
+from unit.inspected import HOUR, PREFIX, Host, family, host, new_id, no_pause
 
 import mounts
 import rbdcli
@@ -23,16 +22,8 @@ from maintenance.takeover import Takeover
 OTHER = f"{PREFIX}_more"
 
 
-@pytest.fixture(autouse=True)
-def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing changes here by itself."""
-    monkeypatch.setattr(inspection, "SETTLE_SECONDS", 0.0)
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Host:
-    """A host with a Docker that knows nothing."""
-    return Host(tmp_path)
+pytestmark = pytest.mark.usefixtures("no_pause")
+__all__ = ["host", "no_pause"]
 
 
 def found(host: Host, kind: str) -> list[inspection.Finding]:

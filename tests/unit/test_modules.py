@@ -23,7 +23,7 @@ WITHOUT_UNIT_TESTS = {
     "archive.confined": "a program that runs as a process only: test_untar.py, test_changes.py, test_pack.py",
     "host.failure": "the base of errors; it decides nothing",
     "mapped.view": "what is known of a view; views.py decides",
-    "mapped.home": "what others share; it decides nothing",
+    "mapped.home": "what others share; its deadline is asked for in test_bounds.py",
     "archive.tar_format": "words that reading and writing share; it decides nothing",
     "mapped.unmounting": "waits for who holds a mount: test_file_systems.py, tests/integration/test_odd_calls.py",
     "mapped.elsewhere": "works in other mount namespaces: tests/integration/test_elsewhere.py",

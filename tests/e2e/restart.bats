@@ -16,11 +16,15 @@ setup() {
     runs docker || start_ceph_dockerd
 }
 
-# A container that counts in a file as long as it lives, and one that has stopped; both with a file to be kept.
+# A container that counts in a file as long as it lives, and one that has stopped; both with a file to be kept. Neither writes
+# it itself: started again, it would write again what was lost, and a reader in that moment finds the file empty.
 start_pair() {
     docker run --detach --name running --stop-signal KILL small \
-        sh -c 'echo precious >/kept; n=0; while echo $((n += 1)) >/count.new; do mv /count.new /count; usleep 50000; done'
-    docker run --name stopped small sh -c 'echo precious >/kept'
+        sh -c 'n=0; while echo $((n += 1)) >/count.new; do mv /count.new /count; usleep 50000; done'
+    docker exec running sh -c 'echo precious >/kept'
+    docker run --name stopped small true
+    echo precious >"$SITE/precious"
+    docker cp "$SITE/precious" stopped:/kept
     eventually docker exec running test -s /count
 }
 
@@ -65,7 +69,9 @@ work_as_before() {
     for name in running stopped; do
         docker start "$name"
         docker cp "$name:/kept" "$SITE/kept"
-        [[ $(<"$SITE/kept") == precious ]]
+        run -0 cat "$SITE/kept"
+        echo "$name has kept '$output'"
+        [[ $output == precious ]]
         echo more >"$SITE/more"
         docker cp "$SITE/more" "$name:/more"
     done

@@ -183,6 +183,8 @@ info_tells() { [[ $(docker info) == *" $1"* ]]; }
     done
     wait "${pids[@]}"
     for n in {0..9}; do
+        # A container that has just started need not have written it yet.
+        eventually docker exec "many$n" test -s /mine
         run -0 docker exec "many$n" cat /mine
         [[ $output == "$n" ]]
     done

@@ -7,7 +7,8 @@ import os
 import re
 import threading
 import time
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 import rbdcli
 from cluster import rados_objects
@@ -18,6 +19,8 @@ SICK = {errno.EPERM, errno.EACCES, errno.ETIMEDOUT, errno.ENOTCONN, errno.ESHUTD
 # `rados` always ends with 1. It prints the errno in its message.
 _ERRNO = re.compile(r"\((\d+)\) ")
 MESSAGES_LIMIT = 300
+# What is raised where another version of Ceph prints another shape of JSON.
+NOT_UNDERSTOOD = (LookupError, ValueError, TypeError, AttributeError)
 # When a cluster is sick, many requests fail at once. `ceph` is a program of Python's: if each request started one, a
 # small host would be so busy that no answer came in time, and the monitors were blamed.
 FRESH_SECONDS = 2.0
@@ -27,6 +30,25 @@ Failed = TypeVar("Failed", bound=command.CommandError)
 _asking = threading.Lock()
 # The last answer of each pool, and when it came.
 _answers: dict[rbdcli.Pool, tuple[float, str]] = {}
+
+
+class Health(NamedTuple):
+    """What the monitors say of the cluster: a status such as HEALTH_OK, and the messages of each check that failed."""
+
+    status: str
+    messages: Mapping[str, Sequence[str]]
+
+    def __str__(self) -> str:
+        texts = [text for texts in self.messages.values() for text in texts]
+        return f"the cluster says {self.status}: {'; '.join(texts)[:MESSAGES_LIMIT]}; see: ceph health detail"
+
+
+def health(pool: rbdcli.Pool) -> Health:
+    """Ask for the cluster's health. Raises command.CommandError; what `NOT_UNDERSTOOD` lists for another shape."""
+    said = pool.ceph("health", "detail")
+    checks = dict(said["checks"]).items()
+    found = {name: [item["message"] for item in check.get("detail") or [check["summary"]]] for name, check in checks}
+    return Health(str(said["status"]), found)
 
 
 def explain(pool: rbdcli.Pool, error: Failed) -> Failed:
@@ -68,21 +90,30 @@ def why(pool: rbdcli.Pool) -> str:
         return answer
 
 
+def is_full(pool: rbdcli.Pool) -> bool:
+    """Tell whether a pool takes no new data, by its quota or for want of disks. False if that cannot be learned."""
+    try:
+        with deadline.within(deadline.GRACE_SECONDS):
+            pools = pool.ceph("osd", "pool", "ls", "detail")
+        flags = [str(item["flags_names"]).split(",") for item in pools if item["pool_name"] == pool.name]
+    except (command.CommandError, *NOT_UNDERSTOOD):
+        return False
+    return any("full" in of_pool for of_pool in flags)
+
+
 def _ask(pool: rbdcli.Pool) -> str:
     try:
         with deadline.within(deadline.GRACE_SECONDS):
-            health = pool.ceph("health", "detail")
-        status, checks = health["status"], dict(health["checks"])
-        messages = [item["message"] for check in checks.values() for item in check.get("detail") or [check["summary"]]]
+            said = health(pool)
     except command.CommandMissing:
         return _ask_without_ceph(pool)
     except command.CommandError as error:
         return _no_monitor(pool, error)
-    except (LookupError, ValueError, TypeError, AttributeError):
+    except NOT_UNDERSTOOD:
         return "what the cluster says of its health is not understood; see: ceph health detail"
-    if not messages:
-        return f"the monitors say {status}; if so, an OSD hangs or this host does not reach it: ceph osd perf"
-    return f"the cluster says {status}: {'; '.join(messages)[:MESSAGES_LIMIT]}; see: ceph health detail"
+    if not any(said.messages.values()):
+        return f"the monitors say {said.status}; if so, an OSD hangs or this host does not reach it: ceph osd perf"
+    return str(said)
 
 
 def _ask_without_ceph(pool: rbdcli.Pool) -> str:

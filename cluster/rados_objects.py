@@ -1,4 +1,4 @@
-"""Objects of a pool that belong to no image: their attributes, their watchers, their locks.
+"""Objects of a pool that belong to no image: their attributes, their watchers, their locks, their omap.
 
 Their names begin with the image prefix. `rados` ends with 1 whatever went wrong. Every function raises RbdError or
 another command.CommandError if its command fails. `name` is always that of an object.
@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
+import struct
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
-from host import command, deadline
+from host import command, deadline, task
 from rbdcli import Pool, PoolMissing, RbdError
 
 # Made by `rbd pool init`, or with the first image; in no namespace (Ceph, librbd/image/ValidatePoolRequest.cc).
@@ -24,14 +27,28 @@ _TRASH = "rbd_trash"
 _NO_OBJECT = "(2) No such file or directory"
 _NO_RIGHT = "(1) Operation not permitted"
 _NO_OVERWRITE = "(95) Operation not supported"
+# A key with its value, as `rados listomapvals` prints them.
+_DUMPED = re.compile(r"^(.+)\nvalue \((\d+) bytes\) :\n(?:(?:[0-9a-f]{8}(?:  .*)?|\*)\n)*", re.MULTILINE)
+_TIME = struct.Struct("<II")
 # An object that nobody makes. A command on it shows whether the pool would take a write.
 _NEVER_MADE = "docker_graph_driver.never_made"
 # A full pool lets writers wait. The driver waits no longer than this.
 OVERWRITE_SECONDS = 4.0
 # Bytes of a row in what `rados listomapvals` prints.
 _ROW = 16
+# Characters of a value that stands on the command line, where the kernel allows 128 KiB and the log shows it.
+_SHORT = 4096
 # Commands at the same time. Each object that is not there takes a command of its own.
 _AT_ONCE = 8
+
+
+class Header(NamedTuple):
+    """What stands in an image's header: its image-meta, and when it was made, by the cluster's clock in seconds since
+    1970; None if that is not known.
+    """
+
+    metadata: Mapping[str, str]
+    created: float | None
 
 
 def pools(pool: Pool) -> Sequence[str]:
@@ -162,6 +179,32 @@ def metadata(pool: Pool, image_id: str, key: str) -> str | None:
     return _undumped(found[0], int(found[1])) if found else None
 
 
+def header(pool: Pool, image_id: str) -> Header | None:
+    """Return what stands in the header of an image; None if it has gone. One command, where `rbd` needs two.
+
+    The time is a utime_t: seconds and nanoseconds, of 32 bits each (Ceph, cls/rbd/cls_rbd.cc, create).
+    """
+    values = omap(pool, f"rbd_header.{image_id}")
+    if not values:
+        return None
+    prefix = "metadata_"
+    metadata = {key[len(prefix) :]: value for key, value in values.items() if key.startswith(prefix)}
+    made = values.get("create_timestamp", "").encode("utf-8", "surrogateescape")
+    created = None
+    if len(made) == _TIME.size:
+        seconds, nanoseconds = _TIME.unpack(made)
+        created = seconds + nanoseconds / 1e9
+    return Header(metadata, created)
+
+
+def opened(pool: Pool, image_id: str) -> Sequence[str]:
+    """Return the addresses of the clients that have an image open; none if it has gone.
+
+    Linux 5.5 and newer watches no image that it has mapped read-only.
+    """
+    return watching(pool, f"rbd_header.{image_id}")
+
+
 def _undumped(dump: str, size: int) -> str:
     """Read `size` bytes from rows such as "00000000  76 6d 20 2f 68 6f 6d 65  20 78                    |vm /home x|".
 
@@ -177,6 +220,56 @@ def _undumped(dump: str, size: int) -> str:
     return content[:size].decode("utf-8", "surrogateescape")
 
 
+def omap_keys(pool: Pool, name: str) -> Sequence[str]:
+    """Return the keys of an object's omap; none if there is no such object. No key may have a line feed."""
+    with _missing_is_nothing():
+        return pool.rados("listomapkeys", name).splitlines()
+    return []
+
+
+def omap_value(pool: Pool, name: str, key: str) -> str:
+    """Return one value of an object's omap. Raises RbdError also if there is no such key or object."""
+    # To a file it writes the value as it is, and otherwise a dump.
+    return pool.rados("getomapval", name, key, "/dev/stdout")
+
+
+def omap(pool: Pool, name: str) -> Mapping[str, str]:
+    """Return an object's whole omap; nothing if there is no such object. No key may have a line feed."""
+    with _missing_is_nothing():
+        output = pool.rados("listomapvals", name)
+        return {found[1]: _undumped(found[0], int(found[2])) for found in _DUMPED.finditer(output)}
+    return {}
+
+
+def set_metadata(pool: Pool, image_id: str, key: str, value: str) -> None:
+    """Write one image-meta value of an image that somebody may have mapped exclusively, which `rbd image-meta` refuses.
+
+    It is read when it is asked for, and by nobody else: clients are told of changes to other keys only (`conf_...`).
+    Ceph was just asked for the image, which nobody deletes meanwhile: a header that is missing would be made.
+    """
+    pool.rados("setomapval", f"rbd_header.{image_id}", f"metadata_{key}", value)
+
+
+def set_omap(pool: Pool, name: str, key: str, value: str) -> None:
+    """Write one key of an object's omap, and make the object unless it is there. In a full pool this hangs."""
+    if len(value) <= _SHORT:
+        pool.rados("setomapval", name, key, value)
+        return
+    memory = os.memfd_create("omap")
+    try:
+        with open(memory, "wb", closefd=False) as target:
+            target.write(value.encode("utf-8", "surrogateescape"))
+        pool.rados("setomapval", name, key, "--input-file", f"/proc/{os.getpid()}/fd/{memory}")
+    finally:
+        os.close(memory)
+
+
+def remove_omap(pool: Pool, name: str, key: str) -> None:
+    """Remove a key of an object's omap; do nothing if there is no such key or object. In a full pool this hangs."""
+    with _missing_is_nothing():
+        pool.rados("rmomapkey", name, key)
+
+
 def delete(pool: Pool, names: Sequence[str]) -> None:
     """Delete objects, also in a full pool. Objects that are not there are no failure.
 
@@ -184,7 +277,7 @@ def delete(pool: Pool, names: Sequence[str]) -> None:
     """
     with ThreadPoolExecutor(_AT_ONCE) as threads:
         # `list` raises the first failure.
-        list(threads.map(lambda first: _delete(pool, names[first::_AT_ONCE]), range(_AT_ONCE)))
+        list(threads.map(task.carried(lambda first: _delete(pool, names[first::_AT_ONCE])), range(_AT_ONCE)))
 
 
 def _delete(pool: Pool, names: Sequence[str]) -> None:

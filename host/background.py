@@ -12,7 +12,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from host import served, task
 from host.failure import EXPECTED_OF_PROGRAMS
 
 log = logging.getLogger("background")
@@ -28,12 +30,31 @@ class _Job:
 
     `due`: the time at which it begins, by time.monotonic().
     `latest`: the latest such time, however often the work is asked for or postponed.
+    `since`: when it was due first; it has not been done since.
     `failures`: how often it has failed.
     """
 
     due: float
     latest: float
+    since: float
     failures: int = 0
+
+    def begin_at(self, due: float) -> None:
+        """Let it begin then, but not after `latest`."""
+        self.due = min(due, self.latest)
+        if not self.failures:
+            self.since = self.due
+
+
+class Waiting(NamedTuple):
+    """What of one kind of work is due and not done yet: the number of names, and the seconds that the oldest is due.
+
+    What failed stays due until it is done.
+    """
+
+    title: str
+    number: int
+    oldest: float
 
 
 class Background:
@@ -50,7 +71,8 @@ class Background:
         self._at_once = at_once
         self._state = threading.Condition()
         self._jobs: dict[str, _Job] = {}
-        self._running: set[str] = set()
+        # The names that are just being done, and since when each was due.
+        self._running: dict[str, float] = {}
         # The names that calls of `drain` still wait for, and the number of these calls.
         self._untried: set[str] = set()
         self._drains = 0
@@ -65,10 +87,9 @@ class Background:
             if self._ended:
                 return
             now = time.monotonic()
-            job = self._jobs.setdefault(name, _Job(now, now + at_most))
-            job.due = min(now + seconds, job.latest)
+            job = self._jobs.setdefault(name, _Job(now, now + at_most, now))
+            job.begin_at(now if self._drains else now + seconds)
             if self._drains:
-                job.due = now
                 self._untried.add(name)
             self._start()
             self._state.notify_all()
@@ -78,7 +99,7 @@ class Background:
         with self._state:
             now = time.monotonic()
             for job in self._jobs.values():
-                job.due = min(max(job.due, now + seconds), job.latest)
+                job.begin_at(max(job.due, now + seconds))
 
     def wake(self) -> None:
         """Try at once all names that have failed before: the obstacle may be gone."""
@@ -118,6 +139,15 @@ class Background:
             self._paused = False
             self._state.notify_all()
 
+    def waiting(self) -> list[Waiting]:
+        """Tell what is due and not done yet, also what is just being done: a list of one."""
+        with self._state:
+            now = time.monotonic()
+            # A name that is asked for again while it is being done is one.
+            names = {name: job.since for name, job in self._jobs.items()} | self._running
+            due = [since for since in names.values() if since <= now]
+            return [Waiting(self._title, len(due), now - min(due) if due else 0.0)]
+
     def is_stopped(self) -> bool:
         """Tell whether `pause` or `end` was called: then work that takes long shall give up."""
         return self._paused or self._ended
@@ -127,7 +157,7 @@ class Background:
         with self._state:
             self._ended = True
             self._jobs.clear()
-            self._untried &= self._running
+            self._untried &= self._running.keys()
             self._state.notify_all()
 
     # -- within; the caller holds `_state`, but not of _run, _try and _tell -------------------
@@ -140,8 +170,10 @@ class Background:
             thread.start()
 
     def _hurry(self, jobs: Iterable[_Job]) -> None:
+        now = time.monotonic()
         for job in jobs:
-            job.due = 0.0
+            # Before all that is due already.
+            job.due, job.since = 0.0, min(job.since, now)
         self._state.notify_all()
 
     def _wake(self) -> None:
@@ -154,10 +186,10 @@ class Background:
                 if not name:
                     return
                 job = self._jobs.pop(name)
-                self._running.add(name)
+                self._running[name] = job.since
             done = self._try(name)
             with self._state:
-                self._running.discard(name)
+                self._running.pop(name)
                 self._untried.discard(name)
                 self._note(name, job, done=done)
                 self._state.notify_all()
@@ -182,16 +214,19 @@ class Background:
         elif not self._ended:
             job.failures += 1
             job.due = job.latest = time.monotonic() + _pause(job.failures)
-            # If the name was asked for meanwhile, the new time counts, and the failures are kept.
-            self._jobs.setdefault(name, job).failures = job.failures
+            # If the name was asked for meanwhile, the new time counts, and what is known of its past is kept.
+            again = self._jobs.setdefault(name, job)
+            again.failures, again.since = job.failures, job.since
         self._failing = not done
 
     def _try(self, name: str) -> bool:
-        try:
-            return self._work(name)
-        except Exception as error:
-            self._tell(name, error)
-            return False
+        with task.background(f"{self._title} {name}"):
+            try:
+                return self._work(name)
+            except Exception as error:
+                served.failed_in_background(error)
+                self._tell(name, error)
+                return False
 
     def _tell(self, name: str, error: Exception) -> None:
         """Log why a name failed, unless it failed with the same error before."""
@@ -224,6 +259,10 @@ class Group:
         """Go on after `pause`."""
         for work in self._works:
             work.resume()
+
+    def waiting(self) -> list[Waiting]:
+        """Tell what is due and not done yet, of each work."""
+        return [one for work in self._works for one in work.waiting()]
 
     def wake(self) -> None:
         """Try at once all names that have failed before: the obstacle may be gone."""

@@ -14,11 +14,12 @@ import re
 import select
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
-from host import deadline, environment, processes
+from host import command_log, deadline, environment, processes
 from host.failure import Failure
 
 log = logging.getLogger("command")
@@ -31,6 +32,9 @@ POLL_SECONDS = 0.2
 _KEPT = 16 << 10
 # The processes that `run` and `run_on` wait for, in all threads.
 _running: set[subprocess.Popen[bytes]] = set()
+# No more may be started: this process ends.
+_over = threading.Event()
+_ENDS = "this process ends"
 # Ceph's programs say how far they are in such lines ("Removing image: 7% complete...").
 _PROGRESS = re.compile(r"^.*: \d+% complete\.\.\..*$")
 # Ceph's log lines ("2026-01-01T00:00:00.000+0000 7f.. -1 librbd: ...") follow the real message.
@@ -78,14 +82,26 @@ class CommandMissing(CommandError):
     """The program is not on PATH."""
 
 
-def end_running() -> None:
-    """Kill the commands that `run` and `run_on` wait for. Call it at the end of the driver's process.
+@contextlib.contextmanager
+def none_left() -> Iterator[None]:
+    """When the `with` block ends, kill the commands that still run, and start no more: the process is about to end.
 
-    After that end nobody is left who holds these commands to their deadlines.
+    After that end nobody is left who holds these commands to their deadlines. A thread whose command was killed might
+    go on with the next one.
     """
+    _over.clear()
+    try:
+        yield
+    finally:
+        _over.set()
+        end_running(logging.DEBUG)
+
+
+def end_running(level: int = logging.WARNING) -> None:
+    """Kill the commands that `run` and `run_on` wait for, in all threads, and log them."""
     for process in tuple(_running):
         if process.poll() is None:
-            log.warning("killed: %s", processes.command_line(process))
+            log.log(level, "killed: %s", processes.command_line(process))
             processes.kill(process)
 
 
@@ -108,15 +124,15 @@ def run(
     killed with everything that it started, and CommandTimeout is raised. Raises CommandMissing, and CommandError if the
     command cannot be started or its exit status is not in `accept`.
     """
-    started = time.monotonic()
     timeout = deadline.left(timeout)
-    with _started(argv, pass_fds=pass_fds, directory=directory) as process:
+    with command_log.noted(argv) as noted, _started(argv, pass_fds=pass_fds, directory=directory) as process:
         try:
             stdout, stderr = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
+            noted.end = command_log.TIMEOUT
             raise CommandTimeout(argv, None, f"no answer within {timeout:.3g} s") from None
+        noted.end = process.returncode
     result = Result(process.returncode, os.fsdecode(stdout), os.fsdecode(stderr))
-    log.debug("%s -> %d in %.0f ms", " ".join(argv), result.status, 1000 * (time.monotonic() - started))
     if result.status not in accept:
         raise CommandError(argv, result.status, _reason(result))
     return result
@@ -129,13 +145,17 @@ def run_on(argv: Sequence[str], *, timeout: float, give_up: Callable[[], bool]) 
     True, the command is killed within moments, with everything that it started. Raises CommandGivenUp then, and
     otherwise what `run` raises.
     """
-    with _started(argv, stderr=subprocess.STDOUT) as process:
+    with command_log.noted(argv) as noted, _started(argv, stderr=subprocess.STDOUT) as process:
         assert process.stdout
-        said = _listen(process.stdout.fileno(), argv, timeout, give_up)
         try:
-            status = process.wait(timeout)
+            said = _listen(process.stdout.fileno(), argv, timeout, give_up)
+            status = noted.end = process.wait(timeout)
         except subprocess.TimeoutExpired:
+            noted.end = command_log.TIMEOUT
             raise CommandTimeout(argv, None, f"no end within {timeout:.3g} s") from None
+        except (CommandTimeout, CommandGivenUp) as error:
+            noted.end = command_log.TIMEOUT if isinstance(error, CommandTimeout) else command_log.GIVEN_UP
+            raise
     if status:
         raise CommandError(argv, status, _reason(Result(status, "", os.fsdecode(said))))
 
@@ -148,10 +168,18 @@ def _started(
     pass_fds: Collection[int] = (),
     directory: str | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Start a command. When the `with` block ends, the command has ended or was killed, and its pipes are closed."""
+    """Start a command. When the `with` block ends, the command has ended or was killed, and its pipes are closed.
+
+    Raises CommandGivenUp if this process ends, and what `start` raises.
+    """
+    if _over.is_set():
+        raise CommandGivenUp(argv, None, _ENDS)
     process = start(argv, stderr=stderr, pass_fds=pass_fds, directory=directory)
     _running.add(process)
     try:
+        # `none_left` may not have seen it.
+        if _over.is_set():
+            raise CommandGivenUp(argv, None, _ENDS)
         yield process
     finally:
         _running.discard(process)

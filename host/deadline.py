@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+from host import task
 from host.failure import Failure
 
 GRACE_SECONDS = 3.0
@@ -71,7 +72,9 @@ def call_all(works: Sequence[Callable[[], _Result]], what: str, most: float) -> 
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=run, args=(at,), name=what, daemon=True) for at in range(len(works))]
+    threads = [
+        threading.Thread(target=task.carried(run), args=(at,), name=what, daemon=True) for at in range(len(works))
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

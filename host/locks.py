@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from host import deadline
+from host import deadline, task
 
 
 class Locks:
@@ -32,9 +32,8 @@ class Locks:
             lock, users = self._waiting.get(name, (threading.Lock(), 0))
             self._waiting[name] = (lock, users + 1)
         try:
-            seconds = deadline.left(threading.TIMEOUT_MAX)
-            if not lock.acquire(timeout=seconds):
-                raise deadline.Overdue(f"layer {name}: other requests have been at work with it for {seconds:.3g} s")
+            if not lock.acquire(blocking=False):
+                _wait(lock, name)
             try:
                 yield
             finally:
@@ -46,6 +45,24 @@ class Locks:
                     del self._waiting[name]
                 else:
                     self._waiting[name] = (lock, users - 1)
+
+
+def _wait(lock: threading.Lock, name: str) -> None:
+    seconds = deadline.left(threading.TIMEOUT_MAX)
+    with _noted_wait():
+        if not lock.acquire(timeout=seconds):
+            raise deadline.Overdue(f"layer {name}: other requests have been at work with it for {seconds:.3g} s")
+
+
+@contextlib.contextmanager
+def _noted_wait() -> Iterator[None]:
+    """Let the request of this thread know that it waits in the `with` block."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        if spent := task.spent():
+            spent.wait(began)
 
 
 class GateTimeout(Exception):
@@ -64,8 +81,8 @@ class Gate:
     def shared(self, timeout: float) -> Iterator[None]:
         """Be inside with others. Raises GateTimeout if a thread stays alone inside for more than `timeout` seconds."""
         with self._state:
-            if not self._state.wait_for(lambda: not self._closed, timeout):
-                raise GateTimeout
+            if self._closed:
+                self._wait_open(timeout)
             self._inside += 1
         try:
             yield
@@ -79,12 +96,12 @@ class Gate:
         """Be inside alone. Raises GateTimeout, and opens again, if the others do not leave in `timeout` seconds."""
         end = time.monotonic() + timeout
         with self._state:
-            if not self._state.wait_for(lambda: not self._closed, timeout):
-                raise GateTimeout
+            self._wait_open(timeout)
             self._closed = True
             try:
-                if not self._state.wait_for(lambda: self._inside == 0, max(0.0, end - time.monotonic())):
-                    raise GateTimeout
+                with _noted_wait():
+                    if not self._state.wait_for(lambda: self._inside == 0, max(0.0, end - time.monotonic())):
+                        raise GateTimeout
             except BaseException:
                 self._open()
                 raise
@@ -99,6 +116,12 @@ class Gate:
         with self._state:
             self._closed = True
             return self._state.wait_for(lambda: self._inside == 0, timeout)
+
+    def _wait_open(self, timeout: float) -> None:
+        """Wait until no thread is alone inside. Raises GateTimeout. The caller holds `_state`."""
+        with _noted_wait():
+            if not self._state.wait_for(lambda: not self._closed, timeout):
+                raise GateTimeout
 
     def _open(self) -> None:
         self._closed = False

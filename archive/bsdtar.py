@@ -8,6 +8,7 @@ locks itself into the layer before it creates anything. Host command: bsdtar (li
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import os
 import signal
 import socket
@@ -15,7 +16,7 @@ import subprocess
 import threading
 from typing import Any
 
-from host import command, processes
+from host import command, command_log, processes
 
 # Bytes of a complaint: more does not go into one packet to bsdtar_feed.py.
 MOST_SAID = 1 << 15
@@ -53,7 +54,9 @@ class Bsdtar:
         # Held to kill the process that runs, and to note one that was just started: that one must be killed too.
         self._lock = threading.Lock()
         self._ended = False
-        self._thread = threading.Thread(target=self._serve, name="bsdtar", daemon=True)
+        # What it does is a part of the request that the archive came with.
+        serve = contextvars.copy_context().run
+        self._thread = threading.Thread(target=serve, args=(self._serve,), name="bsdtar", daemon=True)
 
     def __enter__(self) -> Bsdtar:
         return self
@@ -86,6 +89,10 @@ class Bsdtar:
 
     def _run(self, pipe: int) -> str:
         """Let a bsdtar lay down what comes out of a pipe. Return why it failed, in one line, or ""."""
+        with command_log.noted(self._argv) as noted:
+            return self._run_noted(pipe, noted)
+
+    def _run_noted(self, pipe: int, noted: command_log.Noted) -> str:
         try:
             process = processes.start(self._argv, confined=True, stdin=pipe, stdout=subprocess.DEVNULL, directory="/")
         except OSError as error:
@@ -106,7 +113,8 @@ class Bsdtar:
                 said += piece
         if said:
             processes.kill(process)  # it would go on with the next file, and with the next complaint
-        status = process.wait()  # without a limit: this is a thread of its own, and `__exit__` waits for it with one
+        # Without a limit: this is a thread of its own, and `__exit__` waits for it with one.
+        status = noted.end = process.wait()
         if said:
             line = said.partition(b"\n")[0].decode("ascii", "backslashreplace")
             return "bsdtar: " + "".join(char if char.isprintable() else "?" for char in line)

@@ -36,7 +36,7 @@ from typing import IO, NamedTuple, Protocol
 from archive import bsdtar, confined
 from archive import changes as comparison
 from archive.tar_format import ArchiveError
-from host import deadline, environment, processes
+from host import command_log, deadline, environment, processes
 
 __all__ = [
     "ArchiveError",
@@ -226,17 +226,28 @@ def _ranges(ids: IdMaps) -> tuple[str, str]:
 def _start(
     *arguments: str, stdin: int | IO[bytes] | None = subprocess.DEVNULL, pass_fds: tuple[int, ...] = ()
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run confined.py. The process is gone when the `with` block ends. Raises ArchiveError if it cannot be started."""
+    """Run confined.py. The process is gone when the `with` block ends. Raises ArchiveError if it cannot be started.
+
+    It is noted as a command: its time has in it what it waits for whoever sends or takes the archive.
+    """
     argv = environment.python(confined.__file__, *arguments)
-    try:
-        process = processes.start(argv, confined=True, stdin=stdin, pass_fds=pass_fds, directory="/")
-    except OSError as error:
-        raise ArchiveError(f"cannot start {argv[0]}: {error.strerror}") from error
-    try:
-        yield process
-    finally:
-        processes.stop(process)
-        _close((process.stdin, process.stdout, process.stderr))
+    with command_log.noted(argv, f"archive {arguments[0]}") as noted:
+        try:
+            process = processes.start(argv, confined=True, stdin=stdin, pass_fds=pass_fds, directory="/")
+        except OSError as error:
+            raise ArchiveError(f"cannot start {argv[0]}: {error.strerror}") from error
+        noted.end = command_log.GIVEN_UP
+        try:
+            yield process
+        except deadline.Overdue:
+            noted.end = command_log.TIMEOUT
+            raise
+        finally:
+            # What it has ended with itself; not that `stop` kills it.
+            ended = process.poll()
+            noted.end = noted.end if ended is None else ended
+            processes.stop(process)
+            _close((process.stdin, process.stdout, process.stderr))
 
 
 def _output(process: subprocess.Popen[bytes], stall: float) -> bytes:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from archive import transfer
 from graph.space import Space
-from images.layers import LayerError
+from images.layers import LayerRefused
 from mapped.host_layers import HostLayers
 from mapped.states import State
 
@@ -44,7 +44,7 @@ class Archives:
         archive was begun, the layer is as before. Also raises what `stream.read` raises.
         """
         if self._states.is_finished(layer):
-            raise LayerError(f"layer {layer} is finished: it had its archive, or has children; it takes no other")
+            raise LayerRefused(f"layer {layer} is finished: it had its archive, or has children; it takes no other")
         with self._access.view(layer, growing=True) as root:
             # This asks Ceph. If it fails, the archive is not begun yet, and Docker may try again.
             space = self._space(layer)

@@ -18,13 +18,14 @@ from cluster.liveness import Liveness
 from graph import status
 from graph.archives import Archives
 from graph.bounds import Bounds
+from graph.figures import Figures
 from graph.lifetime import Lifetime
 from graph.read_ahead import ReadAhead
 from graph.reaper import Reaper
 from host import command, deadline
-from images.layers import LayerError
+from images.layers import LayerError, LayerRefused
 from images.names import BASE
-from images.options import Options, parse_layer_size
+from images.options import Options, parse_layer_size, pool_of
 from mapped.home import Home
 from mapped.host_layers import HostLayers
 from mapped.states import State
@@ -43,7 +44,8 @@ ASK_SECONDS, DISCARD_SECONDS = 5.0, 15.0
 class Driver:
     """One Docker daemon's layers: checks each call, and hands it to the part that does the work.
 
-    `bounds` are those of each request. `lifetime` is the start and the end of the driver. The caller holds no locks.
+    `bounds` are those of each request. `lifetime` is the start and the end of the driver, `figures` tell what it has.
+    The caller holds no locks.
     """
 
     def __init__(self, path: str, options: Options, ids: transfer.IdMaps) -> None:
@@ -56,7 +58,8 @@ class Driver:
         self._reaper = Reaper(here)
         self._ahead = ReadAhead(here)
         self.bounds = Bounds(home)
-        self.lifetime = Lifetime(here, liveness, self.bounds, self._reaper, self._ahead)
+        self.lifetime = Lifetime(here, liveness, self.bounds, self._reaper, self._ahead.reading)
+        self.figures = Figures(here, self._reaper.works, self._ahead.reading)
 
     # -- create and remove -------------------------------------------------------------------
 
@@ -71,7 +74,7 @@ class Driver:
             _check_id(parent)
             self._removals.refuse(parent)
             if parent == layer:
-                raise LayerError(f"layer {layer} cannot be its own parent")
+                raise LayerRefused(f"layer {layer} cannot be its own parent")
         size = parse_layer_size(storage_opt)
         self._reaper.postpone()
         if layer in self._removals and not self._reaper.wait_for(layer, deadline.left(self._home.timeout)):
@@ -247,19 +250,6 @@ class Driver:
         self._reaper.works.wake()
 
 
-def pool_of(options: Options) -> rbdcli.Pool:
-    """Return the pool that the options name."""
-    return rbdcli.Pool(
-        name=options.datapool,
-        namespace=options.namespace,
-        client=options.client,
-        configfile=options.configfile,
-        timeout=options.timeout,
-        device_type=options.devicetype,
-        map_options=options.mapopt,
-    )
-
-
 def _root_owner(ids: transfer.IdMaps) -> tuple[int, int]:
     """Return the owner (uid, gid) of the root directory of a layer without parents: root, as `ids` map it."""
     return (ids.uids[0].host_id, ids.gids[0].host_id) if ids.uids else (0, 0)
@@ -268,4 +258,4 @@ def _root_owner(ids: transfer.IdMaps) -> tuple[int, int]:
 def _check_id(layer: str) -> None:
     """Raise LayerError unless `layer` is an id. An id becomes part of a path and of an image's name."""
     if not _LAYER_ID.fullmatch(layer) or layer == BASE:
-        raise LayerError(f"{layer[:80]!r} is not a layer id; expected up to 128 letters, digits, - and _")
+        raise LayerRefused(f"{layer[:80]!r} is not a layer id; expected up to 128 letters, digits, - and _")

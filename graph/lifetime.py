@@ -13,10 +13,9 @@ from cluster.claim import REBOOT_SECONDS
 from cluster.liveness import Liveness
 from graph import preconditions
 from graph.bounds import Bounds
-from graph.read_ahead import ReadAhead
 from graph.reaper import Reaper
 from host import command, deadline
-from host.background import Group, in_turn
+from host.background import Background, Group, in_turn
 from host.failure import Failure
 from images.base_image import BaseImage
 from mapped.host_layers import HostLayers
@@ -35,10 +34,13 @@ class StillAtWork(Failure):
 class Lifetime:
     """The lifetime of one driver. It decides what is done at the start and at the end, and in which order."""
 
-    def __init__(self, here: HostLayers, liveness: Liveness, bounds: Bounds, reaper: Reaper, ahead: ReadAhead) -> None:
+    def __init__(
+        self, here: HostLayers, liveness: Liveness, bounds: Bounds, reaper: Reaper, *ahead_of_need: Background
+    ) -> None:
+        """`ahead_of_need`: what else in the background nobody waits for."""
         self._here, self._home = here, here.home
         self._liveness, self._bounds, self._reaper = liveness, bounds, reaper
-        self._ahead_of_need = Group(here.mapping, ahead.reading)
+        self._ahead_of_need = Group(here.mapping, *ahead_of_need)
         self._owed = Group(here.unmapping, reaper.works)
         # Deletions may take long, and end when they are told to: they are told first.
         self._background = Group(reaper.works, self._ahead_of_need, here.unmapping)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable
 
 import rbdcli
 from host import command, deadline
@@ -42,9 +43,11 @@ MOST_NAMED = 3
 class Reaper:
     """The layers that are noted as removed, and the images in the trash. It decides when each of them is deleted."""
 
-    def __init__(self, here: HostLayers) -> None:
+    def __init__(self, here: HostLayers, gone: Callable[[str], None] = lambda _: None) -> None:
+        """`gone` is called with a removed layer once it has gone, before its note goes."""
         self._layers, self._locks, self._timeout = here.home.layers, here.home.locks, here.home.timeout
         self._devices, self._views, self._removals = here.devices, here.views, here.removals
+        self._gone = gone
         # The layers that others stand on, and for which this was logged.
         self._waiting: set[str] = set()
         self._removing = Background("removing layer", self._remove, DELETIONS_AT_ONCE)
@@ -100,6 +103,7 @@ class Reaper:
             log.error("its image stays: %s", error)
         self._waiting.discard(layer)
         with self._locks.hold(layer):
+            self._gone(layer)
             self._removals.forget(layer)
         # An image in the trash may have waited for this one to go.
         self._trash.later(_TRASH, TRASH_SECONDS, BEHIND_LATEST)

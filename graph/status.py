@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextvars
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import rbdcli
-from cluster import rados_objects
+from cluster import diagnosis, rados_objects
 from host import command, deadline
 from images.options import Options, format_size
 
@@ -30,9 +31,9 @@ def rows(
             return threads.submit(contextvars.copy_context().run, _told, question)
 
         used = ask(lambda: f"{format_size(rados_objects.used(pool, objects_in))}B")
-        available = ask(lambda: f"{format_size(_available(pool, objects_in))}B")
+        room = ask(lambda: f"{format_size(space(pool, objects_in).available)}B")
         health = ask(lambda: str(pool.ceph("health")["status"]))
-        version = ask(lambda: _release(str(pool.ceph("version")["version"])))
+        version = ask(lambda: release(str(pool.ceph("version")["version"])))
         client = ask(pool.client_version)
         count = ask(lambda: str(layers()))
     return [
@@ -44,7 +45,7 @@ def rows(
         ("Base Size", format_size(options.basesize)),
         ("Backing Filesystem", options.fs),
         ("Pool Used", used.result()),
-        ("Pool Available", available.result()),
+        ("Pool Available", room.result()),
         ("Ceph Health", health.result()),
         ("Ceph Client", client.result()),
         ("Ceph Cluster", version.result()),
@@ -53,9 +54,20 @@ def rows(
     ]
 
 
-def _available(pool: rbdcli.Pool, name: str) -> int:
+class Space(NamedTuple):
+    """What a pool may still take, in bytes without copies, and how much of it is used, from 0 to 1."""
+
+    available: int
+    used_ratio: float | None
+
+
+def space(pool: rbdcli.Pool, name: str) -> Space:
+    """Ask for the space of the pool `name`.
+
+    Raises command.CommandError; LookupError if there is no such pool, and TypeError for JSON of another form.
+    """
     stats = {item["name"]: item["stats"] for item in pool.ceph("df")["pools"]}[name]
-    return int(stats["max_avail"])
+    return Space(int(stats["max_avail"]), stats.get("percent_used"))
 
 
 def _told(ask: Callable[[], str]) -> str:
@@ -64,12 +76,11 @@ def _told(ask: Callable[[], str]) -> str:
         return ask()
     except command.CommandMissing as error:
         return f"unknown ({error.argv[0]} is not installed)"
-    except (command.CommandError, LookupError, ValueError, TypeError, AttributeError) as error:
-        # Another version of Ceph may print another shape of JSON.
+    except (command.CommandError, *diagnosis.NOT_UNDERSTOOD) as error:
         return f"unknown ({error})"
 
 
-def _release(version: str) -> str:
+def release(version: str) -> str:
     """Shorten `ceph version 16.2.15 (hash) pacific (stable)` to `16.2.15 pacific`."""
     words = version.split()
     return f"{words[2]} {words[4]}" if len(words) > 4 else version

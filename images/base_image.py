@@ -51,7 +51,7 @@ class BaseImage:
         base, scratch = self._name, self._layers.scratch()
         # Left by our own crash. It goes even if another host has made a whole one since.
         self._remove_scratch(scratch)
-        if self._has_base(base):
+        if self.is_there():
             if BASE_SNAPSHOT not in self._pool.snapshots(base):
                 self._layers.mend_base()
         else:
@@ -69,7 +69,7 @@ class BaseImage:
         our own lock from before a crash is broken.
         """
         locked = self._lock(base)
-        if not locked or self._has_base(base):
+        if not locked or self.is_there():
             log.info("another host made %s meanwhile", base)
             self._remove_scratch(scratch)
         else:
@@ -82,14 +82,19 @@ class BaseImage:
         until = time.monotonic() + 2 * (self._pool.timeout + BASE_LOCK_SECONDS)
         holder, seconds = str(self._layers.owner()), self._pool.timeout + BASE_LOCK_SECONDS
         while not rados_objects.lock(self._pool, f"{base}.lock", LOCK, holder, seconds):
-            if self._has_base(base):
+            if self.is_there():
                 return False
             if time.monotonic() > until:
                 raise LayerError(f"another host has been about to make {base} for too long; try again")
             time.sleep(LOCK_PAUSE)
         return True
 
-    def _has_base(self, base: str) -> bool:
+    def is_there(self) -> bool:
+        """Tell whether the pool has a base image. Changes nothing.
+
+        Raises LayerError if it has one that does not fit the options, command.CommandError.
+        """
+        base = self._name
         try:
             data = self._pool.data(base)
         except rbdcli.ImageMissing:

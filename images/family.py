@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 
+from host import task
+
 # Layers that this process made are known at once. Others, as a takeover brings them, are looked for after this time.
 LISTED_SECONDS = 10.0
 _AT_ONCE = 8
@@ -93,9 +95,10 @@ def parents_of(
     need not be asked for.
     """
     unknown = set(layers)
+    carried = task.carried(ask)
     with ThreadPoolExecutor(_AT_ONCE) as threads:
         while unknown:
-            asked = {layer: threads.submit(ask, layer) for layer in itertools.islice(unknown, _AT_ONCE)}
+            asked = {layer: threads.submit(carried, layer) for layer in itertools.islice(unknown, _AT_ONCE)}
             unknown.difference_update(asked)
             # First the layers that have answers, then the error of one that has none.
             wait(asked.values())

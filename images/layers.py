@@ -13,7 +13,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import rbdcli
@@ -21,6 +21,7 @@ from cluster import rados_objects
 from cluster.owner import Owner
 from host import command
 from host.failure import Failure
+from host.locks import Locks
 from images.family import Family
 from images.names import BASE, Names
 from images.options import Options, format_size
@@ -42,6 +43,12 @@ EMPTY_AT_ONCE = 100
 
 class LayerError(Failure):
     """A layer cannot be used, made or removed. The text is one line that says why."""
+
+
+class LayerRefused(LayerError):
+    """It is of the caller's making: the layer is not there or another host's, or takes no such call as it is."""
+
+    is_refusal = True
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,10 @@ class Layers:
         self._family = Family(self.all, self.parents_if_there)
         # The layers that belong to this host, and when Ceph was asked for that, on the monotonic clock.
         self._ours: dict[str, float] = {}
+        # The shared layers that may be removed, though their records say otherwise.
+        self._let_go: set[str] = set()
+        # A record is read and written anew.
+        self._records = Locks()
 
     def image(self, layer: str) -> str:
         """Return the image name of a layer."""
@@ -86,8 +97,9 @@ class Layers:
             try:
                 info = self.pool.info(self.image(layer))
             except rbdcli.ImageMissing:
-                gone = f"layer {layer} does not exist: no image {self.image(layer)}"
-                raise LayerError(gone if layer != BASE else self._base_missing()) from None
+                if layer == BASE:
+                    raise LayerError(self._base_missing()) from None
+                raise LayerRefused(f"layer {layer} does not exist: no image {self.image(layer)}") from None
             self._known[layer] = Layer(info.size, info.data_pool)
         return self._known[layer]
 
@@ -189,8 +201,62 @@ class Layers:
         whose = f"{owner.seen_from(self._owner)} {owner.home}".strip()
         return f"its owner is {whose}; it is open at {addresses}, locked by {locks}, last written at {written}"
 
+    def share(self, layer: str, snapshot: Mapping[str, object] | None = None) -> None:
+        """Let a layer of this host belong to all hosts of the pool, for good. It is finished, and nobody writes to it.
+
+        `snapshot`: the note of its snapshot, if that is known better by now.
+
+        It is shared before it is offered (cluster/shared_layers.py): a layer that is shared and in no list is nobody's.
+        A driver of before takes it for that of the host that made it. Raises LayerError, rbdcli.ImageMissing.
+        """
+
+        def shared(record: Record | None) -> Record:
+            if record is None:
+                raise LayerError(f"layer {layer} was never made to its end: {self.image(layer)} has no {KEY}")
+            self._refuse_stranger(layer, record)
+            return replace(record, shared=True, snapshot=snapshot or record.snapshot)
+
+        self._rewrite(layer, shared)
+
+    def own(self, layer: str) -> None:
+        """Let a layer that `share` was called for belong to this host alone. Nobody else uses it, nor ever will.
+
+        Either nobody was told of it, or its deletion was begun (SharedLayers.begin_delete). Raises LayerError,
+        rbdcli.ImageMissing.
+        """
+        self._rewrite(layer, lambda old: replace(old, owner=self._owner, shared=False) if old and old.shared else old)
+        self._ours.pop(layer, None)
+
+    def note(self, layer: str, current: Callable[[], Mapping[str, object]]) -> None:
+        """Write for which snapshot a layer that this host made stands now, as `current` tells.
+
+        `remove` waits for that, and `current` raises an error once the layer is to be removed. Raises what `current`
+        does, LayerError, rbdcli.ImageMissing.
+        """
+        self._rewrite(layer, lambda old: replace(old, snapshot=current()) if old else None)
+
+    def _rewrite(self, layer: str, change: Callable[[Record | None], Record | None]) -> None:
+        with self._records.hold(layer):
+            image_id, record = self._stored(layer)
+            changed = change(record)
+            if changed is not None and changed != record:
+                # By the header: as long as what stands on it is used, it may be mapped exclusively.
+                rados_objects.set_metadata(self.pool, image_id, KEY, str(changed))
+
+    def let_go(self, layer: str) -> None:
+        """Let a shared layer be removed by this host, as `own` does, where a full pool takes no new record of it.
+
+        This process alone knows that. If it ends before the layer has gone, that is in no list, and nobody's.
+        """
+        self._let_go.add(layer)
+
+    def is_shared(self, layer: str) -> bool:
+        """Tell whether a layer belongs to all hosts of the pool. Raises LayerError, rbdcli.ImageMissing."""
+        record = self.record(layer)
+        return record is not None and record.shared
+
     def check_owner(self, layer: str, *, lease: float) -> None:
-        """Raise LayerError if a layer belongs to another host, and rbdcli.ImageMissing if there is none.
+        """Raise LayerError if a layer belongs to another host alone, and rbdcli.ImageMissing if there is none.
 
         Ceph is asked unless its last answer is younger than `lease` seconds.
         """
@@ -206,19 +272,29 @@ class Layers:
             self._parents[layer] = record.parents
 
     def check_owner_of_removed(self, layer: str) -> None:
-        """Do what `check_owner` does in a way that a full pool answers, too. It takes one command more."""
-        self._refuse_stranger(layer, self._record_in_full_pool(layer))
+        """Do what `check_owner` does in a way that a full pool answers, too. It takes one command more.
+
+        Raises LayerError for a shared layer as well: one host removes it for itself, and others may use it.
+        """
+        record = self._record_in_full_pool(layer)
+        if record and record.shared and layer not in self._let_go:
+            raise LayerRefused(f"layer {layer} is shared by all hosts; it goes once none of them uses it")
+        self._refuse_stranger(layer, record)
 
     def _record_in_full_pool(self, layer: str) -> Record | None:
+        return self._stored(layer)[1]
+
+    def _stored(self, layer: str) -> tuple[str, Record | None]:
+        """Return the id of a layer's image, and its record as it stands in the image's header."""
         image_id = self.pool.data(self.image(layer)).image_id
-        return self._parse(layer, rados_objects.metadata(self.pool, image_id, KEY) or "")
+        return image_id, self._parse(layer, rados_objects.metadata(self.pool, image_id, KEY) or "")
 
     def _refuse_stranger(self, layer: str, record: Record | None) -> None:
-        if record is None or self._is_of_this_host(record.owner):
+        if record is None or record.shared or self._is_of_this_host(record.owner):
             return
         owner = record.owner
         host = owner.seen_from(self._owner)
-        raise LayerError(
+        raise LayerRefused(
             f"layer {layer} belongs to host {host} ({owner.home}); if that host is dead, or "
             f"is this one by a former name: docker_graph_driver.py takeover --host {host}"
         )
@@ -236,10 +312,11 @@ class Layers:
     def is_abandoned(self, layer: str) -> bool:
         """Tell whether we may unmap what this host has mapped of a layer: the layer is ours, or its home is gone.
 
-        A full pool answers this, too. Raises LayerError, rbdcli.ImageMissing.
+        Of a shared layer nobody can tell for which home it is mapped. A full pool answers this, too. Raises LayerError,
+        rbdcli.ImageMissing.
         """
         record = self._record_in_full_pool(layer)
-        if record is None:
+        if record is None or record.shared:
             return False
         owner = record.owner
         if owner.is_same(self._owner):
@@ -248,29 +325,32 @@ class Layers:
 
     # -- create and remove -------------------------------------------------------------------
 
-    def create(self, layer: str, parent: str | None, size: int | None) -> bool:
+    def create(
+        self, layer: str, parent: str | None, size: int | None, snapshot: Mapping[str, object] | None = None
+    ) -> bool:
         """Make the image of a new layer on `parent` (None: on nothing) with at least `size` bytes.
 
-        The parent is finished, or an init layer, of which the image of its container is a copy. Tell whether the file
-        system in it is smaller than the image. On failure the image is deleted; if that fails, too, it is left behind
-        and logged. Raises LayerError.
+        The parent is finished, or an init layer, of which the image of its container is a copy. `snapshot`: the note of
+        the snapshot for which the layer stands. Tell whether the file system in it is smaller than the image. On
+        failure the image is deleted; if that fails, too, it is left behind and logged. Raises LayerError.
         """
         copied = parent if parent and parent.endswith(INIT_SUFFIX) else None
         origin = self.describe(copied or BASE)
-        parents = () if parent is None else self.parents(parent) if copied else (parent, *self.parents(parent))
         if parent:
-            # The parent must belong to us, too.
+            # The parent must belong to us, too. This learns its parents.
             self.check_owner(parent, lease=float("inf"))
+        parents = () if parent is None else self.parents(parent) if copied else (parent, *self.parents(parent))
         wanted = size or (origin.size if copied else max(origin.size, self._options.basesize))
         if wanted < origin.size:
-            raise LayerError(
+            raise LayerRefused(
                 f"layer {layer}: size {format_size(wanted)} is smaller than {format_size(origin.size)}, which its file "
                 f"system has at least; ask for at least that"
             )
         with contextlib.ExitStack() as undo:
             self._make(layer, copied, origin, undo)
             if not copied:
-                self.pool.set_metadata(self.image(layer), KEY, str(Record(self._owner, parents)))
+                record = Record(self._owner, parents, snapshot=snapshot or {})
+                self.pool.set_metadata(self.image(layer), KEY, str(record))
             if wanted > origin.size:
                 self.pool.resize(self.image(layer), wanted)
             undo.pop_all()
@@ -287,6 +367,9 @@ class Layers:
 
     def remove(self, layer: str, give_up: Callable[[], bool] = never) -> None:
         """Delete a layer's image, as `delete` does, and forget the layer. Raises what `delete` raises."""
+        with self._records.hold(layer):
+            # Who writes to its header anew after that has asked whether it is to be removed.
+            pass
         try:
             self.delete(self.image(layer), give_up)
         except rbdcli.ImageMissing:
@@ -341,11 +424,12 @@ class Layers:
                 else:
                     self._clone_base(image, origin.data_pool)
         except rbdcli.ImageExists:
-            raise LayerError(f"layer {layer} exists already: image {image}") from None
+            raise LayerRefused(f"layer {layer} exists already: image {image}") from None
         except rbdcli.ImageMissing as error:
             self._forget(copied or BASE)
-            why = f"its parent {copied} does not exist" if copied else self._base_missing()
-            raise LayerError(f"layer {layer}: {why} ({error.reason})") from None
+            if copied:
+                raise LayerRefused(f"layer {layer}: its parent {copied} does not exist ({error.reason})") from None
+            raise LayerError(f"layer {layer}: {self._base_missing()} ({error.reason})") from None
 
     def _clone_base(self, image: str, data_pool: str) -> None:
         snapshot = rbdcli.Parent(self.image(BASE), BASE_SNAPSHOT)
@@ -389,6 +473,7 @@ class Layers:
         self._parents.pop(layer, None)
         self._family.drop(layer)
         self._ours.pop(layer, None)
+        self._let_go.discard(layer)
 
     def _discard(self, image: str) -> None:
         """Delete an image that was being made, as far as it was made."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from host.failure import Failure
+from rbdcli import Pool
 
 PREFIX = "ceph."
 FILE_SYSTEMS = ("xfs", "ext4")
@@ -22,6 +23,8 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
 class OptionError(Failure):
     """A storage option is unknown or has a bad value. The text is one line that names it and what is valid."""
+
+    is_refusal = True
 
 
 def parse_size(text: str) -> int:
@@ -217,3 +220,16 @@ def parse_layer_size(storage_opt: Mapping[str, str] | None) -> int | None:
         except ValueError as error:
             raise OptionError(f"storage option size: {error}") from None
     return size
+
+
+def pool_of(options: Options) -> Pool:
+    """Return the pool that the options name."""
+    return Pool(
+        name=options.datapool,
+        namespace=options.namespace,
+        client=options.client,
+        configfile=options.configfile,
+        timeout=options.timeout,
+        device_type=options.devicetype,
+        map_options=options.mapopt,
+    )

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from host import command, deadline
 from images import layer_state
 from images.layer_state import LayerState
-from images.layers import LayerError
+from images.layers import LayerRefused
 from mapped.availability import Availability
 from mapped.home import Home
 from mapped.removals import Removals
@@ -113,7 +113,7 @@ class Access:
             self._removals.refuse(layer)
             state = self._views.prepared(layer)
             if state.applying or state.finished:
-                raise LayerError(
+                raise LayerRefused(
                     f"layer {layer} takes one archive; {'it had one' if state.finished else 'one is being applied'}"
                 )
             layer_state.begin(self._home.paths.point(layer), self._home.timeout)

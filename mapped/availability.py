@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import rbdcli
 from cluster.liveness import Liveness
-from images.layers import LayerError
+from images.layers import LayerError, LayerRefused
 from mapped.devices import Devices
 from mapped.home import Home
 from mapped.states import States
@@ -59,7 +59,7 @@ class Availability:
         ENOENT alone does not tell: a kernel without rbd gives it, too. Raises LayerError, command.CommandError.
         """
         if not self._layers.exists(layer):
-            return LayerError(f"layer {layer} does not exist: no image {self._layers.image(layer)}")
+            return LayerRefused(f"layer {layer} does not exist: no image {self._layers.image(layer)}")
         if isinstance(error, rbdcli.ImageLocked):
             return LayerError(f"layer {layer} is in use elsewhere: {self._layers.holder(layer)}: {error}")
         return error

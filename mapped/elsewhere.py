@@ -21,7 +21,6 @@ in use.
 from __future__ import annotations
 
 import array
-import ctypes
 import errno
 import fcntl
 import os
@@ -36,6 +35,7 @@ from typing import NamedTuple
 
 import mounts
 from host import command, environment
+from host.mount_calls import MountCalls
 from mapped import holders
 
 GONE = 3  # exit status
@@ -44,12 +44,6 @@ TRIES = 5
 # ioctl_ns(2): _IO(0xb7, N), which has another form on some machines (asm/ioctl.h).
 _IO = (0x2000B700 if platform.machine().startswith(("ppc", "mips", "sparc")) else 0xB700).__or__
 _GET_USER_NAMESPACE, _GET_PARENT, _GET_OWNER = map(_IO, (1, 2, 4))
-_OPEN_TREE, _MOVE_MOUNT = 428, 429  # asm-generic/unistd.h
-_OPEN_TREE_CLONE = 1  # linux/mount.h, as the next two
-_FROM_EMPTY_PATH, _TO_EMPTY_PATH = 0x04, 0x40
-_AT_FDCWD, _AT_SYMLINK_NOFOLLOW, _AT_NO_AUTOMOUNT = -100, 0x100, 0x800  # linux/fcntl.h
-_MS_REMOUNT, _MS_BIND, _MNT_DETACH = 0x20, 0x1000, 2  # mount(2), umount(2)
-_CLONE_NEWNS = 0x20000
 
 
 class Held(NamedTuple):
@@ -197,49 +191,9 @@ def _error(source: str, reason: str) -> command.CommandError:
 # -- the process that goes there -------------------------------------------------------------
 
 
-class _Kernel:
-    """System calls that Python 3.9 has no names for. All raise OSError, with the name of the call as file name."""
-
-    def __init__(self) -> None:
-        self._c = ctypes.CDLL(None, use_errno=True)
-        self._c.syscall.restype = ctypes.c_long
-
-    def enter(self, namespace: int) -> None:
-        """Move this process to another mount namespace."""
-        self._check("setns", self._c.setns(namespace, _CLONE_NEWNS))
-
-    def clone_mount(self, path: bytes) -> int:
-        """Return a copy of the mount at `path` that is mounted nowhere yet. It ends with its file descriptor."""
-        flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT
-        return self._call("open_tree", _OPEN_TREE, _AT_FDCWD, path, flags)
-
-    def attach(self, tree: int, directory: int) -> None:
-        """Mount at an open directory what `clone_mount` returned."""
-        self._call("move_mount", _MOVE_MOUNT, tree, b"", directory, b"", _FROM_EMPTY_PATH | _TO_EMPTY_PATH)
-
-    def clear_flags(self, tree: int) -> None:
-        """Clear the flags of a mount (ro, nosuid). `docker run --read-only` gives the container's mount such flags."""
-        os.fchdir(tree)
-        self._check("mount", self._c.mount(None, b".", None, _MS_REMOUNT | _MS_BIND, None))
-
-    def detach(self, tree: int) -> None:
-        """Unmount what `attach` mounted."""
-        os.fchdir(tree)
-        self._check("umount2", self._c.umount2(b".", _MNT_DETACH))
-
-    def _call(self, name: str, number: int, *arguments: int | bytes) -> int:
-        words = [ctypes.c_long(word) if isinstance(word, int) else ctypes.c_char_p(word) for word in arguments]
-        return self._check(name, self._c.syscall(ctypes.c_long(number), *words))
-
-    def _check(self, name: str, result: int) -> int:
-        if result < 0:
-            raise OSError(ctypes.get_errno(), "", name)
-        return result
-
-
 def _show(pid: str, source: str, number: str, point: str) -> None:
     """Show an overlay of the mount namespace of process `pid` in ours, at `point`. Raises OSError, _Gone."""
-    kernel = _Kernel()
+    kernel = MountCalls()
     target = os.open(point, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     # In the other namespace /proc may be anything. So these are opened before.
     process = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -265,7 +219,7 @@ def _show(pid: str, source: str, number: str, point: str) -> None:
         raise
 
 
-def _open_tree(kernel: _Kernel, process: int, source: str, number: str) -> int:
+def _open_tree(kernel: MountCalls, process: int, source: str, number: str) -> int:
     """Return a copy of an overlay's mount in this namespace, without the mounts in it. Raises OSError, _Gone."""
 
     def points() -> list[str]:

@@ -41,7 +41,7 @@ class FileSystems:
 
     def __init__(self, home: Home, devices: Devices) -> None:
         self._paths, self._devices, self._daemon, self._timeout = home.paths, devices, home.daemon, home.timeout
-        self._layers = home.layers
+        self._layers, self._clients_mount = home.layers, home.clients_mount
         self._fs, self._options = home.options.fs, home.options.fs_options
         self._counting = threading.Lock()
 
@@ -49,6 +49,26 @@ class FileSystems:
         """Tell whether a layer's file system is mounted."""
         entry = self._devices.get(layer)
         return entry is not None and entry.mounted
+
+    def is_known(self, layer: str) -> bool:
+        """Tell whether a layer is mapped."""
+        return self._devices.get(layer) is not None
+
+    def usage(self, layer: str, *, flushed: bool = False) -> tuple[int, int]:
+        """Return the bytes and the inodes that are used in a mounted layer, with what is its file system's own.
+
+        This asks the kernel, and not the device. `flushed`: what was written is written out before; until then a file
+        system holds more space than it takes in the end. Raises OSError, deadline.Overdue.
+        """
+        point = self._paths.point(layer)
+
+        def ask() -> os.statvfs_result:
+            if flushed:
+                layer_state.flush(point)
+            return os.statvfs(point)
+
+        found = deadline.call(ask, point, self._timeout)
+        return (found.f_blocks - found.f_bfree) * found.f_frsize, found.f_files - found.f_ffree
 
     def is_mapped_writable(self, layer: str) -> bool:
         """Tell whether a layer is mapped writable. Only then it may have a writable view."""
@@ -151,6 +171,17 @@ class FileSystems:
         entry = self._devices.get(layer)
         if entry is not None:
             entry.finished = True
+
+    def settle(self, layer: str) -> None:
+        """Make a mounted finished layer whole on its device: XFS mounts none read-only whose log is not empty.
+
+        Nobody writes to it any more. The caller holds its lock. Raises command.CommandError.
+        """
+        entry = self._devices.get(layer)
+        if entry is not None and entry.mounted and not entry.writers:
+            entry.finished = True
+            if entry.writable:
+                self._remount(layer, entry, read_only=True)
 
     def make_writable(self, layer: str) -> None:
         """Make the mount of a mounted layer that is not finished writable. Raises command.CommandError."""
@@ -335,7 +366,8 @@ class FileSystems:
         exclusive: bool,
     ) -> MappedLayer:
         """Mount a layer that we have not mounted. `idle` is its mapping, if it has one, and is used if it suits."""
-        if idle and not finished and unmounting.stays_in_use(idle.device, unmounting.LIVE_SECONDS):
+        alone = finished or self._clients_mount
+        if idle and not alone and unmounting.stays_in_use(idle.device, unmounting.LIVE_SECONDS):
             # A container may have a view of it. A second view on the same directories would spoil both.
             raise self._devices.busy(layer, idle)
         if idle and (finished or (not idle.read_only and idle.exclusive == exclusive)):

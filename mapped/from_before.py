@@ -34,7 +34,7 @@ class FromBefore:
     """Learns what was left of one home's layers. It decides what of it stays mounted."""
 
     def __init__(self, home: Home, devices: Devices, systems: FileSystems, views: Views) -> None:
-        self._paths, self._timeout = home.paths, home.timeout
+        self._paths, self._timeout, self._clients_mount = home.paths, home.timeout, home.clients_mount
         self._devices, self._systems, self._views = devices, systems, views
 
     def learn(self, removed: Collection[str]) -> list[str]:
@@ -75,6 +75,9 @@ class FromBefore:
         self._systems.learn(layer, mounted.get(self._paths.point(layer)), devices)
         points = {place: self._views.point(layer, place) for place in Place}
         found = {place: mounted[point] for place, point in points.items() if point in mounted}
+        if self._devices.device(layer) and self._clients_mount:
+            # There are no views of ours (handed_out.py).
+            return
         if self._devices.device(layer):
             self._views.learn(layer, found, is_removed=is_removed)
             return

@@ -52,6 +52,20 @@ def seen(wanted: Callable[[mounts.Mount], bool]) -> Iterator[tuple[str, mounts.M
             yield pid, item
 
 
+def overlay_sources() -> set[str]:
+    """Return the sources of all overlays that are mounted in any mount namespace, ours too."""
+    found = set()
+
+    def note(item: mounts.Mount) -> bool:
+        if item.type == "overlay":
+            found.add(item.source)
+        return False
+
+    for _ in seen(note):
+        pass
+    return found
+
+
 def _view(pid: str) -> tuple[str, str]:
     """Name a process's mount namespace, and its root there: a process in a chroot sees fewer mounts. Raises OSError."""
     try:

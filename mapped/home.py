@@ -16,7 +16,9 @@ from mapped.paths import Paths
 class Home:
     """A home: the pool, its layers, their paths on this host, a lock for each. It decides the deadline of a request."""
 
-    def __init__(self, path: str, options: Options, pool: rbdcli.Pool) -> None:
+    def __init__(self, path: str, options: Options, pool: rbdcli.Pool, *, clients_mount: bool = False) -> None:
+        """`clients_mount`: clients mount the layers' views themselves, at any time and more than once."""
+        self.clients_mount = clients_mount
         self.options = options
         self.pool = pool
         self.timeout = pool.timeout

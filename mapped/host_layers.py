@@ -8,6 +8,7 @@ views         each layer is joined with its parents, for Docker and for ourselve
 states        how far each layer has come
 access        a layer for the length of its use
 parents       layers that get children
+handed_out    layers that clients mount themselves
 from_before   what an earlier life of this process left
 """
 
@@ -24,12 +25,14 @@ from mapped.availability import Availability
 from mapped.devices import Devices
 from mapped.file_systems import FileSystems
 from mapped.from_before import FromBefore
+from mapped.handed_out import HandedOut
 from mapped.home import Home
 from mapped.overlays import Overlays
 from mapped.parents import Parents
 from mapped.removals import Removals
+from mapped.stacks import AT_ONCE, Stacks
 from mapped.states import States
-from mapped.views import AT_ONCE, Views
+from mapped.views import Views
 
 log = logging.getLogger("host_layers")
 
@@ -47,11 +50,20 @@ class HostLayers:
         self.devices = Devices(home)
         self.systems = FileSystems(home, self.devices)
         overlays = Overlays(home, self.systems, root_owner)
-        self.views = Views(home, self.devices, self.systems, overlays, self.leave_mapped)
+        stacks = Stacks(home, self.devices, self.systems, self.leave_mapped)
+        self.views = Views(home, self.devices, self.systems, overlays, stacks)
         self.states = States(home, self.systems, self.leave_mapped)
         availability = Availability(home, liveness, self.devices, self.states, self.leave_mapped)
         self.access = Access(home, self.removals, self.views, self.states, availability)
         self.parents = Parents(home, self.systems, self.views, self.states, availability)
+        self.handed_out = HandedOut(
+            home,
+            self.removals,
+            systems=self.systems,
+            stacks=stacks,
+            overlays=overlays,
+            availability=availability,
+        )
         self.from_before = FromBefore(home, self.devices, self.systems, self.views)
         self.unmapping = Background("unmapping layer", self._unmap, AT_ONCE)
         self.mapping = Background("mapping layer", self._map_ahead, AT_ONCE)

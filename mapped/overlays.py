@@ -53,6 +53,11 @@ class Overlays:
         layer_state.write(directory, made, self._timeout)
         return made
 
+    def give_root(self, layer: str, owner: tuple[int, int]) -> None:
+        """Let the root of what a layer brought belong to `owner` (uid, gid). Raises deadline.Overdue, OSError."""
+        point = self._paths.point(layer)
+        deadline.call(lambda: os.chown(os.path.join(point, layer_state.ROOT), *owner), point, self._timeout)
+
     def _nearest(self, layer: str, made: LayerState) -> str:
         """Name the nearest directory below what a layer brought, "" if there is none."""
         if made.init:
@@ -79,6 +84,29 @@ class Overlays:
         below = deadline.call(look, self._paths.point(layer), self._timeout)
         init = [self._paths.inside(layer, layer_state.INIT)] if state.init else []
         return [*([self._paths.short(layer)] if own else []), *init, *below]
+
+    def lower_of_client(self, parents: Sequence[str]) -> list[str]:
+        """Name the directories with what these layers brought, by links of one directory. The paths are absolute."""
+        return [os.path.join(self._paths.links, self._paths.short(parent)) for parent in parents]
+
+    def options_of_client(self, layer: str, parents: Sequence[str], below: Sequence[str]) -> list[str]:
+        """Return the options of an overlay that a client makes of `layer` ("": of nothing writable) and its parents.
+
+        `below` are the directories of the parents, absolute and all below one: a client cuts off what they have in
+        common if the options would be longer than a page (containerd, mount/mount_linux.go).
+        """
+        lower = [*below]
+        if len(lower) < (1 if layer else 2):
+            lower.append(os.path.join(self._paths.point(layer or parents[0]), layer_state.NONE))
+        chosen = {option.partition("=")[0]: option for option in (*mounts.OVERLAY_OPTIONS, *self._options)}
+        # A client compares mounted trees, and not what the upper directory tells. So a directory may be renamed.
+        chosen["redirect_dir"] = "redirect_dir=on"
+        directories = [f"lowerdir={':'.join(lower)}"]
+        if layer:
+            point = self._paths.point(layer)
+            directories.append(f"upperdir={os.path.join(point, layer_state.ROOT)}")
+            directories.append(f"workdir={os.path.join(point, layer_state.WORK)}")
+        return [*([] if layer else ["ro"]), *chosen.values(), *directories]
 
     def mount(self, layer: str, name: str, point: str, lower: Sequence[str], *, writable: bool, label: str) -> None:
         """Mount the overlay `name` of a layer at the mount point `point`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import rbdcli
-from images.layers import INIT_SUFFIX, LayerError
+from images.layers import INIT_SUFFIX, LayerRefused
 from mapped.availability import Availability
 from mapped.file_systems import FileSystems
 from mapped.home import Home
@@ -31,7 +31,7 @@ class Parents:
             # Docker has put the parent before it makes a layer on it, but that Put may have been lost.
             self._views.settle_put(parent)
         if self._views.is_writable(parent):
-            raise LayerError(f"layer {layer}: its parent {parent} is mounted writable; put it first")
+            raise LayerRefused(f"layer {layer}: its parent {parent} is mounted writable; put it first")
         state = self._state_of_parent(layer, parent)
         if parent.endswith(INIT_SUFFIX):
             self._systems.quiesce(parent)
@@ -44,7 +44,7 @@ class Parents:
             self._availability.check_owner(parent)
             return self._states.of(parent)
         except rbdcli.ImageMissing:
-            raise LayerError(
+            raise LayerRefused(
                 f"layer {layer}: its parent {parent} does not exist: no image {self._layers.image(parent)}"
             ) from None
         except rbdcli.ImageLocked as error:

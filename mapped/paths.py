@@ -4,6 +4,8 @@
     HOME/mnt/ID/layer      the mount point of the layer's own file system
     HOME/mnt/ID/removed    Docker was told that the layer is removed, and its image has yet to go
     HOME/l/SHORT           a link to HOME/mnt/ID/layer/rootfs, what the layer brought
+    HOME/empty             an empty directory, for a client that is to read nothing
+    HOME/idmapped/STACK    what a stack of layers is for a user namespace (idmapped.py)
 
 So the host alone tells what a crash left. The name of a link has a few letters only: mount(2) takes one page of
 options, and a view has up to 127 directories.
@@ -32,6 +34,8 @@ class Paths:
         self.home = home
         self.root = os.path.join(home, "mnt")
         self.links = os.path.join(home, "l")
+        self.empty = os.path.join(home, "empty")
+        self.all_idmapped = os.path.join(home, "idmapped")
         self._images = images
 
     def make_home(self) -> None:
@@ -46,6 +50,10 @@ class Paths:
     def point(self, layer: str) -> str:
         """Return the mount point of a layer's own file system, mounted or not."""
         return os.path.join(self.root, layer, POINT)
+
+    def idmapped(self, stack: str) -> str:
+        """Return the directory of the layers of a stack whose owners are mapped, whether there are any or not."""
+        return os.path.join(self.all_idmapped, stack)
 
     def inside(self, layer: str, name: str) -> str:
         """Name a directory of a layer's own file system, as seen from the directory of the links."""

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 
 import mounts
-from images.layers import LayerError
+from images.layers import LayerRefused
 from mapped.paths import REMOVED, Paths
 
 
@@ -43,7 +43,7 @@ class Removals:
         Callers ask this also before they take the layer's lock: the removal in the background may hold it for a while.
         """
         if layer in self._layers:
-            raise LayerError(f"layer {layer} does not exist: it was removed")
+            raise LayerRefused(f"layer {layer} does not exist: it was removed")
 
     def __contains__(self, layer: object) -> bool:
         return layer in self._layers

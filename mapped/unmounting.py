@@ -24,7 +24,11 @@ LIVE_SECONDS = 1.0
 
 
 class LayerBusy(Failure):
-    """A layer cannot be unmounted, unmapped or mounted now. The text is one line: who holds it, or why."""
+    """A layer cannot be unmounted, unmapped or mounted now. The text is one line: who holds it, or why.
+
+    It is no refusal: what was asked for is right, and somebody on this host is in the way, whom an operator may have to
+    find. One that is busy for a moment does not make an alert: that takes a share of all requests.
+    """
 
 
 class Doubtful(Protocol):

@@ -18,44 +18,34 @@ Users are counted in memory only. The caller holds the layer's lock around each 
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 
 import mounts
-import rbdcli
 from host import command
 from images import layer_state
 from images.layer_state import LayerState
 from mapped import elsewhere, unmounting
 from mapped.devices import Devices
-from mapped.file_systems import FileSystems, LayerLost
+from mapped.file_systems import FileSystems
 from mapped.home import Home
 from mapped.overlays import Overlays
+from mapped.stacks import Stacks
 from mapped.unmounting import LayerBusy
 from mapped.view import WHOLE, Own, Place, View, user_of
 
 log = logging.getLogger("views")
 
-# So many parents are mapped at the same time.
-AT_ONCE = 4
-
 
 class Views:
-    """The views of one home's layers. It decides which view of a layer there is, and when it is unmounted.
+    """The views of one home's layers. It decides which view of a layer there is, and when it is unmounted."""
 
-    `idle` is called with a layer that is mapped and has no user any more.
-    """
-
-    def __init__(
-        self, home: Home, devices: Devices, systems: FileSystems, overlays: Overlays, idle: Callable[[str], None]
-    ) -> None:
-        self._paths, self._layers, self._locks, self._timeout = home.paths, home.layers, home.locks, home.timeout
-        self._devices, self._systems, self._overlays = devices, systems, overlays
-        self.idle = idle
+    def __init__(self, home: Home, devices: Devices, systems: FileSystems, overlays: Overlays, stacks: Stacks) -> None:
+        self._paths, self._layers, self._timeout = home.paths, home.layers, home.timeout
+        self._devices, self._systems, self._overlays, self._stacks = devices, systems, overlays, stacks
+        self.idle = stacks.idle
         self._views: dict[str, View] = {}
         self._counting = threading.Lock()
 
@@ -67,6 +57,10 @@ class Views:
         """Tell whether a layer is mounted for `place`."""
         view = self._views.get(layer)
         return view is not None and place in view.counts
+
+    def count(self) -> int:
+        """Count what is mounted, of all layers."""
+        return sum(len(view.counts) for view in list(self._views.values()))
 
     def is_writable(self, layer: str) -> bool:
         """Tell whether a layer has a writable view, for Docker or for ourselves."""
@@ -164,13 +158,13 @@ class Views:
         try:
             self._systems.acquire(layer, _ahead(layer), write=False, finished=True)
         except BaseException:
-            self._tell_idle(layer)
+            self._stacks.tell_idle(layer)
             raise
 
     def release_ahead(self, layer: str) -> None:
         """Undo `acquire_ahead`. The caller need not hold the layer's lock."""
         self._systems.uncount(layer, _ahead(layer))
-        self._tell_idle(layer)
+        self._stacks.tell_idle(layer)
 
     # -- the end -----------------------------------------------------------------------------
 
@@ -341,7 +335,7 @@ class Views:
         parents = tuple(self._layers.parents(layer))
         user = user_of(layer, place)
         undo.callback(self._undo, layer, view, place, parents)
-        self._acquire_parents(
+        self._stacks.acquire(
             layer,
             user,
             parents,
@@ -377,39 +371,7 @@ class Views:
                 self._views[layer] = view
                 self.idle(layer)
             else:
-                self._release(layer, user_of(layer, place), parents)
-
-    def _acquire_parents(self, layer: str, user: str, parents: Sequence[str], own: Callable[[], None]) -> None:
-        """Map and mount a layer by `own`, and at the same time its parents. Parents that are mounted need no thread."""
-
-        def acquire(parent: str) -> None:
-            try:
-                with self._locks.hold(parent):
-                    self._systems.acquire(parent, user, write=False, finished=True)
-            except rbdcli.ImageMissing:
-                raise LayerLost(
-                    f"layer {layer} cannot be mounted: what is below it, layer {parent}, does not exist any more (no "
-                    f"image {self._layers.image(parent)}); remove it"
-                ) from None
-
-        there = [parent for parent in parents if self._systems.is_mounted(parent)]
-        for parent in there:
-            acquire(parent)
-        missing = [parent for parent in parents if parent not in there]
-        if not missing:
-            own()
-            return
-        with ThreadPoolExecutor(AT_ONCE) as threads:
-            mapping = [threads.submit(contextvars.copy_context().run, acquire, parent) for parent in missing]
-            try:
-                own()
-                for each in mapping:
-                    each.result()
-            except BaseException:
-                # Those that were not begun would only take time.
-                for each in mapping:
-                    each.cancel()
-                raise
+                self._stacks.release(layer, user_of(layer, place), parents)
 
     def _unmount(self, layer: str, view: View, place: Place) -> None:
         if not (place is Place.BELOW and view.bottom):
@@ -428,24 +390,7 @@ class Views:
             return
         if not view.counts and not view.doubtful:
             self._views.pop(layer, None)
-        self._release(layer, user_of(layer, place), view.parents, flush=flush)
-
-    def _release(self, layer: str, user: str, parents: Iterable[str], *, flush: bool = True) -> None:
-        # An error of one layer does not keep the others from being released.
-        with contextlib.ExitStack() as stack:
-            for parent in parents:
-                stack.callback(self._release_parent, parent, user)
-            stack.callback(self._tell_idle, layer)
-            self._systems.release(layer, user, flush=flush)
-
-    def _release_parent(self, parent: str, user: str) -> None:
-        # Without its lock: with a sick cluster, others may hold that for long.
-        self._systems.uncount(parent, user)
-        self._tell_idle(parent)
-
-    def _tell_idle(self, layer: str) -> None:
-        if self._devices.device(layer) and not self._systems.users(layer):
-            self.idle(layer)
+        self._stacks.release(layer, user_of(layer, place), view.parents, flush=flush)
 
 
 def _ahead(layer: str) -> str:

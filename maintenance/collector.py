@@ -1,4 +1,4 @@
-"""Removes what an inspection has proven dead, and nothing else; safe beside a running driver and dockerd.
+"""Removes what an inspection has proven dead, and nothing else; safe beside a running driver, snapshotter or dockerd.
 
 Each finding is looked at once more just before it goes. An image is deleted: Ceph refuses that while anybody has it
 mapped writable, and where this host has it mapped read-only, it is kept. A device is unmapped if it is still that
@@ -16,9 +16,10 @@ from typing import NamedTuple
 
 import rbdcli
 from host import command, deadline
+from host.progress import Progress
 from images.layers import Layers
 from maintenance import inspection
-from maintenance.docker_database import DatabaseMissing, DockerDatabase
+from maintenance.knowledge import Database, DatabaseMissing
 
 
 class Outcome(NamedTuple):
@@ -30,7 +31,11 @@ class Outcome(NamedTuple):
 
 
 def collect(
-    found: Sequence[inspection.Finding], look: inspection.Inspection, layers: Layers, docker: DockerDatabase
+    found: Sequence[inspection.Finding],
+    look: inspection.Inspection,
+    layers: Layers,
+    database: Database,
+    progress: Progress | None = None,
 ) -> list[Outcome]:
     """Remove what is dead of `found`, in that order. A finding that cannot be removed stays, and the others go on.
 
@@ -39,28 +44,30 @@ def collect(
     outcomes: list[Outcome] = []
     # A layer comes before the layers below it. If it is kept, these must be kept, too.
     needed: set[str] = set()
+    progress = progress or Progress("")
+    progress.begin("removing what is dead", len(found))
     for finding in found:
         if finding.dead and finding.id in needed:
             outcomes.append(Outcome(finding, False, "a layer that is kept stands on it"))
         elif finding.dead:
-            outcomes.append(_remove(finding, look, layers, docker))
+            outcomes.append(_remove(finding, look, layers, database))
         if not finding.dead or not outcomes[-1].removed:
             needed.update(finding.below)
+        progress.advance()
+    progress.begin("emptying the trash")
     layers.trash.empty()
     left = {item.image_id for item in layers.pool.trashed()}
     return [_still_there(item) if item.removed and item.finding.place in left else item for item in outcomes]
 
 
-def _remove(
-    finding: inspection.Finding, look: inspection.Inspection, layers: Layers, docker: DockerDatabase
-) -> Outcome:
+def _remove(finding: inspection.Finding, look: inspection.Inspection, layers: Layers, database: Database) -> Outcome:
     try:
         if not look.still_dead(finding):
             return Outcome(finding, False, "somebody has come to know or use it since")
-        if finding.kind in (inspection.ORPHAN, inspection.HALF_MADE):
+        if finding.kind in (inspection.ORPHAN, inspection.HALF_MADE, inspection.SHARED):
             layers.delete(finding.place)
         elif finding.kind == inspection.STALE_RECORD:
-            docker.forget(finding.place)
+            database.forget(finding.place)
         elif finding.kind == inspection.STALE_MAPPING:
             layers.pool.unmap(finding.place, layers.image(finding.id))
         elif finding.kind == inspection.STALE_DIRECTORY:

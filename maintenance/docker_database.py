@@ -22,7 +22,6 @@ have been made in another directory.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
 import os
@@ -31,14 +30,13 @@ import shutil
 import struct
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from host.failure import Failure
-from maintenance import dockerd_process
+from maintenance import docker_names, dockerd_process
+from maintenance.docker_files import ID, Paths, chain_id, content_of, diffs_of, listed, text_of
+from maintenance.knowledge import Database, DatabaseMissing, Known, Words
+from overview.contents import Names
 
-# The ids of containers, and those of images and layers, which are the sha256 of their content. BuildKit's are shorter.
-_ID = re.compile(r"[0-9a-f]{64}")
 # Ids of layers: Docker's own, BuildKit's (moby: pkg/stringid; buildkit: identity).
 _LAYER_ID = re.compile(r"[0-9a-f]{64}|[0-9a-z]{25}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -57,40 +55,16 @@ _TOLD = 5
 _MOUNT_FIRST = "mount or restore Docker's data root"
 
 
-class DatabaseMissing(Failure):
-    """A part of Docker's databases is missing. The text is one line that says which, and what to do."""
-
-
-@dataclass
-class Known:
-    """What Docker knows.
-
-    `named`: layers, each with what it is to Docker. `gone`: the paths of records of containers that are gone, each with
-    the layers that it names.
-    """
-
-    named: dict[str, str] = field(default_factory=dict)
-    gone: dict[str, tuple[str, ...]] = field(default_factory=dict)
-
-
-class _Paths:
-    """The paths of the databases of a Docker with one storage driver; `driver` is its name for that."""
-
-    def __init__(self, root: str, driver: str) -> None:
-        self.root, self.driver = root, driver
-        store = os.path.join(root, "image", driver)
-        self.layers = os.path.join(store, "layerdb")
-        self.images = os.path.join(store, "imagedb", "content", "sha256")
-        self.names = os.path.join(store, "repositories.json")
-        self.containers = os.path.join(root, "containers")
-        self.buildkit = os.path.join(root, "buildkit")
-
-
-class DockerDatabase:
+class DockerDatabase(Database):
     """The databases of one Docker daemon and storage driver; each method reads them anew."""
 
+    words = Words("Docker", "Docker", "the driver", "dockerd")
+    # Layers of Docker's layer store, its init layers, and BuildKit's (moby: pkg/stringid; buildkit: identity).
+    ids = re.compile(r"[0-9a-f]{64}(-init)?|[0-9a-z]{25}")
+    keeps_taken = True
+
     def __init__(self, data_root: str, driver: str) -> None:
-        self._paths = _Paths(data_root, driver)
+        self._paths = Paths(data_root, driver)
 
     def known(self) -> Known:
         """Return what Docker knows, if all of it is there.
@@ -120,6 +94,10 @@ class DockerDatabase:
             raise DatabaseMissing(missing[0])
         return known
 
+    def names(self) -> Names:
+        """Return what Docker calls its images and containers."""
+        return docker_names.names(self._paths)
+
     def forget(self, record: str) -> None:
         """Remove the record of a container that is gone, which would make Docker keep its layers.
 
@@ -148,13 +126,6 @@ class DockerDatabase:
         for name in names:
             found |= _mentioned(os.path.join(self._paths.buildkit, name), layers)
         return found
-
-
-def _diffs(image: str, content: bytes) -> list[str]:
-    """Return the diff ids in an image's configuration. Raises ValueError, AttributeError, TypeError if it is none."""
-    if hashlib.sha256(content).hexdigest() != image:
-        raise ValueError
-    return [str(diff) for diff in (json.loads(content).get("rootfs") or {}).get("diff_ids") or ()]
 
 
 def _mentioned(path: str, layers: Collection[str]) -> set[str]:
@@ -190,7 +161,7 @@ def _pages(head: bytes) -> tuple[int, int]:
 class _Reading:
     """One look at the files of the layer store, of the images and of the containers."""
 
-    def __init__(self, paths: _Paths) -> None:
+    def __init__(self, paths: Paths) -> None:
         self._paths = paths
         self._known = Known()
         self._missing: list[str] = []
@@ -200,7 +171,7 @@ class _Reading:
         self._known, self._missing = Known(), []
         # Read a thing before those that it needs: Docker makes these first.
         references, images = self._references(), self._read_images()
-        containers = _list(self._paths.containers)
+        containers = listed(self._paths.containers)
         # Unfinished layers before finished ones: Docker finishes a layer by renaming it.
         self._read_unfinished()
         chains = self._read_layers()
@@ -209,8 +180,8 @@ class _Reading:
         return self._known, self._missing
 
     def _read_unfinished(self) -> None:
-        for name in _list(os.path.join(self._paths.layers, "tmp")):
-            self._name(_text(os.path.join(self._paths.layers, "tmp", name, "cache-id")), "a layer being registered")
+        for name in listed(os.path.join(self._paths.layers, "tmp")):
+            self._name(text_of(os.path.join(self._paths.layers, "tmp", name, "cache-id")), "a layer being registered")
 
     def _name(self, layer: str | None, what: str) -> None:
         if layer and _LAYER_ID.fullmatch(layer):
@@ -222,20 +193,20 @@ class _Reading:
         """Read the layers of images; return their chain ids."""
         store = os.path.join(self._paths.layers, "sha256")
         parents: dict[str, str] = {}
-        for name in _list(store):
+        for name in listed(store):
             directory = os.path.join(store, name)
-            layer = _text(os.path.join(directory, "cache-id"))
+            layer = text_of(os.path.join(directory, "cache-id"))
             self._name(layer, "a layer of an image")
             # Docker ignores other names: CHAIN-RANDOM-removing is a layer that it is removing.
-            if not _ID.fullmatch(name):
+            if not ID.fullmatch(name):
                 continue
-            diff, parent = (_text(os.path.join(directory, file)) for file in ("diff", "parent"))
+            diff, parent = (text_of(os.path.join(directory, file)) for file in ("diff", "parent"))
             parents[f"sha256:{name}"] = parent or ""
             self._check(directory, "cache-id", layer, _LAYER_ID)
             self._check(directory, "diff", diff, _DIGEST)
             if parent is not None:
                 self._check(directory, "parent", parent, _DIGEST)
-            if diff and _chain(parent, diff) != f"sha256:{name}":
+            if diff and chain_id(parent, diff) != f"sha256:{name}":
                 self._miss(directory, f"{directory} has not the diff and parent that its name was made of")
         for chain, parent in parents.items():
             if parent and parent not in parents:
@@ -246,12 +217,12 @@ class _Reading:
     def _read_images(self) -> dict[str, list[str]]:
         """Return the images, each with the diff ids of its layers, from the lowest on."""
         found: dict[str, list[str]] = {}
-        for name in filter(_ID.fullmatch, _list(self._paths.images)):
-            content = _bytes(path := os.path.join(self._paths.images, name))
+        for name in filter(ID.fullmatch, listed(self._paths.images)):
+            content = content_of(path := os.path.join(self._paths.images, name))
             if content is None:
                 continue
             try:
-                found[name] = _diffs(name, content)
+                found[name] = diffs_of(name, content)
             except (ValueError, AttributeError, TypeError):
                 self._missing.append(f"{path} is empty or damaged; {_MOUNT_FIRST}")
         return found
@@ -265,7 +236,7 @@ class _Reading:
         for name, diffs in images.items():
             chain = ""
             for diff in diffs:
-                chain = _chain(chain, diff)
+                chain = chain_id(chain, diff)
                 if chain not in chains:
                     self._missing.append(
                         f"image {name[:12]} needs layer {chain}, which is not in {self._paths.layers}; {_MOUNT_FIRST},"
@@ -274,7 +245,7 @@ class _Reading:
                     break
 
     def _references(self) -> Mapping[str, str]:
-        content = _bytes(self._paths.names)
+        content = content_of(self._paths.names)
         if content is None:
             return {}
         try:
@@ -289,10 +260,10 @@ class _Reading:
     def _read_containers(self, containers: Collection[str], chains: Collection[str]) -> None:
         """Read the records that the layer store has of containers, and compare them with the containers."""
         store = os.path.join(self._paths.layers, "mounts")
-        records = _list(store)
+        records = listed(store)
         alone: list[str] = []
         for name in records:
-            if _ID.fullmatch(name) and name not in containers:
+            if ID.fullmatch(name) and name not in containers:
                 alone.append(name)
             else:
                 self._check_record(os.path.join(store, name), chains, is_container=name in containers)
@@ -302,7 +273,7 @@ class _Reading:
             self._check_container(name)
 
     def _check_record(self, directory: str, chains: Collection[str], *, is_container: bool) -> None:
-        layer, init, parent = (_text(os.path.join(directory, file)) for file in ("mount-id", "init-id", "parent"))
+        layer, init, parent = (text_of(os.path.join(directory, file)) for file in ("mount-id", "init-id", "parent"))
         self._check(directory, "mount-id", layer, _LAYER_ID)
         if init is not None or is_container:
             self._check(directory, "init-id", init, re.compile(f"{re.escape(layer or '')}-init"))
@@ -314,7 +285,7 @@ class _Reading:
             self._known.named[layer] = f"of container {name[:12]}"
 
     def _layers_of(self, name: str) -> tuple[str, ...]:
-        found = (_text(os.path.join(self._paths.layers, "mounts", name, file)) for file in ("mount-id", "init-id"))
+        found = (text_of(os.path.join(self._paths.layers, "mounts", name, file)) for file in ("mount-id", "init-id"))
         return tuple(layer for layer in found if layer)
 
     def _judge(self, alone: Collection[str]) -> None:
@@ -351,7 +322,7 @@ class _Reading:
 
     def _check_container(self, name: str) -> None:
         """Report a container of this driver that has no record."""
-        content = _bytes(path := os.path.join(self._paths.containers, name, "config.v2.json"))
+        content = content_of(path := os.path.join(self._paths.containers, name, "config.v2.json"))
         if content is None:
             # Docker does not know a container without this file, either.
             return
@@ -380,30 +351,3 @@ class _Reading:
         """Report what is missing in a directory, unless Docker has just removed the directory."""
         if os.path.lexists(directory):
             self._missing.append(f"{words}; {_MOUNT_FIRST}")
-
-
-def _chain(parent: str | None, diff: str) -> str:
-    """Return the chain id of a layer (OCI image specification, config.md, "Layer ChainID")."""
-    return f"sha256:{hashlib.sha256(f'{parent} {diff}'.encode()).hexdigest()}" if parent else diff
-
-
-def _list(directory: str) -> list[str]:
-    """Name what a directory holds. If it does not exist, it is empty: Docker makes some with their first content."""
-    try:
-        return sorted(os.listdir(directory))
-    except FileNotFoundError:
-        return []
-
-
-def _bytes(path: str) -> bytes | None:
-    """Read a file; None if it does not exist. Raises OSError."""
-    try:
-        with open(path, "rb") as source:
-            return source.read()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
-def _text(path: str) -> str | None:
-    content = _bytes(path)
-    return None if content is None else content.decode("ascii", "replace").strip()

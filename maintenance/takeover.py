@@ -9,6 +9,12 @@ Then, in this order:
 2. the locks are broken,
 3. each image gets this host and home as its owner. A driver asks for the owner before it maps, so a host that
    comes back leaves the layers alone.
+4. the host's uses of shared layers are forgotten. The shared layers that it made belong to all hosts, and stay as they
+   are, or go by their own rules (cluster/shared_layers.py).
+
+A snapshotter's own layers are of use only with its snapshots.db. If its root was brought here, under the same path,
+that is ours now: what it names is used by us from then on, shared layers too. Otherwise nobody can use these layers:
+they are ours, and gc finds them (snapshots_database.py).
 
 No step is ever undone, and the owner comes last: after a failure or a crash in the middle, the same call made again
 goes on where it ended.
@@ -17,7 +23,7 @@ goes on where it ended.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TypeVar
@@ -25,10 +31,14 @@ from typing import TypeVar
 import rbdcli
 from cluster import claim, rados_objects
 from cluster.owner import Owner, parse_host
+from cluster.shared_layers import SharedLayers
+from cluster.told import Told
 from host.failure import Failure
+from host.progress import Progress
 from images.layers import TAKEN_KEY, LayerError, Layers
 from images.names import BASE
 from images.record import KEY, Record
+from maintenance.snapshots_database import LAYER_ID
 
 # Rook and csi-addons fence for so long (5 years). No other client ever uses an address with its nonce.
 BLOCKLIST_SECONDS = 157_784_760
@@ -56,28 +66,40 @@ class Takeover:
         self._home = home
         self._say = say
 
-    def run(self) -> int:
+    def run(self, named: Collection[str] | None = None, progress: Progress | None = None) -> int:
         """Take over and return the number of images. The same call goes on after a failure.
+
+        `named`: the layers that our snapshotter's database names; None if we are Docker's.
 
         Raises Refused, command.CommandError. Refused: nothing was taken, but a client may be on the blocklist.
         """
+        progress = progress or Progress("")
+        progress.begin("reading whose the layers of the pool are")
         ours = self._layers.owner()
         records = self._records()
-        owners = {image: record.owner for image, record in records.items()}
+        owners = {image: record.owner for image, record in records.items() if not record.shared}
         theirs = {image: owner for image, owner in owners.items() if self._is_theirs(owner)}
-        named = Owner(self._name, self._machine, self._home)
-        if self._is_here(named) and (self._machine or not theirs):
+        whose = Owner(self._name, self._machine, self._home)
+        if self._is_here(whose) and (self._machine or not theirs):
             raise Refused(f"{self._host} is this very host")
-        homes = set(theirs.values()) or self._homes(named)
+        shared = SharedLayers(self._pool, self._prefix, ours, beside=True)
+        users = {owner for owner in shared.uses().owners if self._is_theirs(owner)}
+        homes = {*theirs.values(), *users} or self._homes(whose)
         if not theirs:
             hosts = sorted({owner.seen_from(ours) for owner in owners.values()})
             self._say(f"no layer of {self._host} is in this pool; there are layers of: {', '.join(hosts) or 'nobody'}")
+        progress.begin(f"looking whether {self._host} lives")
         locks = self._locks_of_the_dead(theirs, homes)
         self._fence({lock.address for held in locks.values() for lock in held})
+        progress.begin("taking layers", len(theirs))
         for image in theirs:
             self._take(image, records[image], locks.get(image, ()))
+            progress.advance()
+        progress.begin("forgetting what they used")
         self._remove_scratch(homes)
+        self._say_who_can_use(theirs, named)
         for owner in homes:
+            self._forget_uses(shared, owner, named or ())
             claim.forget(self._pool, self._prefix, owner)
         return len(theirs)
 
@@ -171,6 +193,24 @@ class Takeover:
             self._say(f"took {image}")
         except rbdcli.ImageMissing:
             self._say(f"{image} is gone")
+
+    def _say_who_can_use(self, images: Iterable[str], named: Collection[str] | None) -> None:
+        """Say what becomes of the layers that were a snapshotter's own."""
+        layers = [layer for layer in map(self._layers.layer, images) if LAYER_ID.fullmatch(layer)]
+        lost = len([layer for layer in layers if layer not in (named or ())])
+        if layers and named is None:
+            self._say(f"{lost} of them are a snapshotter's, which Docker cannot use: rbd rm removes them")
+        elif lost:
+            self._say(f"{lost} of them are of no snapshot here: nobody can use them, and gc --root removes them")
+
+    def _forget_uses(self, shared: SharedLayers, owner: Owner, named: Collection[str]) -> None:
+        used = [layer for layer, users in shared.uses().users.items() if owner in users]
+        shared.forget_host(owner, named)
+        Told(self._pool, self._prefix, self._layers.owner()).forget_owner(owner)
+        if used:
+            needed = len([layer for layer in used if layer in named])
+            what = f"{len(used)} shared layers, of which snapshots here need {needed}"
+            self._say(f"forgot that {owner.host} {owner.home} used {what}")
 
     def _break(self, image: str, lock: rbdcli.Lock) -> None:
         """Break a lock, unless it has gone by itself. Raises rbdcli.ImageMissing if the image has gone."""

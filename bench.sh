@@ -4,6 +4,8 @@
 #   ./bench.sh [--quick] [--check] [--readme] [--only ROWS] [--json FILE] [--svg FILE]
 #                                   every row (20 min), or few and small ones (5 min)
 #   ./bench.sh scale [--check]      2,000 layers and 200 containers in one pool, at the driver's socket
+#   ./bench.sh snapshotter [--quick] [--check] [--json FILE]
+#                                   the snapshotter against containerd's overlayfs: ten hosts, one image
 #   ./bench.sh profile ROW          where the time of a row goes: requests, their commands, the rest
 #   ./bench.sh profile --log FILE   the same of any log of the driver's (--log-level debug)
 #   ./bench.sh show A.json          the table of a run again; also: plot A.json, readme A.json, check A.json
@@ -27,4 +29,10 @@ show | plot | readme | check | compare | -h | --help) ;;
     install_packages driver lab docker demo test
     ;;
 esac
-PYTHONPATH=tests exec "$system_python" tests/bench/bench.py "$@"
+python=$system_python
+if [[ ${1:-} == snapshotter ]]; then
+    # It asks containerd what a kubelet asks, by gRPC.
+    make_venv
+    python=.venv/bin/python
+fi
+PYTHONPATH=.:tests:tests/snapshotter exec "$python" tests/bench/bench.py "$@"

@@ -22,12 +22,43 @@ name=ceph
 base=debian:12-slim
 keys=$here/ceph-key
 enable=
+line=
 # The client's default of 30 s counts for every request, and a large layer takes longer.
 timeout_seconds=$((24 * 60 * 60))
 
 die() {
     echo "build_plugin.sh: $*" >&2
     exit 1
+}
+
+# doing WHAT: what is done from now on. At a terminal a line tells it, with the time, after the first two
+# seconds; it is gone at the end.
+doing() {
+    done_with_it
+    [[ -t 2 && ${TERM:-dumb} != dumb && -z ${CI:-} ]] || return 0
+    show_line "$1" &
+    line=$!
+}
+
+done_with_it() {
+    [[ -n $line ]] || return 0
+    kill "$line" || true
+    wait "$line" 2>/dev/null || true
+    line=
+    # A terminal that was closed keeps nobody from working.
+    printf '\r\033[K' >&2 || true
+}
+
+# show_line WHAT: again and again, until it is killed. Nobody writes to its pipe: a `read` that gives up is a `sleep` that
+# leaves no process.
+show_line() {
+    local nobody
+    exec {nobody}<> <(:)
+    # As long as the script is there, however it ends.
+    while kill -0 $$ 2>/dev/null; do
+        ((SECONDS < 2)) || printf '\r\033[Kbuild_plugin.sh: %d s, %s' "$SECONDS" "$1" >&2
+        read -rt 0.5 -u "$nobody" || true
+    done
 }
 
 usage() {
@@ -61,6 +92,7 @@ rootfs_of_image() {
     local image container
     "$docker" build --file "$here/Dockerfile" --build-arg "BASE=$1" --iidfile "$work/image" "$here"
     image=$(<"$work/image")
+    doing "taking the files of the image"
     # Nothing is run: the command is never looked for.
     container=$("$docker" create "$image" none)
     "$docker" export "$container" | tar --extract --directory "$work/plugin/rootfs"
@@ -73,7 +105,9 @@ rootfs_of_directory() {
     local program=$work/plugin/rootfs/opt/docker-graph-driver
     [[ $(id -u) == 0 ]] || die "must run as root: the Python of $1 is run in it"
     [[ -x $1/usr/bin/python3 ]] || die "$1 is not a root file system with a Python"
+    doing "looking for what the driver needs of $base"
     chroot "$1" /usr/bin/python3 - <"$here/plugin/closure.py" >"$work/files" || die "$1 cannot be the base"
+    doing "copying $(wc -l <"$work/files") files and directories"
     tar --create --directory "$1" --no-recursion --files-from "$work/files" 2>"$work/tar.log" |
         tar --extract --directory "$work/plugin/rootfs" || die "$(tail -n 1 "$work/tar.log")"
     mkdir -p "$program"
@@ -88,6 +122,7 @@ make_rootfs() {
         rootfs_of_directory "$base"
     elif [[ -f $base ]]; then
         mkdir "$work/base"
+        doing "unpacking $base"
         tar --extract --directory "$work/base" --file "$base"
         rootfs_of_directory "$work/base"
     else
@@ -111,17 +146,24 @@ hand_over_keys() {
     echo "settings from $keys: ${settings[*]%%=*}"
 }
 
+enable() {
+    doing "enabling it"
+    "$docker" plugin enable --timeout "$timeout_seconds" "$name"
+}
+
 main() {
     read_arguments "$@"
     ! "$docker" plugin inspect "$name" >/dev/null 2>&1 || die "the plugin $name is there already; see plugin/README.md"
     work=$(mktemp --directory --tmpdir=/var/tmp docker-graph-driver.XXXXXX)
-    trap 'rm -rf --one-file-system "$work"' EXIT
+    trap 'rm -rf --one-file-system "$work"; done_with_it' EXIT
     make_rootfs
     cp "$here/plugin/config.json" "$work/plugin"
+    doing "handing it to Docker"
     "$docker" plugin create "$name" "$work/plugin" >/dev/null
+    done_with_it
     hand_over_keys
     echo "plugin $name: $(du --summarize --block-size=1M "$work/plugin/rootfs" | cut -f 1) MiB"
-    [[ -z $enable ]] || "$docker" plugin enable --timeout "$timeout_seconds" "$name"
+    [[ -z $enable ]] || enable
 }
 
 main "$@"

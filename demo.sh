@@ -1,35 +1,42 @@
 #!/bin/bash
 # Shows the driver at work: a Ceph cluster, the driver, a Docker daemon on it, an image, a container, a commit.
 #
-#   ./demo.sh           do it and take everything down again
-#   ./demo.sh --keep    leave it up, say how to use it
-#   ./demo.sh --down    take down what --keep has left
+#   ./demo.sh                do it and take everything down again
+#   ./demo.sh snapshotter    the same for containerd: two hosts of one cluster, and an image that is fetched once
+#   ./demo.sh ... --keep     leave it up, say how to use it
+#   ./demo.sh --down         take down what --keep has left
 #
 # As root, on Debian 12 or 13. Installs the packages that it misses. Everything else is below one directory, but for the
-# driver's socket, which Docker looks for in /run/docker/plugins. A Docker that is there already is left alone.
+# driver's socket, which Docker looks for in /run/docker/plugins. A Docker or containerd that is there already is left alone.
 set -Eeuo pipefail
 
 # shellcheck source=tests/lib.bash
 source "$(dirname "${BASH_SOURCE[0]}")/tests/lib.bash"
+# shellcheck source=tests/demo_snapshotter.bash
+source "$repo/tests/demo_snapshotter.bash"
 
 # What the caller has set for other clusters and daemons is not for these.
-unset "${!CEPH_@}" "${!DOCKER_@}"
+unset "${!CEPH_@}" "${!DOCKER_@}" "${!CONTAINERD_@}" SITE
 # For one docker command; the longest takes seconds.
 export DOCKER_SECONDS=120
 # The driver removes and unmaps within seconds, on a busy machine within some more.
 settle_seconds=120
 
-# No function of lib.bash has variables of these names: one that is interrupted would have us take down its own.
+# No function of lib.bash or site.bash has variables of these names: one that is interrupted would have us take down its own.
 demo=/var/tmp/ceph-demo
+of=docker
 name=cephdemo
 demo_socket=/run/docker/plugins/$name.sock
 cluster=$repo/tests/cluster.sh
 step="starting"
 failed_command=
 terminals=
+# Whose ends tell why a command failed.
+logs=("$demo/plugin.log" "$demo/docker/dockerd.log")
 
 main() {
     find_terminals
+    [[ ${1:-} != snapshotter ]] || { of=$1 && shift; }
     (($# <= 1)) || usage
     case ${1:-} in
     '' | --keep | --down) ;;
@@ -42,6 +49,8 @@ main() {
         down
         return
     fi
+    # For who ends it, who may have been interrupted while it waits for something in silence (until_true). No daemon has them.
+    exec 3>&1 4>&2
     # Made first, and not looked for first: of two demos that start at once only one makes it.
     mkdir "$demo" 2>/dev/null || die "a demo is up already, or was killed ($demo is there); take it down: $repo/demo.sh --down"
     trap 'failed_command=$BASH_COMMAND' ERR
@@ -50,13 +59,22 @@ main() {
     trap 'exit 130' INT
     trap 'exit 141' PIPE
     trap 'exit 143' TERM
-    prepare
-    start
-    use
-    settle
-    look
+    heading "Installing what is missing"
+    "prepare_${of}_demo"
+    heading "Starting a Ceph cluster in $demo/ceph: one monitor, one manager, one OSD"
+    "$cluster" up "$demo/ceph" 2>"$demo/cluster.log" ||
+        give_up "the Ceph cluster did not come up; what it said is below" "$demo/cluster.log"
+    eval "$("$cluster" env "$demo/ceph")"
+    "start_${of}_demo"
+    "use_${of}_demo"
+    "settle_${of}_demo"
+    "look_${of}_demo"
+    heading "The same as a tree: images, their layers, and the containers on them"
+    "tree_${of}_demo"
     if [[ ${1:-} == --keep ]]; then
-        how_to_use
+        heading "It is up; in a shell of root:"
+        "how_to_use_${of}_demo"
+        echo "Take it down with: $repo/demo.sh --down"
         trap - EXIT
     else
         heading "Everything goes away again"
@@ -98,13 +116,15 @@ as_typed() {
     printf '%s' "${line# }"
 }
 
-# show COMMAND...: what the viewer could type, and what comes of it.
+# prompt WORD...: what the viewer could type, on the host of $SITE if there are several.
+prompt() { printf '%s$ %s\n' "${SITE:+host-${SITE##*/}}" "$(bold 1 "$(as_typed "$@")")"; }
+
+# show COMMAND...: that, and what comes of it.
 show() {
     local status=0
-    printf '$ %s\n' "$(bold 1 "$(as_typed "$@")")"
+    prompt "$@"
     "$@" || status=$?
-    ((status == 0)) ||
-        give_up "this command failed (exit $status): $(as_typed "$@")" "$demo/plugin.log" "$demo/docker/dockerd.log"
+    ((status == 0)) || give_up "this command failed (exit $status): $(as_typed "$@")" "${logs[@]}"
 }
 
 # With the demo's socket and cluster, which are in the environment here.
@@ -112,9 +132,8 @@ docker() { docker_cli "$demo/docker" "$@"; }
 
 # -- its steps -----------------------------------------------------------------------------------
 
-prepare() {
+prepare_docker_demo() {
     local version
-    heading "Installing what is missing"
     install_packages driver lab docker demo || give_up "packages could not be installed; what apt-get said is above"
     version=$(dockerd --version) || give_up "dockerd does not even tell its version; is it installed?"
     [[ $version =~ ^Docker\ version\ ([0-9]+)\. ]] || give_up "this is no version of Docker that is known here: $version"
@@ -124,11 +143,7 @@ prepare() {
     printf '%s\n' "$version" "$(rbd --version)"
 }
 
-start() {
-    heading "Starting a Ceph cluster in $demo/ceph: one monitor, one manager, one OSD"
-    "$cluster" up "$demo/ceph" 2>"$demo/cluster.log" ||
-        give_up "the Ceph cluster did not come up; what it said is below" "$demo/cluster.log"
-    eval "$("$cluster" env "$demo/ceph")"
+start_docker_demo() {
     heading "Starting the driver on $demo_socket"
     start_plugin "$demo/plugin.log" "$demo_socket" || give_up "the driver did not start; the end of its log is below" "$demo/plugin.log"
     echo "$plugin_pid" >"$demo/plugin.pid"
@@ -139,7 +154,7 @@ start() {
         "$demo/docker/containerd.log" "$demo/plugin.log" "$demo/docker/dockerd.log"
 }
 
-use() {
+use_docker_demo() {
     heading "Making an image from Debian's busybox-static: no registry is needed"
     TMPDIR=$demo busybox_image >"$demo/busybox.tar"
     show docker import "$demo/busybox.tar" busybox
@@ -152,7 +167,7 @@ use() {
 }
 
 # Docker is done with what it has removed and stopped before the driver is: what is shown next must not be on its way out.
-settle() {
+settle_docker_demo() {
     heading "Waiting until the driver has removed and unmapped what Docker is done with"
     until_true $settle_seconds settled || give_up "after $settle_seconds s the pool still holds what Docker has removed, \
 or something is still mapped; the end of the driver's log is below" "$demo/plugin.log"
@@ -162,14 +177,14 @@ or something is still mapped; the end of the driver's log is below" "$demo/plugi
 # The pool holds the layers of Docker's two images and one container, nothing is in its trash, and the driver agrees.
 settled() {
     local expected images trash status
-    expected=$(what_is | cut --delimiter ' ' --fields 1 | sort) && images=$(rbd list --pool rbd | sort) &&
+    expected=$(what_is_docker_demo | cut --delimiter ' ' --fields 1 | sort) && images=$(rbd list --pool rbd | sort) &&
         trash=$(rbd trash list --pool rbd) && status=$(driver_status '{{index . 0}}={{index . 1}} ') &&
         [[ $images == "$expected" && -z $trash ]] &&
         [[ $status == *" Layers=$(($(wc -l <<<"$images") - 1)) Mapped Devices=0 "* ]]
 }
 
-# what_is: the images that the pool holds for what Docker has, one a line, each with what it is.
-what_is() {
+# what_is_docker_demo: the images that the pool holds for what Docker has, one a line, each with what it is.
+what_is_docker_demo() {
     local image
     echo "docker_image_base_image an empty file system, made once for a pool"
     for image in busybox second; do
@@ -181,61 +196,25 @@ what_is() {
 
 driver_status() { docker info --format "{{range .DriverStatus}}$1{{end}}"; }
 
-look() {
+look_docker_demo() {
     heading "What Docker says"
     show docker images
     show docker ps --all
     show docker info --format '{{range .DriverStatus}}{{index . 0}}: {{index . 1}}{{"\n"}}{{end}}'
     heading "What Ceph says"
     show rbd list
-    heading "The same as a tree: what stands on what"
-    tree
 }
 
-# tree: every layer of the pool below its parent, of which it holds nothing; one that goes while we look is left out.
-tree() {
-    local image images info parent status
-    local -A called=() parent_of=()
-    while read -r image info; do
-        called[$image]=$info
-    done < <(what_is)
-    images=$(rbd list --pool rbd)
-    for image in $images; do
-        status=0
-        info=$(rbd image-meta list --pool rbd --image "$image" 2>"$demo/info.log") || status=$?
-        ((status != 2)) || continue # ENOENT
-        ((status == 0)) || give_up "this command failed (exit $status): rbd image-meta list $image" "$demo/info.log"
-        parent=$(sed -n 's/.*"parents": \["\([^"]*\)".*/\1/p' <<<"$info")
-        parent_of[$image]=docker_image_${parent:-base_image}
-    done
-    for image in "${!parent_of[@]}"; do
-        # Below one that has gone nothing can be shown.
-        [[ -v parent_of[${parent_of[$image]}] && ${parent_of[$image]} != "$image" ]] || parent_of[$image]=
-    done
-    branch ''
-}
+tree_docker_demo() { show "$system_python" "$repo/docker_graph_driver.py" tree --socket "$demo_socket"; }
 
-# branch PARENT [INDENT]: what stands on an image. As Docker does, it shows 12 digits of an id.
-branch() {
-    local image short
-    for image in $(printf '%s\n' "${!parent_of[@]}" | sort); do
-        if [[ ${parent_of[$image]} == "$1" ]]; then
-            short=$(sed --regexp-extended 's/([0-9a-f]{12})[0-9a-f]{52}/\1.../' <<<"$image")
-            printf '%-46s %s\n' "${2:-}$short" "${called[$image]:-}"
-            branch "$image" "${2:-}    "
-        fi
-    done
-}
-
-how_to_use() {
-    heading "It is up; in a shell of root:"
+how_to_use_docker_demo() {
     cat <<TEXT
   export DOCKER_HOST=unix://$demo/docker/docker.sock
   $(docker_client) run --network none --rm -it second sh
+  $system_python $repo/docker_graph_driver.py tree --socket $demo_socket
   export CEPH_CONF=$demo/ceph/ceph.conf
   rbd list
 The driver's log is $demo/plugin.log, Docker's $demo/docker/dockerd.log.
-Take it down with: $repo/demo.sh --down
 TEXT
 }
 
@@ -259,6 +238,7 @@ end() {
     local status=$1
     trap - EXIT ERR
     trap '' HUP INT PIPE TERM
+    exec >&3 2>&4
     # The terminal, or who reads what we say, has gone: to write there would fail.
     ((status != 129 && status != 141)) || exec >/dev/null 2>&1
     if ((status > 128)); then
@@ -273,7 +253,7 @@ end() {
     down
 }
 
-# Works however far the start came, and also when something of it has died since.
+# Works however far the start came, of whichever of the two, and also when something of it has died since.
 down() {
     local left pid
     trap '' HUP INT PIPE TERM
@@ -285,6 +265,7 @@ down() {
     end_containers "$demo/docker"
     end_processes "--address $demo/docker/containerd.sock"
     end_processes "docker_graph_driver.py --socket $demo_socket"
+    down_snapshotter_demo
     # And who had been started so lately that he was still called like this script.
     for pid in $(jobs -p); do
         end_process "$pid"

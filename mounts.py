@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from host import command, deadline, xfs_log
 from host.failure import Failure
+from host.mount_calls import MountCalls
 
 log = logging.getLogger("mounts")
 
@@ -132,9 +133,27 @@ def make_directory(path: str) -> None:
         os.chmod(path, mode | DIRECTORY_MODE)
 
 
-def unmount(point: str, *, timeout: float) -> None:
-    """Unmount `point`. Raises CommandError (exit 32) while something of this mount namespace uses it."""
-    command.run(("umount", "--no-canonicalize", point), timeout=timeout)
+def clone(source: str, point: str, users: int | None) -> None:
+    """Mount at the directory `point` what is mounted at `source`, without what is mounted inside of it.
+
+    With an open user namespace `users` it is read-only, and an owner is shown as the one that it is outside of that.
+    Raises OSError: mount_setattr with ENOSYS before Linux 5.12, and with EINVAL for a file system that cannot do this.
+    On failure nothing is mounted.
+    """
+    kernel = MountCalls()
+    with contextlib.ExitStack() as opened:
+        tree = kernel.clone_mount(os.fsencode(source))
+        opened.callback(os.close, tree)
+        if users is not None:
+            kernel.map_ids(tree, users)
+        directory = os.open(point, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        opened.callback(os.close, directory)
+        kernel.attach(tree, directory)
+
+
+def unmount(*points: str, timeout: float) -> None:
+    """Unmount these mount points. Raises CommandError (exit 32) while something of this mount namespace uses one."""
+    command.run(("umount", "--no-canonicalize", *points), timeout=timeout)
 
 
 def remove_point(point: str) -> None:

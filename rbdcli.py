@@ -119,6 +119,13 @@ class Mapping(NamedTuple):
     device: str
 
 
+class Usage(NamedTuple):
+    """What an image holds: its id, and the bytes of its own, snapshots included, counted in whole objects."""
+
+    image_id: str
+    size: int
+
+
 class Trashed(NamedTuple):
     """One image in the trash of the pool.
 
@@ -249,7 +256,22 @@ class Pool:
 
     def used(self, image: str) -> int:
         """Return the bytes that an image itself holds, counted in whole objects. Raises ImageMissing."""
-        return sum(int(item["used_size"]) for item in self._json("du", *self._image(image))["images"])
+        return sum(held.size for held in self.usage(image).values())
+
+    def usage(self, image: str = "", *, more_seconds: float = 0.0) -> dict[str, Usage]:
+        """Return what each image of the pool and namespace holds, or one image alone.
+
+        One command opens all images, one after the other, and reads the object-map of each: with fast-diff a few
+        milliseconds for an image. It may take `more_seconds` than others. An image that goes before it is opened is
+        left out; one that goes later lets all of it fail, with RbdError. Raises ImageMissing for one image.
+        """
+        slow = replace(self, timeout=self.timeout + more_seconds)
+        found: dict[str, Usage] = {}
+        for item in slow._json("du", *(self._image(image) if image else self._where()))["images"]:
+            name, size = str(item["name"]), int(item["used_size"])
+            # A snapshot has an item of its own.
+            found[name] = Usage(str(item["id"]), size + (found[name].size if name in found else 0))
+        return found
 
     def list(self) -> Sequence[str]:
         """Name every image of the pool and namespace."""

@@ -2,10 +2,10 @@
 # Runs the tests; as root, because they install packages, mount file systems and start daemons.
 #
 #   ./test.sh                 all of it, side by side
-#   ./test.sh PART...         some of it, one after the other: lint unit integration faults lab demo e2e systemd python39
-#                             debian13 soak kernel
+#   ./test.sh PART...         some of it, one after the other: lint unit integration faults lab demo e2e snapshotter systemd
+#                             python39 debian13 soak kernel
 #   ./test.sh soak --minutes 10       options are for that part; also: soak --seed S
-#   ./test.sh debian13 --all          all of the end-to-end tests there, and not a choice
+#   ./test.sh debian13 --all          all of the end-to-end tests there, and not a choice; also: debian13 --sid
 #   ./test.sh kernel --all            the whole of integration and e2e, in the virtual machine; also: kernel --plugin
 #
 # lint         ruff, mypy, vermin, shellcheck, shfmt
@@ -15,7 +15,8 @@
 # lab          bats: the throw-away cluster itself
 # demo         bats: demo.sh, in all the ways that the README tells
 # e2e          bats: dockerd and docker on the driver
-# systemd      bats: the unit file, in a Debian that systemd has booted, with Docker
+# snapshotter  containerd's own suite for snapshotters (pytest), and its clients: ctr, a kubelet's calls, Docker (bats)
+# systemd      bats: the unit files, in a Debian that systemd has booted, with Docker and with containerd
 # python39     the unit tests, and a whole life at the socket, with a Python 3.9
 # debian13     the demo and end-to-end tests in a Debian 13: newer Docker, containerd, Ceph and Python
 # soak         random Docker operations, while everything is killed, against a model of what must be there (3 min)
@@ -33,7 +34,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")" || exit 1
 source tests/lib.bash
 
 # The longest first: the end is then not one part that runs alone.
-all=(kernel integration faults e2e debian13 soak systemd demo python39 lab unit lint)
+all=(kernel integration faults e2e debian13 snapshotter soak systemd demo python39 lab unit lint)
 summary=()
 failed=0
 
@@ -52,15 +53,16 @@ driver_files() {
 }
 
 # The driver and its tests, whose modules are named from tests/ on (two directories of tests may have modules of the same
-# name); then the tools, each of which finds its neighbours beside it.
+# name); then the tools, and the tests of the snapshotter, each of which finds its neighbours beside it.
 type_check() {
     local directory tools status=0
+    local path=.:manual:tests:tests/faults:tests/bench:tests/snapshotter
     # shellcheck disable=SC2046 # no spaces in our file names
-    MYPYPATH=.:tests:tests/faults "$python" -m mypy --explicit-package-bases $(driver_files) tests/*.py tests/unit/*.py \
+    MYPYPATH=$path "$python" -m mypy --explicit-package-bases $(driver_files) tests/*.py tests/unit/*.py \
         tests/integration/*.py tests/faults/*.py || status=1
-    for directory in plugin tests/bench tests/bin tests/kernel tests/soak; do
+    for directory in manual plugin tests/bench tests/bin tests/kernel tests/snapshotter tests/soak; do
         mapfile -t tools < <(find "$directory" -name '*.py')
-        MYPYPATH=.:tests:$directory "$python" -m mypy --explicit-package-bases "${tools[@]}" || status=1
+        MYPYPATH=.:tests:$directory:tests/snapshotter "$python" -m mypy --explicit-package-bases "${tools[@]}" || status=1
     done
     return "$status"
 }
@@ -93,6 +95,22 @@ bats_on() {
     bats --print-output-on-failure --formatter tap --timing "$1"
 }
 
+# Its calls, and then its clients.
+snapshotter() {
+    local status=0
+    "$python" -m pytest tests/snapshotter || status=1
+    bats_on tests/snapshotter || status=1
+    return "$status"
+}
+
+# The unit of each front end.
+systemd() {
+    local status=0
+    bats_on tests/systemd.bats || status=1
+    bats_on tests/systemd_snapshotter.bats || status=1
+    return "$status"
+}
+
 # Runs a command, then fails also if it left something on this machine.
 without_leaks() {
     local before status=0
@@ -112,7 +130,8 @@ prepare() {
         unit) needs+=(test driver) ;;
         integration | lab) needs+=(test driver lab) ;;
         faults) needs+=(test driver lab faults) ;;
-        e2e | soak | demo) needs+=(test driver lab docker build demo) ;;
+        e2e | soak | snapshotter) needs+=(test driver lab docker build demo) ;;
+        demo) needs+=(test driver lab docker build demo snapshotter) ;;
         systemd | python39 | debian13) needs+=(test driver lab docker demo) ;;
         kernel) needs+=(test driver lab docker kernel) ;;
         esac
@@ -128,6 +147,9 @@ run_part() {
     local part=$1 begin=$SECONDS result=passed
     printf '\n=== %s\n' "$part"
     case $part in
+    integration | faults | demo | kernel | debian13) tests/turns.py ;;
+    esac
+    case $part in
     lint) lint ;;
     unit) "$python" -m pytest tests/unit ;;
     integration) without_leaks "$python" -m pytest tests/integration ;;
@@ -135,7 +157,8 @@ run_part() {
     lab) without_leaks bats_on tests/lab.bats ;;
     demo) without_leaks bats_on tests/demo.bats ;;
     e2e) without_leaks bats_on tests/e2e ;;
-    systemd) without_leaks bats_on tests/systemd.bats ;;
+    snapshotter) without_leaks snapshotter ;;
+    systemd) without_leaks systemd ;;
     python39) without_leaks tests/debian/python39.sh ;;
     debian13) without_leaks tests/debian/debian13.sh "${options[@]}" ;;
     soak) PYTHONPATH=tests without_leaks "$system_python" tests/soak/soak.py "${options[@]}" ;;
@@ -163,27 +186,35 @@ failures_in() {
     tail -n 15 "$1"
 }
 
-# at_once PART...: how many parts may run at a time, these among them. Most parts wait for commands half of their time, so
-# three parts keep two cores busy. But they leave too little for the virtual machine of kernel, which waits for nothing,
-# and for faults, which sees to it that requests end in time.
-at_once() {
-    [[ " $* " != *" kernel "* && " $* " != *" faults "* ]] || { echo 2 && return; }
-    echo 3
+# How many tenths of a processor each part keeps busy; the others wait for commands about half of their time. (Measured by
+# control groups: processor time by the time that it takes.)
+declare -A busy=([kernel]=10 [faults]=10 [unit]=10 [lint]=10 [python39]=9)
+half_busy=5
+
+# next_part RUNNING...: the place in $queue of the first part that fits beside these; nothing if none does. What a part needs
+# must be there: the virtual machine of kernel waits for nothing, and faults sees to it that requests end in time.
+next_part() {
+    local at part room=$(($(nproc) * 10 + 2))
+    for part; do room=$((room - ${busy[$part]:-$half_busy})); done
+    for at in "${!queue[@]}"; do
+        (($# && room < ${busy[${queue[at]}]:-$half_busy})) || { echo "$at" && return; }
+    done
 }
 
 # side_by_side PART...: some at a time; what each says is shown when it has ended, and why one failed once more at the end.
 # Loop devices are the kernel's, so all parts see those of all: they are looked for at the end.
 side_by_side() {
-    local queue=("$@") broken_parts=() logs pid part result status good bad passed=0 broken=0
+    local queue=("$@") broken_parts=() logs pid part at result status good bad passed=0 broken=0
     local -A running=() began=()
     logs=$(mktemp --directory)
     tests/leaks.sh snapshot "$logs/before"
     # unshare takes no other signal while it waits.
     trap 'kill -KILL "${!running[@]}"; exit 130' INT TERM
     while ((${#queue[@]} || ${#running[@]})); do
-        if ((${#queue[@]} && ${#running[@]} < $(at_once "${running[@]}"))); then
-            part=${queue[0]}
-            queue=("${queue[@]:1}")
+        at=$(next_part "${running[@]}")
+        if [[ -n $at ]]; then
+            part=${queue[at]}
+            queue=("${queue[@]:0:at}" "${queue[@]:at+1}")
             LEAKS_IGNORE="^loop device: ${LEAKS_IGNORE:+|$LEAKS_IGNORE}" alone ./test.sh "$part" >"$logs/$part" 2>&1 &
             running[$!]=$part began[$!]=$SECONDS
             continue

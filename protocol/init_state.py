@@ -7,9 +7,15 @@ import os
 from typing import NamedTuple
 
 from archive import transfer
+from host import whole_file
+from host.failure import Failure
 from images import options
 from images.base_image import FORMAT
 from protocol.request import BadRequest, Request
+
+
+class NoUse(Failure):
+    """The kept request is damaged, or from another version. The text is one line: which file, why, what to do."""
 
 
 class Settings(NamedTuple):
@@ -31,12 +37,7 @@ def settings(request: Request, defaults: options.Options) -> Settings:
 
 def save(path: str, request: Request) -> None:
     """Keep an Init request for a start without Init. The file is written whole, or stays as it was. Raises OSError."""
-    with open(path + ".new", "w", encoding="utf-8") as target:
-        json.dump({"Format": FORMAT, **request.kept(("Home", "Opts", "UIDMaps", "GIDMaps"))}, target)
-        target.flush()
-        # Renamed before it is written, it would be empty after a power cut.
-        os.fsync(target.fileno())
-    os.replace(path + ".new", path)
+    whole_file.write(path, json.dumps({"Format": FORMAT, **request.kept(("Home", "Opts", "UIDMaps", "GIDMaps"))}))
 
 
 def read(path: str, defaults: options.Options) -> Settings:
@@ -47,3 +48,11 @@ def read(path: str, defaults: options.Options) -> Settings:
         # We cannot tell what a driver of version 1 had mounted.
         raise BadRequest("it was written by version 1 of this driver, whose layers this version cannot read")
     return settings(request, defaults)
+
+
+def read_kept(path: str, defaults: options.Options) -> Settings:
+    """Do what `read` does for Docker's own file, which its next Init writes anew. Raises OSError, NoUse."""
+    try:
+        return read(path, defaults)
+    except (BadRequest, options.OptionError) as error:
+        raise NoUse(f"{path} is of no use, restart dockerd: {error}") from None

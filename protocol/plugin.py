@@ -19,7 +19,7 @@ from host.failure import Failure
 from host.locks import Gate, GateTimeout
 from images import options
 from protocol import init_state
-from protocol.request import BadRequest, Request, UnknownMethod
+from protocol.request import Request, UnknownMethod
 
 log = logging.getLogger("plugin")
 
@@ -28,7 +28,11 @@ INIT_WAIT_SECONDS = 30.0
 
 
 class NotServing(Failure):
-    """There is no driver that could answer a call now. The text is one line: what to do."""
+    """There is no driver that could answer a call now. The text is one line: what to do.
+
+    It is no refusal, though Init is the caller's to send: where the kept state is lost under a dockerd that runs, all
+    its calls end so until somebody restarts it, and an operator must hear of that.
+    """
 
 
 class Plugin:
@@ -64,6 +68,11 @@ class Plugin:
             raise NotServing("Init was never called, and there is no state of an earlier start: restart dockerd")
         return self._driver
 
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The names of all calls."""
+        return ("Init", *self._calls, "Diff", "ApplyDiff")
+
     # -- calls -------------------------------------------------------------------------------
 
     def call(self, method: str, body: bytes) -> dict[str, Any]:
@@ -71,8 +80,7 @@ class Plugin:
         if method == "Init":
             return self._init(Request(method, body))
         if method not in self._calls:
-            known = ", ".join(["Init", *self._calls, "Diff", "ApplyDiff"])
-            raise UnknownMethod(f"unknown method GraphDriver.{method[:80]}; known are {known}")
+            raise UnknownMethod(f"unknown method GraphDriver.{method[:80]}; known are {', '.join(self.methods)}")
         with self._inside(), self._request():
             return self._calls[method](Request(method, body)) or {}
 
@@ -166,11 +174,11 @@ class Plugin:
         Raises command.CommandError if `rbd` does not tell what this host has mapped, OSError.
         """
         try:
-            settings = init_state.read(self._state_file, self._defaults)
+            settings = init_state.read_kept(self._state_file, self._defaults)
         except FileNotFoundError:
             return
-        except (BadRequest, options.OptionError) as error:
-            log.error("%s is of no use, restart dockerd: %s", self._state_file, error)
+        except init_state.NoUse as error:
+            log.error("%s", error)
             return
         driver = Driver(*settings)
         driver.lifetime.learn()
@@ -182,6 +190,11 @@ class Plugin:
         """Do what Lifetime.check does, and raise what it raises. Before an Init this goes by the defaults."""
         driver = self._driver or Driver("/nonexistent", self._defaults, transfer.IdMaps())
         driver.lifetime.check()
+
+    def fill_figures(self, serving: bool) -> None:
+        """Do what Figures.fill does. Before an Init there is nothing."""
+        if self._driver:
+            self._driver.figures.fill(serving)
 
     def drain(self, timeout: float) -> bool:
         """Wait for running requests and empty the trash, for up to `timeout` seconds. Tell whether all was done."""

@@ -16,9 +16,13 @@ from host.failure import Failure
 class BadRequest(Failure):
     """A request is wrong. The text is one line: what was wrong and what was expected."""
 
+    is_refusal = True
+
 
 class UnknownMethod(Failure):
     """The protocol has no such call."""
+
+    is_refusal = True
 
 
 class Request:

@@ -11,11 +11,12 @@ import socketserver
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import unquote
 
-from host import logs
+from host import logs, served
 from host.failure import EXPECTED
 from host.locks import Gate
 from protocol.body import DRAIN_SECONDS, Body
@@ -25,6 +26,10 @@ from protocol.request import BadRequest, UnknownMethod
 CONTENT_TYPE = "application/vnd.docker.plugins.v1.2+json"
 # In bytes. Docker's largest call is Init with a few options, which is less than a page.
 BODY_LIMIT = 1 << 20
+# What is no call of ours is counted by this name.
+OTHER = "other"
+# With which status an error is answered; any other one with 500.
+_STATUS: Mapping[type[Exception], int] = {BadRequest: 400, UnknownMethod: 404}
 # How long a client may pause within a request; an archive (STREAM_SECONDS) may pause for longer. A client that stops in
 # the middle must not keep a thread for ever. Between requests dockerd may be silent for days.
 REQUEST_SECONDS = 60.0
@@ -78,7 +83,10 @@ class Handler(BaseHTTPRequestHandler):
             self._answer()
 
     def _answer(self) -> None:
-        started = time.monotonic()
+        with served.request() as request:
+            self._answer_one(request)
+
+    def _answer_one(self, request: served.Served) -> None:
         path, _, query = self.path.partition("?")
         method = path.rpartition(".")[2]
         subject, error = "", ""
@@ -100,22 +108,19 @@ class Handler(BaseHTTPRequestHandler):
                     self._diff(data)
                 else:
                     self._reply(200, self.server.plugin.call(method, data))
-        except BadRequest as failure:
-            error = self._fail(400, failure)
-        except UnknownMethod as failure:
-            error = self._fail(404, failure)
         except (BrokenPipeError, ConnectionResetError, ASLEEP) as failure:
             # The client is gone or asleep: nobody would read an answer.
+            request.failed(served.GONE, failure)
             self.close_connection, error = True, f"the client went away: {failure}"
-        except EXPECTED as failure:
-            error = self._fail(500, failure)
         except Exception as failure:
-            log.exception("%s %s: a defect of the driver", method, subject)
-            error = self._fail(500, failure)
-        took = 1000 * (time.monotonic() - started)
-        log.log(
-            logging.WARNING if error else logging.INFO, "%s %s %.0f ms%s", method, subject, took, error and ": " + error
-        )
+            result = served.result_of(failure)
+            if result == served.DEFECT:
+                log.exception("%s %s: a defect of the driver", method, subject)
+            request.failed(result, failure)
+            error = self._fail(_STATUS.get(type(failure), 500), failure)
+        # What is counted has few names, whatever callers ask for.
+        known = method if method in ("Activate", *self.server.plugin.methods) else OTHER
+        request.end(log, logging.WARNING if error else logging.INFO, known, f"{method} {subject}".strip(), error)
 
     # -- calls with an archive ---------------------------------------------------------------
 

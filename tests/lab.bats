@@ -73,6 +73,16 @@ mapped() { rbd device list --format json; }
 
 new_image() { rbd create --size 1G "${1:-$image}"; }
 
+# server_of IMAGE: the pid of the stand-in's daemon that serves it.
+server_of() {
+    local pid
+    cat /run/rbd-stand-in/*/m-*/pid | while read -r pid; do
+        ! grep -qs "$1" "/proc/$pid/cmdline" || echo "$pid"
+    done
+}
+
+tells_no_file_system() { [[ -z $(file_system_of "$1") ]]; }
+
 @test "two clusters at once are healthy, apart, and say how images are mapped" {
     grep -E '^map: (krbd|stand-in)' "$LAB/one.out"
     run ceph --conf "$LAB/two/ceph.conf" health
@@ -328,7 +338,7 @@ assert row == dict(pool='rbd', namespace='', image='$image', snap='', device='$d
     new_image
     local pid device
     device=$(rbd map --read-only "$image")
-    pid=$(cat /run/rbd-stand-in/*/m-*/pid | while read -r pid; do grep -qs "$image" "/proc/$pid/cmdline" && echo "$pid"; done)
+    pid=$(server_of "$image")
     kill -KILL "$pid"
     until ! grep -qs qemu "/proc/$pid/cmdline"; do sleep 0.05; done
     [[ $(mapped) == "[]" ]]
@@ -336,6 +346,47 @@ assert row == dict(pool='rbd', namespace='', image='$image', snap='', device='$d
     run ! grep -sE "stand-in/$(ceph fsid)|^/$" "/sys/block/${device#/dev/}/loop/backing_file"
     fails_with 22 rbd unmap "$device"
     forget_watchers "$image"
+}
+
+@test "a list of devices serves to detach them long after their daemons have ended" {
+    only_stand_in
+    new_image
+    local loop loops
+    loop=$(rbd map --read-only "$image")
+    loops=$(loops_served_for $$ | grep "^$loop,")
+    kill -KILL "$(server_of "$image")"
+    eventually tells_no_file_system "$loop"
+    detach_loops "$loops"
+    [[ ! -e /sys/block/${loop#/dev/}/loop ]]
+    [[ $(mapped) == "[]" ]]
+    forget_watchers "$image"
+}
+
+@test "a map killed while its device is being attached is left alone until it has it, and then ends" {
+    only_stand_in
+    new_image
+    local map
+    mkdir "$LAB/slow"
+    cat >"$LAB/slow/losetup" <<EOF
+#!/bin/sh
+touch "$LAB/slow/begun"
+while [ ! -e "$LAB/slow/go" ]; do sleep 0.05; done
+$(command -v losetup) "\$@"
+touch "$LAB/slow/ended"
+EOF
+    chmod +x "$LAB/slow/losetup"
+    PATH=$LAB/slow:$PATH rbd map --options noudev "$image" >"$LAB/slow/log" 2>&1 3>&- &
+    map=$!
+    eventually test -e "$LAB/slow/begun"
+    kill -KILL "$map"
+    [[ $(mapped) == "[]" ]]
+    grep -qs "$image" /run/rbd-stand-in/*/m-*/meta
+    touch "$LAB/slow/go"
+    eventually test -e "$LAB/slow/ended"
+    eventually process_gone "$map"
+    [[ $(mapped) == "[]" ]]
+    run ! grep -qs "$image" /run/rbd-stand-in/*/m-*/meta
+    run ! grep -s "stand-in/$(ceph fsid)" /sys/block/loop*/loop/backing_file
 }
 
 @test "a map killed at any moment leaves nothing that the next call doesn't clean" {

@@ -6,8 +6,9 @@ import contextlib
 import glob
 import json
 import os
+import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from plugin_client import REPO, PluginProcess, wait_until
@@ -81,7 +82,10 @@ class Cluster:
 
     def wait_images(self, expected: Sequence[str], prefix: str = "docker_image_") -> None:
         """Wait until these are the images: the driver removes them behind what Docker has removed."""
-        wait_until(lambda: self.images(prefix) == list(expected), f"the pool holds {expected}")
+        try:
+            wait_until(lambda: self.images(prefix) == list(expected), f"the pool holds {expected}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}, but {self.images(prefix)}") from None
 
     def trash(self, prefix: str = "", spec: str = "rbd") -> list[str]:
         """The names in the trash."""
@@ -130,6 +134,32 @@ def device_server(environment: Mapping[str, str], image: str) -> int:
             if json.load(meta).get("image") == image:
                 return int(pid.read())
     raise AssertionError(f"{image} is not mapped")
+
+
+def device_servers(environment: Mapping[str, str]) -> list[int]:
+    """The processes that serve the devices of a host: with them goes what was not written out. What is unmapped
+    meanwhile is left out.
+    """
+    found = []
+    for path in glob.glob(os.path.join(environment["RBD_STAND_IN_DIR"], "*", "m-*", "pid")):
+        # A daemon that has just begun has nothing written yet.
+        with contextlib.suppress(FileNotFoundError, ValueError), open(path, encoding="ascii") as source:
+            found.append(int(source.read()))
+    return found
+
+
+def kill_device_servers(environment: Mapping[str, str]) -> int:
+    """End them at once, as a power cut does; how many there were."""
+    servers = device_servers(environment)
+    send_all(servers, signal.SIGKILL)
+    return len(servers)
+
+
+def send_all(pids: Iterable[int], number: signal.Signals) -> None:
+    """Send a signal to processes, of which some may have ended."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def mounts_below(directory: str) -> list[str]:

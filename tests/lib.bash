@@ -80,11 +80,12 @@ missing_packages() {
     done
 }
 
-# A Docker from elsewhere, which Debian's packages would replace. A program: the callers have functions of these names.
+# A Docker or containerd from elsewhere, which Debian's packages would replace. A program: the callers have functions of these names.
 there_already() {
     case $1 in
     docker.io) type -P dockerd ;;
     docker-cli) type -P docker ;;
+    containerd | runc) type -P "$1" ;;
     docker-buildx) command docker buildx version ;;
     *) return 1 ;;
     esac >/dev/null 2>&1
@@ -228,18 +229,28 @@ detach_loops() {
     local loop number
     for loop in $1; do
         number=${loop#*,} loop=${loop%,*}
-        ! is_loop_on "$loop" "$number" || losetup --detach "$loop" || ! is_loop_on "$loop" "$number"
+        ! may_be_loop_on "$loop" "$number" || losetup --detach "$loop" || ! may_be_loop_on "$loop" "$number"
     done
 }
 
-is_loop_on() { [[ $(losetup --list --noheadings --output BACK-MAJ:MIN "$1" 2>/dev/null | tr --delete ' ') == "$2" ]]; }
+# may_be_loop_on LOOP NUMBER: a second after the end of the program that serves its file, the kernel has forgotten the number
+# of that file system. An attached device tells none then, and nobody can use it any more, whose ever it is.
+may_be_loop_on() {
+    local told
+    [[ -e /sys/block/${1#/dev/}/loop ]] || return 1
+    told=$(file_system_of "$1")
+    [[ -z $told || $told == "$2" ]]
+}
+
+# file_system_of LOOP: the number of the file system that has its file, MAJOR:MINOR; nothing if the kernel does not tell.
+file_system_of() { losetup --list --noheadings --output BACK-MAJ:MIN "$1" 2>/dev/null | tr --delete ' '; }
 
 # start_plugin LOG SOCKET [OPTION...]: starts the driver in the background; its pid is in $plugin_pid.
 start_plugin() {
     local log=$1 socket=$2
     shift 2
     # A session of its own, here and below: the terminal's Ctrl-C is for us, and we end them in their order.
-    setsid "$system_python" "$repo/docker_graph_driver.py" --socket "$socket" "$@" >>"$log" 2>&1 3>&- </dev/null &
+    setsid "$system_python" "$repo/docker_graph_driver.py" --socket "$socket" "$@" >>"$log" 2>&1 3>&- 4>&- </dev/null &
     plugin_pid=$!
     eventually started "$plugin_pid" "$socket" && ! process_gone "$plugin_pid"
 }
@@ -257,7 +268,7 @@ start_dockerd() {
         # Version 1 of the file is understood from containerd 1.0 to 1.7, and 2.x converts it.
         echo 'disabled_plugins = ["cri"]' >"$dir/containerd.toml"
         setsid containerd --config "$dir/containerd.toml" --root "$dir/containerd" --state "$dir/run/containerd" \
-            --address "$dir/containerd.sock" >>"$dir/containerd.log" 2>&1 3>&- </dev/null &
+            --address "$dir/containerd.sock" >>"$dir/containerd.log" 2>&1 3>&- 4>&- </dev/null &
         containerd_pid=$!
         echo "$containerd_pid" >"$dir/containerd.pid"
         eventually started "$containerd_pid" "$dir/containerd.sock" && ! process_gone "$containerd_pid" || return 1
@@ -266,7 +277,7 @@ start_dockerd() {
     DOCKERD_DEPRECATED_GRAPHDRIVER_PLUGINS=1 setsid dockerd --experimental --storage-driver "$driver" \
         --data-root "$dir/data" --exec-root "$dir/run" --host "unix://$dir/docker.sock" --pidfile "$dir/docker.pid" \
         --containerd "$dir/containerd.sock" --bridge none --iptables=false --ip6tables=false "$@" \
-        >>"$dir/dockerd.log" 2>&1 3>&- </dev/null &
+        >>"$dir/dockerd.log" 2>&1 3>&- 4>&- </dev/null &
     dockerd_pid=$!
     eventually dockerd_up "$dockerd_pid" "$dir" && ! process_gone "$dockerd_pid"
 }
@@ -361,6 +372,8 @@ mounts_below() { awk -v prefix="$1/" 'index($5, prefix) == 1 { print $5 }' /proc
 # unmount_below DIR: unmounts what is mounted below a directory, from everybody's sight what is in use.
 unmount_below() {
     local place
+    # Without a name it would be the whole machine.
+    [[ $1 == /?* ]] || { echo "unmount_below: '$1' is no directory to empty" >&2 && return 1; }
     for place in $(mounts_below "$1" | tac); do
         # A blank is \040.
         printf -v place '%b' "$place"

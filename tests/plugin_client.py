@@ -267,7 +267,7 @@ class PluginProcess:
 
     def launch(self, **environment: str) -> None:
         """Start it and wait for nothing."""
-        argv = self.command("--socket", self.socket, "--log-level", "debug")
+        argv = self.command(*self.arguments())
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 argv,
@@ -280,6 +280,14 @@ class PluginProcess:
                 start_new_session=True,
             )
 
+    def arguments(self) -> list[str]:
+        """What the process is started with."""
+        return ["--socket", self.socket, "--log-level", "debug"]
+
+    def site(self) -> list[str]:
+        """How an operator's command finds it."""
+        return ["--socket", self.socket]
+
     def command(self, *words: str) -> list[str]:
         """The driver's command line with these words, started as this plugin is."""
         return [*self.on_host(), *self.before, self.python, *self.flags, self.program, *words]
@@ -287,7 +295,7 @@ class PluginProcess:
     def operate(self, *words: str, **environment: str) -> tuple[int, str]:
         """Run one of the operator's commands on this plugin's host; its exit status and all it said."""
         done = subprocess.run(
-            self.command(*words, "--socket", self.socket),
+            self.command(*words, *self.site()),
             env={**self.environment, **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -312,6 +320,13 @@ class PluginProcess:
         assert self.process
         self.process.send_signal(signal.SIGKILL)
         self.process.wait(10)
+
+    def watchers(self) -> list[int]:
+        """The processes that show the cluster that it lives (liveness.py); none while such a one is started anew."""
+        assert self.process
+        words = ["pgrep", "--parent", str(self.process.pid), "rados"]
+        said = subprocess.run(words, capture_output=True, text=True, check=False)
+        return [int(pid) for pid in said.stdout.split()]
 
     def terminate(self, timeout: float = 90) -> int:
         """SIGTERM, and its exit status."""

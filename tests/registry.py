@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""A registry for `docker plugin push` and `upgrade` on loopback: keeps what it gets, in a directory, by name or digest.
+"""A registry on loopback, for images and Docker's plugins: keeps what it gets, in a directory, by name or digest.
 
     registry.py DIR    serves on a free port and writes its number into DIR/port
 
-As much of the distribution specification (Docker Registry HTTP API v2) as Docker uses for that.
+As much of the distribution specification (Docker Registry HTTP API v2) as Docker and containerd use to push and pull.
+For each blob that somebody has fetched there is a line in DIR/fetched: its digest, and how many bytes it has.
 """
 
 from __future__ import annotations
@@ -23,10 +24,20 @@ def digest_of(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
+def kind_of(manifest: bytes) -> str:
+    """Return the media type of a manifest or an index; those of OCI need not name theirs."""
+    content = json.loads(manifest)
+    default = "index" if "manifests" in content else "manifest"
+    return str(content.get("mediaType") or f"application/vnd.oci.image.{default}.v1+json")
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     """One connection."""
 
     protocol_version = "HTTP/1.1"
+    # Whoever tries TLS first is to see from the answer that this is HTTP. (By default there is no head in what
+    # http.server answers to something that it cannot read.)
+    default_request_version = "HTTP/1.1"
 
     def file(self, name: str) -> Path:
         return Path(sys.argv[1], name.replace("/", "_"))
@@ -60,7 +71,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.reply(404, b'{"errors": []}')
             return
         data = file.read_bytes()
-        kind = json.loads(data)["mediaType"] if asked[2] == "manifests" else "application/octet-stream"
+        kind = kind_of(data) if asked[2] == "manifests" else "application/octet-stream"
+        if asked[2] == "blobs" and self.command == "GET":
+            # Before the answer: whoever has it may look here at once.
+            with Path(sys.argv[1], "fetched").open("a", encoding="ascii") as log:
+                log.write(f"{asked[3]} {len(data)}\n")
         self.reply(200, data, Content_Type=kind, Docker_Content_Digest=digest_of(data))
 
     do_HEAD = do_GET  # noqa: N815 # http.server looks for this name

@@ -1,37 +1,20 @@
 #!/usr/bin/env bats
 # The unit file as the README installs it, in a Debian that a real systemd has booted, with Debian's own docker.service.
 #
-# The machine (tests/debian/machine.sh) and a cluster share a network of their own. What is not as on a user's host: rbd is the
-# stand-in for the kernel's, first on the driver's PATH by a drop-in.
-#
-# Environment: MACHINE_DEBIAN=12  the Debian of the machine: 12 or 13
-# shellcheck disable=SC2154 # repo, login_path: of lib.bash
+# Environment: MACHINE_DEBIAN=12  the Debian of the machine: 12 or 13 (systemd.bash)
+# shellcheck disable=SC2154 # repo: of lib.bash; drop_ins, driver_pid, running_pid: of systemd.bash
 
 bats_require_minimum_version 1.5.0
 
-# shellcheck source=lib.bash
-source "$BATS_TEST_DIRNAME/lib.bash"
-
 driver=docker-graph-driver
-drop_ins=/etc/systemd/system/$driver.service.d
+daemon=docker
+
+# shellcheck source=systemd.bash
+source "$BATS_TEST_DIRNAME/systemd.bash"
 
 setup_file() {
-    local suites=([12]=bookworm [13]=trixie) version=${MACHINE_DEBIAN:-12} root package packages=()
-    SITE=$(mktemp -d /var/tmp/dgd-systemd.XXXXXX)
-    # What is typed is typed into the machine.
-    export SITE TYPED_BY=on LAB_FAST_SNAPSHOTS=1
-    while read -r package; do packages+=("$package"); done < <(DEBIAN_VERSION=$version packages driver docker machine)
-    root=$("$repo/tests/debian/root.sh" make "${suites[version]}" "${packages[@]}" 3>&-)
-    machine up "$root"
-    machine network "$repo/tests/cluster.sh" up "$SITE/ceph" 3>&-
-    # A client that died is known to be dead after 30 s otherwise.
-    machine network ceph --conf "$SITE/ceph/ceph.conf" config set osd osd_client_watch_timeout 8
-    machine boot
+    make_machine
     busybox_image >"$SITE/busybox.tar"
-    # Programs find a keyring below /etc/ceph by its name.
-    sed '/^\[client\]/,$d' "$SITE/ceph/ceph.conf" | on tee /etc/ceph/ceph.conf
-    on tee /etc/ceph/ceph.client.admin.keyring <"$SITE/ceph/ceph.client.admin.keyring" >/dev/null
-    drop_in stand-in.conf "[Service]" "Environment=PATH=$repo/tests/bin:$login_path"
 }
 
 # A test that failed may have left anything: what it set, and what does not run. Docker forgets what it removes while the
@@ -47,36 +30,6 @@ teardown() {
     remove_containers
 }
 
-teardown_file() {
-    machine down
-    "$repo/tests/cluster.sh" down "$SITE/ceph"
-    rm --recursive --force --one-file-system "$SITE"
-}
-
-show_journal() {
-    on journalctl --boot --no-pager --output short-monotonic --unit "$driver" --unit docker |
-        grep --invert-match level=info | tail -n 40 | cut -c -300
-}
-
-machine() { "$repo/tests/debian/machine.sh" "$1" "$SITE/machine" "${@:2}" 3>&-; }
-
-# on COMMAND...: a command in the machine, at most two minutes.
-on() { machine run timeout --kill-after 5 120 "$@"; }
-
-# drop_in NAME LINE...: a file that adds these lines to the unit. teardown takes test.conf away.
-drop_in() {
-    on mkdir --parents "$drop_ins"
-    printf '%s\n' "${@:2}" | on tee "$drop_ins/$1" >/dev/null
-    on systemctl daemon-reload
-}
-
-property() { on systemctl show --value --property "$2" "$1"; }
-
-pid_of() { property "$1" MainPID; }
-
-# is UNIT STATE
-is() { [[ $(property "$1" ActiveState) == "$2" ]]; }
-
 remove_containers() {
     # shellcheck disable=SC2016 # for the shell in the machine
     on sh -c 'docker ps --all --quiet | xargs --no-run-if-empty docker rm --force --volumes' >/dev/null
@@ -91,47 +44,18 @@ start_running() {
     eventually on docker exec running test -s /count
 }
 
-# The container's process, when it was started included; what is no more has none.
-container_process() { on cut --delimiter ' ' --fields 1,22 "/proc/$1/stat"; }
-
-# What systemd and Docker have now, to be compared by `runs_on`.
-remember() {
-    docker_pid=$(pid_of docker)
-    driver_pid=$(pid_of "$driver")
-    running_pid=$(on docker inspect --format '{{.State.Pid}}' running)
-    running_process=$(container_process "$running_pid")
-}
-
-# runs_on: dockerd and the container are the processes of before, and the container writes.
-runs_on() {
-    local before
-    [[ $(pid_of docker) == "$docker_pid" ]]
-    [[ $(container_process "$running_pid") == "$running_process" ]]
-    before=$(count)
-    eventually counted_on "$before"
-}
-
-# What the container wrote last; between a write and the next there is always one.
-count() { on cat "/proc/$running_pid/root/count"; }
-
-counted_on() { (($(count) > $1)); }
+find_container() { on docker inspect --format '{{.State.Pid}}' running; }
 
 # Docker does to the container what it did before.
 is_served() {
     run -0 on docker exec running sh -c 'echo more >/more && cat /kept /more'
     [[ $output == $'precious\nmore' ]]
-    [[ $(on docker inspect --format '{{.State.Pid}}' running) == "$running_pid" ]]
+    [[ $(find_container) == "$running_pid" ]]
 }
 
 new_containers_start() {
     run -0 on docker run --rm small echo started
     [[ $output == started ]]
-}
-
-another_driver_listens() {
-    local pid
-    pid=$(pid_of "$driver")
-    [[ $pid != 0 && $pid != "$1" ]] && is "$driver" active
 }
 
 @test "systemd has nothing to say about the unit" {
@@ -140,12 +64,7 @@ another_driver_listens() {
 }
 
 @test "installed as the README says: Docker is on Ceph, and containers run" {
-    typed 'ceph osd pool create docker 32'
-    typed 'rbd pool init docker'
-    typed "ceph auth get-or-create client.docker mon 'profile rbd' osd 'profile rbd pool=docker' mgr 'profile rbd pool=docker' -o /etc/ceph/ceph.client.docker.keyring"
-    # The Docker host needs no more than that key.
-    on rm /etc/ceph/ceph.client.admin.keyring
-    typed 'cp --recursive . /opt/docker-graph-driver'
+    make_pool
     typed 'cp systemd/docker-graph-driver.service /etc/systemd/system/'
     typed 'systemctl enable --now docker-graph-driver'
     is "$driver" active
@@ -155,6 +74,7 @@ another_driver_listens() {
     [[ $output == "ceph: "*docker* ]]
     on docker import - small <"$SITE/busybox.tar"
     new_containers_start
+    is_ready docker
 }
 
 @test "the unit file of before is replaced: what required the driver wants it now" {
@@ -182,6 +102,20 @@ another_driver_listens() {
     run -0 on docker exec running cat /kept
     [[ $output == $'precious\nprecious' ]]
     [[ $(property "$driver" StatusText) == "listening on /run/docker/plugins/ceph.sock" ]]
+}
+
+@test "with the drop-in of the README it writes figures for node_exporter" {
+    local figures=/var/lib/prometheus/node-exporter/docker-graph-driver.prom
+    # Debian's package of the exporter brings the directory.
+    on mkdir --parents "$drop_ins" "${figures%/*}"
+    # By a name that teardown takes away.
+    "$repo/tests/readme.py" block "$driver.service.d/metrics.conf" | on tee "$drop_ins/test.conf"
+    on systemctl daemon-reload
+    typed 'systemctl restart docker-graph-driver'
+    eventually on grep --quiet '^docker_graph_driver_up{socket="/run/docker/plugins/ceph.sock"} 1$' "$figures"
+    new_containers_start
+    on systemctl stop "$driver"
+    on grep --quiet '^docker_graph_driver_up{socket="/run/docker/plugins/ceph.sock"} 0$' "$figures"
 }
 
 @test "the driver is killed: it comes back by itself, Docker and its containers run on" {
@@ -317,7 +251,9 @@ tried_often() { (($(property "$driver" NRestarts) > 6)); }
     eventually nothing_is_mapped
     # Of all machines that this one has been: a journal belongs to a machine-id.
     run -0 on journalctl --merge --no-pager --unit "$driver"
-    [[ $output == *"listening on "* ]]
+    # The driver knows that it writes to the journal: no time of its own, and no priority that is left in the text.
+    local line=']: \[[0-9]+ MainThread] listening on '
+    [[ $output =~ $line ]]
     # In the words of host/command.py: nothing took too long.
     [[ $output != *Traceback* && $output != *"a defect of the driver"* && $output != *"no answer within "* ]]
 }
@@ -327,9 +263,5 @@ only_base_is_left() {
     [[ $(images ls) == docker_image_base_image ]] && trash=$(images trash ls --all) && [[ -z $trash ]]
 }
 
-images() { machine network rbd --conf "$SITE/ceph/ceph.conf" --pool docker "$@"; }
-
 # A machine that is down does not tell.
 nothing_is_mounted() { on sh -c '! grep /var/lib/docker/ceph /proc/mounts'; }
-
-nothing_is_mapped() { [[ $(on "$repo/tests/bin/rbd" --id docker device list --format json) == "[]" ]]; }

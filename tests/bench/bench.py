@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
@@ -18,6 +20,8 @@ import rows
 import scale
 from plugin_client import REPO
 from stack import BenchError, Stack, running
+
+from host.progress import Progress
 
 BUILD = os.path.join(REPO, "build")
 PROFILE = rows.Plan(runs=5, few=1, depths=(2, 20), cold=(2, 20), seconds=120, peer=False)
@@ -31,10 +35,10 @@ def measure(arguments: argparse.Namespace) -> int:
     if unknown:
         raise BenchError(f"no rows {', '.join(unknown)}; there are {', '.join(rows.ALL)}")
     found = results.Results(quick=arguments.quick)
-    with running(docker=True, keep_log=f"{BUILD}/bench-driver.log") as stack:
+    with _progress() as progress, running(docker=True, keep_log=f"{BUILD}/bench-driver.log") as stack:
         _note_versions(stack, found)
         with rows.prepared(stack, plan, found) as bench:
-            rows.measure(bench, names)
+            rows.measure(bench, names, progress)
     return _finish(arguments, found)
 
 
@@ -42,10 +46,41 @@ def measure_scale(arguments: argparse.Namespace) -> int:
     """Fill a pool and tell how the cost of a container grows."""
     found = results.Results(quick=False)
     size = scale.Size(arguments.layers, arguments.containers, arguments.seconds)
-    with running(docker=False, keep_log=f"{BUILD}/scale-driver.log") as stack:
+    with _progress() as progress, running(docker=False, keep_log=f"{BUILD}/scale-driver.log") as stack:
         _note_versions(stack, found)
-        scale.Scale(stack, size, found).measure()
+        scale.Scale(stack, size, found).measure(progress)
     return _finish(arguments, found)
+
+
+def measure_snapshotter(arguments: argparse.Namespace) -> int:
+    """Measure the snapshotter, and containerd's overlayfs beside it."""
+    # It needs gRPC, which the other verbs go without.
+    import pulls
+
+    log = f"{BUILD}/bench-snapshotter.log"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(log)
+    found = results.Results(quick=arguments.quick)
+    found.facts["peer"] = "overlayfs"
+    with _progress() as progress, running(docker=False, driver=False) as stack:
+        _note_versions(stack, found)
+        found.facts["containerd"] = stack.run(["containerd", "--version"]).split()[2]
+        plan = pulls.QUICK if arguments.quick else pulls.FULL
+        pulls.Pulls(stack, plan, found, log).measure(progress)
+    found.save(arguments.json)
+    print(report.text(found), "", *report.spread(found), f"\nwritten: {arguments.json} {log}", sep="\n")
+    read = breakdown.read(log)
+    for key in dict.fromkeys(window.key for window in found.windows):
+        windows = [window for window in found.windows if window.key == key]
+        print(f"\n{key}: {len(windows)} times", *breakdown.tell(read, windows), sep="\n")
+    return _check(found) if arguments.check else 0
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Progress]:
+    with Progress("bench.sh") as progress:
+        progress.begin("starting what is measured")
+        yield progress
 
 
 def _finish(arguments: argparse.Namespace, found: results.Results) -> int:
@@ -78,8 +113,10 @@ def profile(arguments: argparse.Namespace) -> int:
         print("\n".join(breakdown.tell(breakdown.read(arguments.log), [])))
         return 0
     log, found = f"{BUILD}/profile-driver.log", results.Results(quick=True)
-    with running(docker=True, keep_log=log) as stack, rows.prepared(stack, PROFILE, found) as bench:
-        for row in arguments.row:
+    with _progress() as progress, running(docker=True, keep_log=log) as stack, contextlib.ExitStack() as ends:
+        bench = ends.enter_context(rows.prepared(stack, PROFILE, found))
+        for number, row in enumerate(arguments.row):
+            progress.begin(row, len(arguments.row), number)
             rows.ALL[row](bench)
     read = breakdown.read(log)
     for key in dict.fromkeys(window.key for window in found.windows):
@@ -122,6 +159,11 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--seconds", type=float, default=600, help="fill no longer than that (default %(default)s)")
     _add_outputs(verb, "scale")
     verb.set_defaults(action=measure_scale)
+    verb = verbs.add_parser("snapshotter", help="the snapshotter against containerd's overlayfs")
+    verb.add_argument("--quick", action="store_true", help="few runs and three hosts")
+    verb.add_argument("--check", action="store_true", help="end with the rows that miss their goal; 1 if any does")
+    verb.add_argument("--json", metavar="FILE", default=f"{BUILD}/snapshotter.json", help="default: build/ here")
+    verb.set_defaults(action=measure_snapshotter)
     verb = verbs.add_parser("profile", help="where the time of a row goes")
     verb.add_argument("row", nargs="*", help=f"some of: {', '.join(rows.ALL)}")
     verb.add_argument("--log", metavar="FILE", help="a log of the driver's with --log-level debug")

@@ -1,8 +1,7 @@
 """Where the time goes: the requests in a debug log of the driver's, the commands of each, and the rest.
 
-The log has a line per command and one per request, each written at its end with its time. A command belongs to the
-request that was running around it; of several, to the one whose layer it names, else to the shortest. What no request
-waited for is told apart.
+The log has a line per command and one per request, each written at its end with its time. Each names what its thread
+works for. A request has a number, so its commands are told from all others. What no request waited for is told apart.
 """
 
 from __future__ import annotations
@@ -14,13 +13,10 @@ from dataclasses import dataclass, field
 
 from results import Window
 
-_STAMP = r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) \w+ "
-_COMMAND = re.compile(_STAMP + r"(.*) -> -?\d+ in (\d+) ms$")
-_REQUEST = re.compile(_STAMP + r"(\w+) (\S*) (\d+) ms(?:: .*)?$")
-# Times are rounded to a millisecond, and the request's line comes a little after its work.
-SLACK = 0.003
-# What the emptying of the trash consists of: it names images by number, and no request waits for it.
-BACKGROUND = ("rbd trash ls", "rbd trash rm", "rbd snap ls", "rbd snap rm")
+# When, and for what: "[4711 #17]" is thread 4711, which works for request 17 (host/logs.py).
+_HEAD = r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) \[\d+ ([^\]]*)\] \w+ "
+_COMMAND = re.compile(_HEAD + r"(.*) -> \S+ in (\d+) ms$")
+_REQUEST = re.compile(_HEAD + r"(\w+) (?:(\S*) )?(\d+) ms(?:: .*)?$")
 
 
 @dataclass
@@ -28,7 +24,6 @@ class Command:
     """One external command: `name` is the program and its verbs."""
 
     name: str
-    words: list[str]
     begin: float
     end: float
 
@@ -40,7 +35,7 @@ class Command:
 
 @dataclass
 class Request:
-    """One call of Docker's, and the commands that it waited for."""
+    """One call of Docker's or containerd's (whose line names no layer), and the commands that it waited for."""
 
     method: str
     layer: str
@@ -53,16 +48,6 @@ class Request:
         """How long it took."""
         return self.end - self.begin
 
-    def holds(self, command: Command) -> bool:
-        """Whether the command ran within this request."""
-        return self.begin - SLACK <= command.begin and command.end <= self.end + SLACK
-
-    def names(self, command: Command) -> bool:
-        """Whether the command names this request's layer as an image or a mount point."""
-        return bool(self.layer) and any(
-            word.endswith("_" + self.layer) or f"/{self.layer}/" in word for word in command.words
-        )
-
 
 @dataclass
 class Log:
@@ -74,27 +59,23 @@ class Log:
 
 def read(path: str) -> Log:
     """Read a log that was written with --log-level debug."""
-    requests, commands = [], []
+    requests: list[Request] = []
+    background: list[Command] = []
+    # The commands of each request that has not ended yet, by its number.
+    running: dict[str, list[Command]] = {}
     with open(path, encoding="utf-8", errors="replace") as source:
         for line in source:
             if match := _COMMAND.match(line):
-                words, end = match[2].split(), _seconds(match[1])
-                commands.append(Command(_name(words), words, end - int(match[3]) / 1000, end))
+                stamp, task, words, took = match.groups()
+                end = _seconds(stamp)
+                command = Command(_name(words.split()), end - int(took) / 1000, end)
+                (running.setdefault(task, []) if task.startswith("#") else background).append(command)
             elif match := _REQUEST.match(line):
-                end = _seconds(match[1])
-                requests.append(Request(match[2], match[3], end - int(match[4]) / 1000, end))
-    return Log(requests, [command for command in commands if not _assign(command, requests)])
-
-
-def _assign(command: Command, requests: Sequence[Request]) -> bool:
-    """Give a command to the request that it belongs to, if there is one."""
-    if command.name in BACKGROUND:
-        return False
-    around = [request for request in requests if request.holds(command)]
-    best = min(around, key=lambda request: (not request.names(command), request.seconds), default=None)
-    if best:
-        best.commands.append(command)
-    return best is not None
+                stamp, task, method, layer, took = match.groups()
+                end = _seconds(stamp)
+                requests.append(Request(method, layer or "", end - int(took) / 1000, end, running.pop(task, [])))
+    # A process that was killed has told of no end.
+    return Log(requests, [*background, *(command for commands in running.values() for command in commands)])
 
 
 def _seconds(stamp: str) -> float:
@@ -102,6 +83,9 @@ def _seconds(stamp: str) -> float:
 
 
 def _name(words: Sequence[str]) -> str:
+    ours = next((at for at, word in enumerate(words) if word.endswith("/archive/confined.py")), None)
+    if ours is not None:
+        return f"archive {words[ours + 1]}"
     verbs = []
     for word in words[1:] if words[0] in ("rbd", "ceph") else ():
         if word.startswith("-"):

@@ -209,6 +209,19 @@ class Floor:
         self._delete([image])
         return seconds
 
+    def snapshot(self) -> float:
+        """A snapshot for a container, made and removed: the layer that it writes to, mapped and mounted.
+
+        The client makes the overlay itself, as it does with overlayfs: that, runc, and what ctr and containerd do are
+        in the peer's time, which belongs to this floor too. What is removed goes in the background.
+        """
+        run, image = self._commands(), self._new()
+        point, device = self._writable(run, image)
+        self._release(run, point, device)
+        self._delete([image])
+        self._keep(run)
+        return run.counted
+
     @contextlib.contextmanager
     def image(self, number: int) -> Iterator[list[str]]:
         """The images of so many finished layers, none of them mapped; they are deleted in the end."""

@@ -28,9 +28,10 @@ class Row(NamedTuple):
     ratios: tuple[Ratio, ...] = ()
     on_peer: bool = True
 
-    def goal(self) -> str:
-        """The goal in words; nothing for a row without one."""
-        ratios = " and ".join(f"{ratio.factor:g} x {ratio.against}" for ratio in self.ratios)
+    def goal(self, peer: str = PEER) -> str:
+        """The goal in words; nothing for a row without one. `peer` is what the peer is called."""
+        names = {PEER: peer}
+        ratios = " and ".join(f"{each.factor:g} x {names.get(each.against, each.against)}" for each in self.ratios)
         limit = "" if self.limit is None else f"{self.limit:g}"
         return " or ".join(part for part in (limit, ratios) if part)
 
@@ -76,14 +77,26 @@ ROWS = (
     Row("scale_remove", "remove: full pool / empty pool", "x", 1.2),
     Row("scale_at_once", "50 containers at once, all done", "s"),
     Row("scale_failed", "failed of those 50", "", 0),
+    # Of the snapshotter. The peer is containerd's overlayfs.
+    Row("pull_first", "first pull of 716 MB in 10 layers: the pool is empty", "s", None, (Ratio(PEER, 2.0),), False),
+    Row("pull_second", "pull + run on a new host: the pool holds it", "s", None, (Ratio(PEER, 0.2),), False),
+    Row("pull_fetched", "bytes of layers that these hosts fetched", "MB", 0),
+    # Who uses a layer is noted in the pool, in some bytes.
+    Row("pull_stored", "stored in the pool for these hosts", "MB", 0.1),
+    Row("snapshot_run", "ctr run --rm of an image that is there", "s", None, (Ratio(FLOOR, 1.3),)),
+    Row("image_read", "100 MB of the image read in a second container", "s", None, (Ratio(PEER, 1.2),), False),
+    Row("service_memory", "the snapshotter: peak memory", "MB", 60),
 )
 BY_KEY = {row.key: row for row in ROWS}
 
-# What is measured at several depths of an image: the key NAME@LAYERS.
+# What is measured at several depths of an image, or with so many hosts: the key NAME@NUMBER.
 BY_DEPTH = {
     "cold": Row("cold", "first start with nothing mapped, {} layers", "s", None, (Ratio(FLOOR, 1.3),)),
     "run": Row("run", "create + start + wait, {} layers", "s"),
     "read": Row("read", "100 MB read from the bottom, {} layers", "s"),
+    "pull_hosts": Row(
+        "pull_hosts", "pull + run on {} new hosts: the pool holds it", "s", None, (Ratio(PEER, 0.2),), False
+    ),
 }
 
 

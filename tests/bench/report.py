@@ -44,11 +44,18 @@ def misses(results: Results, row: Row) -> str:
     # What the table shows as equal is no miss.
     if ours is None or most is None or ours <= most or _number(ours) == _number(most):
         return ""
-    text = f"{row.title}: {_number(ours)} {row.unit}".rstrip() + f", goal {row.goal()}"
+    peer = _peer(results)
+    text = f"{row.title}: {_number(ours)} {row.unit}".rstrip() + f", goal {row.goal(peer)}"
     if not row.ratios:
         return text
-    ratios = [f"{_ratio(ours, _other(results, row, ratio.against))} x {ratio.against}" for ratio in row.ratios]
+    others = [(ratio.against, _other(results, row, ratio.against)) for ratio in row.ratios]
+    ratios = [f"{_ratio(ours, value)} x {peer if name == PEER else name}" for name, value in others]
     return f"{text}: is {' and '.join(ratios)}"
+
+
+def _peer(results: Results) -> str:
+    """What the peer of a run is called."""
+    return results.facts.get("peer", PEER)
 
 
 def check(results: Results) -> list[str]:
@@ -58,7 +65,7 @@ def check(results: Results) -> list[str]:
 
 def table(results: Results) -> list[tuple[str, ...]]:
     """The table as cells, its head first."""
-    lines: list[tuple[str, ...]] = [HEAD]
+    lines: list[tuple[str, ...]] = [tuple(_peer(results) if cell == PEER else cell for cell in HEAD)]
     lines += [_cells(results, row_of(key)) for key in in_order(results.rows)]
     return lines
 
@@ -77,7 +84,7 @@ def _cells(results: Results, row: Row) -> tuple[str, ...]:
         _number(floor),
         _ratio(ours, floor),
         str(len(samples)),
-        row.goal(),
+        row.goal(_peer(results)),
         mark,
     )
 
@@ -103,6 +110,18 @@ def text(results: Results) -> str:
         p50, p90 = quantile(taken, 0.5) or 0.0, quantile(taken, 0.9) or 0.0
         lines.append(f"  {name:24}{1000 * p50:8.0f}{1000 * p90:8.0f}   {len(taken)} times")
     return "\n".join([*lines, "", *(f"{key}: {value}" for key, value in results.facts.items())])
+
+
+def spread(results: Results) -> list[str]:
+    """Between which times the samples of each row lie: how much noise there is."""
+    cells: list[tuple[str, ...]] = [("", "whose", "least", "median", "most", "samples")]
+    for key in in_order(results.rows):
+        for who, taken in results.rows[key].items():
+            numbers = (min(taken), quantile(taken, 0.5), max(taken))
+            whose = _peer(results) if who == PEER else who
+            if len(taken) > 1:
+                cells.append((row_of(key).title, whose, *map(_number, numbers), str(len(taken))))
+    return aligned(cells)
 
 
 def aligned(cells: Sequence[Sequence[str]]) -> list[str]:

@@ -13,13 +13,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+import bench_images
 from engine import Engine
 from floor import Floor, in_parallel, write_file
 from results import FLOOR, OURS, PEER, Results, Window
 from stack import Stack
 from usage import page_cache
 
-import images
+from host import screen
+from host.progress import Progress
 
 MB = 1_000_000
 MIB = 1 << 20
@@ -123,7 +125,7 @@ def prepared(stack: Stack, plan: Plan, results: Results) -> Iterator[Bench]:
 
 def load_tiny(bench: Bench, layers: int) -> None:
     """Load and remove an image of many tiny layers."""
-    archive, image = images.tiny(layers), f"bench:tiny-{layers}"
+    archive, image = bench_images.tiny(layers), f"bench:tiny-{layers}"
     for number in bench.repeat(bench.plan.few):
         for who, engine in bench.sites():
             bench.timed(f"load_{layers}", who, functools.partial(engine.load, archive))
@@ -139,14 +141,14 @@ def load_tiny(bench: Bench, layers: int) -> None:
 
 def big_image(bench: Bench) -> None:
     """Load the big image, look at it, change a file, commit, save, and remove it."""
-    archive = images.big()
+    archive = bench_images.big()
     for number in bench.repeat(bench.plan.few):
         for who, engine in bench.sites():
             bench.timed("load_big", who, functools.partial(engine.load, archive))
         if number == 0:
             stored = bench.stored("load, 716 MB image")
             bench.results.add("stored_big", OURS, stored / MB)
-            bench.results.add("stored_ratio", OURS, stored / images.content(archive)[0])
+            bench.results.add("stored_ratio", OURS, stored / bench_images.content(archive)[0])
         bench.stack.wait_unmapped()
         for who, engine in bench.sites():
             bench.timed("save", who, functools.partial(engine.save, "bench:big"))
@@ -157,9 +159,9 @@ def big_image(bench: Bench) -> None:
         for who, engine in bench.sites():
             bench.timed("rmi_big", who, functools.partial(engine.remove_image, "bench:big"))
         bench.stack.settle()
-        with bench.floor.image(images.BIG_LAYERS) as layers:
+        with bench.floor.image(bench_images.BIG_LAYERS) as layers:
             bench.results.add("save", FLOOR, bench.floor.save(layers))
-        _layers_floor(bench, "big", images.BIG_LAYERS, images.BIG_BYTES)
+        _layers_floor(bench, "big", bench_images.BIG_LAYERS, bench_images.BIG_BYTES)
     bench.stored("rmi of the 716 MB image")
 
 
@@ -210,7 +212,7 @@ def _diff(bench: Bench, key: str, containers: Mapping[str, str]) -> None:
 
 def diff_many(bench: Bench) -> None:
     """docker diff on an image with ten times the files of the big one."""
-    bench.need(images.many(), "bench:many")
+    bench.need(bench_images.many(), "bench:many")
     with _changed(bench, "bench:many") as containers:
         _diff(bench, "diff_many", containers)
     for _, engine in bench.sites():
@@ -222,7 +224,7 @@ def diff_many(bench: Bench) -> None:
 
 def lifecycle(bench: Bench) -> None:
     """docker create, start, wait, rm of a container that does nothing."""
-    bench.need(images.small(), "bench:small")
+    bench.need(bench_images.small(), "bench:small")
     with bench.warm("bench:small"):
         for _ in bench.repeat(bench.plan.runs, least=5):
             for who, engine in bench.sites():
@@ -245,7 +247,7 @@ def _one_life(bench: Bench, who: str, engine: Engine) -> None:
 
 def at_once(bench: Bench) -> None:
     """Ten containers created, started and waited for at once."""
-    bench.need(images.small(), "bench:small")
+    bench.need(bench_images.small(), "bench:small")
     with bench.warm("bench:small"):
         for _ in bench.repeat(bench.plan.few):
             bench.stack.settle()
@@ -268,7 +270,7 @@ def _run_and_note(engine: Engine, image: str, made: list[str]) -> None:
 
 def write(bench: Bench) -> None:
     """200 MB written and fsynced in a container's file system."""
-    bench.need(images.small(), "bench:small")
+    bench.need(bench_images.small(), "bench:small")
     for _ in bench.repeat(bench.plan.few):
         for who, engine in bench.sites():
             container = _sleeper(engine, "bench:small")
@@ -281,7 +283,7 @@ def write(bench: Bench) -> None:
 
 def copy_up(bench: Bench) -> None:
     """One byte changed in a file of 1 GB of the image, and synced."""
-    bench.need(images.huge(), "bench:huge")
+    bench.need(bench_images.huge(), "bench:huge")
     for _ in bench.repeat(bench.plan.few):
         for who, engine in bench.sites():
             container = _sleeper(engine, "bench:huge")
@@ -302,7 +304,7 @@ def _change_byte(path: str) -> None:
 
 def idle(bench: Bench) -> None:
     """What a container that does nothing takes in the pool."""
-    bench.need(images.small(), "bench:small")
+    bench.need(bench_images.small(), "bench:small")
     before = bench.stored("small image")
     containers = [_sleeper(bench.stack.ours, "bench:small") for _ in range(IDLE)]
     after = bench.stored(f"{IDLE} idle containers")
@@ -323,7 +325,7 @@ def _sleeper(engine: Engine, image: str) -> str:
 def depth(bench: Bench) -> None:
     """A container on images of growing depth, and reading a file of their common bottom layer."""
     depths = bench.plan.depths
-    archive = images.depth(depths)
+    archive = bench_images.depth(depths)
     bench.need(archive, f"bench:depth-{max(depths)}")
     bench.stored(f"load, {max(depths)} layers on a file of 100 MB")
     with bench.warm(f"bench:depth-{max(depths)}"):
@@ -353,12 +355,12 @@ def _read_bottom(path: str, *, forgotten: bool = False) -> None:
         if forgotten:
             os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         size = sum(iter(lambda: len(source.read(MIB)), 0))
-    _expect(size == images.BOTTOM_BYTES, "the file of the bottom layer")
+    _expect(size == bench_images.BOTTOM_BYTES, "the file of the bottom layer")
 
 
 def cold(bench: Bench) -> None:
     """The first container on a host that has nothing of its image mapped, at several depths."""
-    bench.need(images.depth(bench.plan.depths), f"bench:depth-{max(bench.plan.depths)}")
+    bench.need(bench_images.depth(bench.plan.depths), f"bench:depth-{max(bench.plan.depths)}")
     for number in bench.plan.cold:
         with bench.floor.image(number) as layers:
             for _ in bench.repeat(bench.plan.few):
@@ -404,7 +406,7 @@ def shared_memory(bench: Bench) -> None:
 
 
 def _need_bottom(bench: Bench) -> None:
-    bench.need(images.depth((2,)), "bench:depth-2")
+    bench.need(bench_images.depth((2,)), "bench:depth-2")
 
 
 def _bottom(engine: Engine, container: str) -> str:
@@ -438,13 +440,14 @@ ALL: dict[str, Row] = {
 SMALL = ("load_41", "lifecycle", "at_once", "write", "idle", "depth", "second_read", "shared_memory", "cold")
 
 
-def measure(bench: Bench, names: Sequence[str]) -> None:
+def measure(bench: Bench, names: Sequence[str], progress: Progress) -> None:
     """Measure these rows and then what the driver has used for it all."""
-    for name in names:
+    for number, name in enumerate(names):
+        progress.begin(name, len(names), number)
         started = time.monotonic()
         ALL[name](bench)
         bench.stack.settle()
-        print(f"bench: {name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+        screen.say(f"bench: {name}: {time.monotonic() - started:.0f} s", sys.stderr)
     assert bench.stack.watch
     usage = bench.stack.watch.usage()
     bench.results.add("memory", OURS, usage.peak / MB)

@@ -18,6 +18,9 @@ from plugin_client import make_tar
 from results import OURS, Results
 from stack import Stack
 
+from host import screen
+from host.progress import Progress
+
 MB = 1_000_000
 LAYERS, CONTAINERS, AT_ONCE = 2000, 200, 50
 # As many runs at each stage, but no more than the least once the stage has taken its time.
@@ -53,14 +56,17 @@ class Scale:
         # What containers share on a host is there from the first stage on.
         self._container()
 
-    def measure(self) -> None:
+    def measure(self, progress: Progress) -> None:
         """Fill the pool in stages and measure at each; what stays mounted is removed at the end."""
+        progress.begin("measuring in an empty pool")
         empty = full = self._stage()
         for target in (self._size.layers // 4, self._size.layers // 2, self._size.layers):
-            self._fill(self._layer, target - len(self._layers), LAYERS_SHARE * self._size.seconds)
+            progress.begin(f"layers up to {target}", target, len(self._layers))
+            self._fill(self._layer, target - len(self._layers), LAYERS_SHARE * self._size.seconds, progress)
             full = self._stage()
         for target in (self._size.containers // 4, self._size.containers):
-            self._fill(self._container, target - len(self._mounted), self._size.seconds)
+            progress.begin(f"containers up to {target}", target, len(self._mounted))
+            self._fill(self._container, target - len(self._mounted), self._size.seconds, progress)
             full = self._stage()
         for kind in KINDS:
             before, after = (self._results.p50(f"{kind}@{images}") for images in (empty, full))
@@ -70,7 +76,9 @@ class Scale:
         self._results.add("scale_missing", OURS, float(missing))
         self._results.add("scale_layers", OURS, float(len(self._layers)))
         self._results.add("scale_containers", OURS, float(len(self._mounted)))
+        progress.begin("many at once")
         self._many_at_once()
+        progress.begin("removing the containers")
         self._remove_containers()
 
     def _stage(self) -> int:
@@ -86,7 +94,7 @@ class Scale:
             self._results.add(f"memory@{images}", OURS, self._peak())
             costs = ", ".join(f"{kind} {1000 * (self._results.p50(f'{kind}@{images}') or 0):.0f} ms" for kind in KINDS)
             what = f"{len(self._layers)} layers, {len(self._mounted)} containers"
-            print(f"scale: {what}: {costs}; {self._peak():.0f} MB", file=sys.stderr, flush=True)
+            screen.say(f"scale: {what}: {costs}; {self._peak():.0f} MB", sys.stderr)
         return images
 
     def _peak(self) -> float:
@@ -125,7 +133,7 @@ class Scale:
         self._client.get(layer)
         self._mounted.append(layer)
 
-    def _fill(self, make: Callable[[], None], number: int, seconds: float) -> None:
+    def _fill(self, make: Callable[[], None], number: int, seconds: float, progress: Progress) -> None:
         """Make so many, some at a time, until so many seconds since the beginning are over."""
 
         def one(_: int) -> None:
@@ -134,7 +142,7 @@ class Scale:
 
         with ThreadPoolExecutor(WORKERS) as threads:
             for _ in threads.map(one, range(number)):
-                pass
+                progress.advance()
 
     def _many_at_once(self) -> None:
         """Containers made, mounted, put and removed at once: seconds, and how many of them failed."""
@@ -149,7 +157,7 @@ class Scale:
         self._results.add("scale_at_once", OURS, _timed(lambda: in_parallel([one] * AT_ONCE)))
         self._results.add("scale_failed", OURS, float(len(failed)))
         for line in failed[:5]:
-            print(f"scale: failed: {line}", file=sys.stderr)
+            screen.say(f"scale: failed: {line}", sys.stderr)
         self._results.add("memory", OURS, self._peak())
 
     def _remove_containers(self) -> None:

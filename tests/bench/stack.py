@@ -193,14 +193,18 @@ class Stack:
 
 
 @contextlib.contextmanager
-def running(*, docker: bool, keep_log: str) -> Iterator[Stack]:
-    """A stack for the length of a `with` block; the driver's log is kept as `keep_log`. Raises BenchError for leaks."""
+def running(*, docker: bool, keep_log: str = "", driver: bool = True) -> Iterator[Stack]:
+    """A stack for the length of a `with` block; the driver's log is kept as `keep_log`. Raises BenchError for leaks.
+
+    Without `driver` it is the cluster alone.
+    """
     # Sockets have paths of 107 bytes at most.
     stack = Stack(tempfile.mkdtemp(prefix="dgd-bench-", dir="/var/tmp"))
     left: list[str] = []
     try:
         stack.start_cluster()
-        stack.start_driver()
+        if driver:
+            stack.start_driver()
         if docker:
             stack.start_docker()
         yield stack
@@ -209,9 +213,10 @@ def running(*, docker: bool, keep_log: str) -> Iterator[Stack]:
         raise
     finally:
         left = stack.stop()
-        with contextlib.suppress(FileNotFoundError):
-            os.makedirs(os.path.dirname(keep_log), exist_ok=True)
-            shutil.copy(stack.log, keep_log)
+        if keep_log:
+            with contextlib.suppress(FileNotFoundError):
+                os.makedirs(os.path.dirname(keep_log), exist_ok=True)
+                shutil.copy(stack.log, keep_log)
         shutil.rmtree(stack.directory)
     if left:
         raise BenchError("left behind: " + "; ".join(left))

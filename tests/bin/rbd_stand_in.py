@@ -51,6 +51,8 @@ LO_FLAGS_FIELD = 8
 SIGKILL = 9
 # For a daemon to close an image that is written out; without a cluster, or in a full pool, it never does.
 CLOSE_SECONDS = 3.0
+# The same for one whose unmap was killed: it has had its time, and who looks at all mappings has little.
+LEFT_SECONDS = 0.3
 
 # Map options by rbd(8) and drivers/block/rbd.c; others are refused there, and so here.
 FLAGS = frozenset({
@@ -294,20 +296,22 @@ def live_mappings(cluster: str) -> list[Mapping]:
             if mapping.device:
                 live.append(mapping)
         else:
-            discard(mapping)
+            discard(mapping, LEFT_SECONDS)
         if lock is not None:
             os.close(lock)
     return live
 
 
-def discard(mapping: Mapping) -> None:
-    """Ends whatever is left of a mapping, data not yet written is lost with it. Needs the mapping's lock."""
+def discard(mapping: Mapping, seconds: float = CLOSE_SECONDS) -> None:
+    """Ends whatever is left of a mapping, data not yet written is lost with it. Needs the mapping's lock.
+
+    Its daemon gets so many seconds to close the image."""
     if mapping.device and backed_by(mapping):
         detach(mapping, force=True)
     elif device := attached_to(f"{mapping.path}/export"):
         mapping.meta["device"] = device
         detach(mapping, force=True)
-    end_daemon(mapping)
+    end_daemon(mapping, seconds)
     if is_mounted(f"{mapping.path}/export"):
         run_quietly("umount", "--lazy", f"{mapping.path}/export")
     if mapping.meta.get("exclusive"):
@@ -432,7 +436,7 @@ def daemon_pids(path: str) -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit() and is_daemon_of(int(name), path)]
 
 
-def end_daemon(mapping: Mapping) -> None:
+def end_daemon(mapping: Mapping, seconds: float) -> None:
     """Has the daemon close the image, then kills it: its own way out takes 1.4 s, with nothing of the image left to do.
     A daemon that does not answer within its time is killed all the same: the cluster then keeps its watch for 30 s."""
     if not (pids := daemon_pids(mapping.path)):
@@ -443,7 +447,7 @@ def end_daemon(mapping: Mapping) -> None:
         time.sleep(0.01)
     if ready:
         with contextlib.suppress(OSError, EOFError):
-            close_image(mapping)
+            close_image(mapping, seconds)
     for pid in {*pids, *daemon_pids(mapping.path)}:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, SIGKILL)
@@ -452,12 +456,12 @@ def end_daemon(mapping: Mapping) -> None:
             time.sleep(0.002)
 
 
-def close_image(mapping: Mapping) -> None:
+def close_image(mapping: Mapping, seconds: float) -> None:
     """Deletes export and image over QMP: flushes, gives the lock back, ends the watch. Raises OSError, EOFError."""
     import socket  # only here: the import costs 4 ms
 
     with socket.socket(socket.AF_UNIX) as qmp:
-        qmp.settimeout(CLOSE_SECONDS)
+        qmp.settimeout(seconds)
         qmp.connect(mapping.meta["qmp"].replace("@", "\0", 1))
         with qmp.makefile("rwb") as stream:
 
@@ -471,7 +475,7 @@ def close_image(mapping: Mapping) -> None:
 
             ask("qmp_capabilities")
             ask("block-export-del", id="export", mode="hard")
-            deadline = time.monotonic() + CLOSE_SECONDS
+            deadline = time.monotonic() + seconds
             # The export ends in the background; until then the image is in use.
             while "error" in ask("blockdev-del", **{"node-name": "image"}) and time.monotonic() < deadline:
                 time.sleep(0.005)
@@ -578,7 +582,7 @@ def map_image(call: Call, spec: Spec, cluster: str, conf: str) -> None:
         mapping.save()  # who cleans after a killed map needs to know how to reach the daemon
     assert lock is not None
     try:
-        attach(call, mapping, conf)
+        attach(call, mapping, conf, lock)
         if exclusive:
             mark(mapping)
     except BaseException:
@@ -587,7 +591,7 @@ def map_image(call: Call, spec: Spec, cluster: str, conf: str) -> None:
     print(mapping.device, flush=True)
 
 
-def attach(call: Call, mapping: Mapping, conf: str) -> None:
+def attach(call: Call, mapping: Mapping, conf: str, lock: int) -> None:
     """Starts daemon and loop device, and notes them in the mapping. What it leaves on failure discard() ends."""
     export, log = f"{mapping.path}/export", f"{mapping.path}/log"
     os.close(os.open(export, os.O_WRONLY | os.O_CREAT, 0o600))
@@ -599,6 +603,8 @@ def attach(call: Call, mapping: Mapping, conf: str) -> None:
         raise failed_start(call, mapping, log)
     # direct-io: no second copy of everything in the page cache, and the daemon sees a write when the device does.
     read_only = ["--read-only"] if mapping.meta["read_only"] else []
+    # losetup outlives a map that is killed. It holds the lock, too: nobody ends this mapping before it has its device.
+    os.set_inheritable(lock, True)
     code, device = run(["losetup", "--direct-io=on", *read_only, "--find", "--show", export], log)
     if code:
         raise Failure(errno.EIO, f"map failed: losetup: {tail(log)}")

@@ -2,11 +2,13 @@
 # The demo and end-to-end tests in a Debian 13 on this machine (root.sh): newer Docker, containerd, Ceph and Python, the
 # same kernel. As root.
 #
-#   tests/debian/debian13.sh [--all]
+#   tests/debian/debian13.sh [--all | --sid]
 #
-# Without an option the demo, and the end-to-end tests that have the tag debian13: what a Docker or a Ceph could do in another
-# way. With --all, all of the unit, integration and end-to-end tests. The last line says how many tests passed and failed; the exit status is 1 if one
-# failed, or if something is left behind.
+# Without an option the demo of one front end, and those of its end-to-end tests that have the tag debian13: what a Docker or a
+# Ceph could do in another way. The commit chooses the front end (turns.py). With --all, all of the unit, integration and
+# end-to-end tests. With --sid, what there is of the snapshotter's tests with clients, in Debian's unstable suite: the newest
+# containerd and Docker. It changes every day, so CI does not run it. The last line says how many tests passed and failed; the
+# exit status is 1 if one failed, or if something is left behind.
 #
 # Environment: E2E_LOGS=DIR  keeps what plugin, dockerd and containerd said there
 set -uo pipefail
@@ -15,7 +17,7 @@ set -uo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../lib.bash"
 
 self=$repo/tests/debian/debian13.sh
-needs=(test driver lab docker build demo)
+needs=(test driver lab docker build demo snapshotter)
 passed=0
 failed=0
 # Seconds for one tool, and for all.
@@ -56,14 +58,44 @@ pytest_run() {
     count $(tests_in "$log" "${PIPESTATUS[0]}")
 }
 
-chosen_tests() { bats_run --filter-tags debian13 "$repo/tests/e2e"; }
+# One front end for each commit, in turn: each takes ten minutes.
+driver_tests() {
+    driver_demo
+    bats_run --filter-tags debian13 "$repo/tests/e2e"
+}
+
+snapshotter_tests() {
+    snapshotter_demo
+    # cri.bats needs one.
+    check "the tools of the tests are installed" make_venv
+    bats_run --filter-tags debian13 "$repo/tests/snapshotter"
+}
+
+both_tests() {
+    driver_tests
+    snapshotter_tests
+}
 
 all_tests() {
+    driver_demo
+    snapshotter_demo
     check "the tools of the tests are installed" make_venv
     pytest_run "$repo/tests/unit"
     pytest_run "$repo/tests/integration"
     bats_run "$repo/tests/e2e"
+    bats_run "$repo/tests/snapshotter"
 }
+
+# Docker 28 and newer has no storage driver plugins.
+sid_tests() {
+    snapshotter_demo
+    check "the tools of the tests are installed" make_venv
+    bats_run "$repo/tests/snapshotter"
+}
+
+driver_demo() { check "demo.sh" timeout --kill-after 60 300 "$repo/demo.sh"; }
+
+snapshotter_demo() { check "demo.sh snapshotter" timeout --kill-after 60 300 "$repo/demo.sh" snapshotter; }
 
 # inside WHAT
 inside() {
@@ -71,7 +103,6 @@ inside() {
     versions
     "$repo/tests/leaks.sh" snapshot /tmp/before
     check "nothing is missing" nothing_is_missing
-    check "demo.sh" timeout --kill-after 60 300 "$repo/demo.sh"
     "$1_tests"
     check "nothing is left behind" "$repo/tests/leaks.sh" compare /tmp/before
     printf '%d passed, %d failed\n' "$passed" "$failed"
@@ -87,18 +118,26 @@ nothing_is_missing() {
 # -- on this machine -----------------------------------------------------------------------------------
 
 main() {
-    local what=chosen root begin=$SECONDS
+    local what suite=trixie version=13 root begin=$SECONDS
     case $* in
-    '') ;;
+    '')
+        case $("$repo/tests/turns.py" 2) in
+        0) what=driver ;;
+        1) what=snapshotter ;;
+        *) what=both ;;
+        esac
+        ;;
     --all) what=all ;;
-    "inside chosen" | "inside all")
+    # Newer than all that have a number.
+    --sid) what=sid suite=sid version=99 ;;
+    inside\ *)
         inside "$2"
         return
         ;;
     *) usage ;;
     esac
     # shellcheck disable=SC2046 # a list of packages
-    root=$("$repo/tests/debian/root.sh" make trixie $(DEBIAN_VERSION=13 packages "${needs[@]}")) || exit 1
+    root=$("$repo/tests/debian/root.sh" make "$suite" $(DEBIAN_VERSION=$version packages "${needs[@]}")) || exit 1
     say "the root is there after $((SECONDS - begin)) s"
     exec timeout --kill-after 60 $deadline "$repo/tests/debian/root.sh" run "$root" "$self" inside "$what"
 }

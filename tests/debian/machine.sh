@@ -62,21 +62,19 @@ takes_commands() { inside "$(<"$dir/systemd")" timeout 10 systemctl list-units; 
 halt() { end_systemd "$1" RTMIN+4; }
 
 # cut DIR
-cut() {
-    local loops=
-    [[ ! -e $1/systemd ]] || loops=$(loops_served_for "$(<"$1/systemd")")
-    end_systemd "$1" KILL
-    detach_loops "$loops"
-}
+cut() { end_systemd "$1" KILL; }
 
+# A loop device outlives what served it: the power cut ends that, and so does a shutdown, with what is still mapped.
 end_systemd() {
-    local pid
+    local pid loops
     dir=$1
     [[ -e $dir/systemd ]] || return 0
     pid=$(<"$dir/systemd")
+    loops=$(loops_served_for "$pid")
     kill -s "$2" "$pid" 2>/dev/null || true
     until_true 240 process_gone "$pid" || die "systemd does not end"
     rm "$dir/systemd"
+    detach_loops "$loops"
 }
 
 # run DIR COMMAND...

@@ -42,6 +42,10 @@ teardown_file() {
     [[ $output == *--socket*--state*--default*--log-level* ]]
     run -0 typed 'python3 docker_graph_driver.py check --help'
     [[ $output == *--json* ]]
+    run -0 typed 'man --local-file manual/docker_graph_driver.8'
+    [[ $output == *TAKEOVER*--host* ]]
+    run -0 typed '. manual/docker_graph_driver.bash'
+    [[ -z $output ]]
 }
 
 @test "without systemd: the driver, and then Docker on it" {
@@ -70,6 +74,19 @@ teardown_file() {
     run -0 typed 'python3 docker_graph_driver.py gc --yes'
     run -0 rbd info rbd/docker_image_orphan
     call Remove '{"ID": "orphan"}'
+}
+
+@test "tree: what is in the pool, in lines, for programs, and as a picture" {
+    docker create --name shown small true
+    run -0 typed 'python3 docker_graph_driver.py tree'
+    [[ $output == *small:latest*"container shown  created"* ]]
+    run -0 typed 'python3 docker_graph_driver.py tree --json'
+    [[ $output == *'"small:latest"'*'"name": "shown"'* ]]
+    rm -f /tmp/pool.svg
+    run -0 typed 'python3 docker_graph_driver.py tree --svg /tmp/pool.svg'
+    grep --quiet '<title>container shown' /tmp/pool.svg
+    rm /tmp/pool.svg
+    docker rm shown
 }
 
 # python_below PID: the Python at the end of a line of shells that wait for each other.

@@ -7,7 +7,6 @@ plugin, dockerd's Init, and mounts that replay their logs. With krbd nobody can 
 
 from __future__ import annotations
 
-import glob
 import os
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import tree
-from lab import Cluster, device_server, mounts_below
+from lab import Cluster, device_server, kill_device_servers, mounts_below
 from needs import NO_RBD, requires
 from operations import FILES, description, new_id
 from plugin_client import PluginProcess, Refused, in_pieces, make_tar
@@ -37,11 +36,7 @@ def short_watches(cluster: Cluster) -> Iterator[None]:
 
 def cut(plugin: PluginProcess, cluster: Cluster) -> None:
     """The power goes: first for the devices, or the end of the plugin might be in time to tell something."""
-    daemons = glob.glob(os.path.join(cluster.environment["RBD_STAND_IN_DIR"], "*", "m-*", "pid"))
-    assert daemons, "nothing is mapped: there is nothing to lose"
-    for path in daemons:
-        with open(path, encoding="ascii") as source:
-            os.kill(int(source.read()), signal.SIGKILL)
+    assert kill_device_servers(cluster.environment), "nothing is mapped: there is nothing to lose"
     plugin.kill()
     for point in reversed(mounts_below(plugin.home)):
         subprocess.run(["umount", "--lazy", point], check=True)

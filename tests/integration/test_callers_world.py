@@ -17,6 +17,7 @@ from docker_tree import DockerTree
 from lab import Cluster, mounts_below
 from lab_fixtures import end, new_plugin
 from plugin_client import PYTHON, REPO, PluginProcess, Refused, make_tar, tar_names
+from turns import chosen
 
 from host import programs
 
@@ -205,7 +206,7 @@ def stand_in_place() -> Sequence[str]:
     return ("/usr/bin/unshare", "--mount", "--propagation", "unchanged", "/bin/bash", "-c", script, "-", STAND_IN)
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+@pytest.mark.parametrize("way", chosen(WAYS, 3), ids=lambda way: way.name)
 def test_a_whole_life(life: PluginProcess, way: Way, planted: str) -> None:
     it_says_what_it_is(life, way)
     life.start()

@@ -273,7 +273,7 @@ def test_layers_made_while_gc_runs_are_never_taken(docker: Docker, cluster: Clus
         os.killpg(gc.pid, 15)
     said, _ = gc.communicate(timeout=120)
     assert len(said) >= 2, "gc ran through at least twice"
-    assert said.strip() == "", "and took nothing"
+    assert said.replace("gc: interrupted", "").strip() == "", "and took nothing"
     assert client.listing(parent) == [f"f{number}" for number in range(8)]
 
 

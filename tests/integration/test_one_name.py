@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import threading
 import uuid
 from collections.abc import Callable, Sequence
@@ -81,12 +80,10 @@ class Machine:
 
     def loses_power(self) -> None:
         """End without a word to the cluster."""
-        assert self.plugin.process
-        said = subprocess.run(
-            ["pgrep", "--parent", str(self.plugin.process.pid), "rados"], capture_output=True, text=True, check=True
-        )
-        for pid in said.stdout.split():
-            os.kill(int(pid), signal.SIGKILL)
+        watchers = self.plugin.watchers()
+        assert watchers
+        for pid in watchers:
+            os.kill(pid, signal.SIGKILL)
         self.plugin.kill()
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import glob
 import os
 import signal
 import subprocess
@@ -11,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from lab import Cluster, StartPlugin, mounts_below
+from lab import Cluster, StartPlugin, device_servers, mounts_below, send_all
 from plugin_client import PluginProcess, Refused, make_tar, wait_until
 
 NewId = Callable[[], str]
@@ -42,30 +40,10 @@ def takeover(plugin: PluginProcess, host: str, *words: str, **environment: str) 
     return plugin.operate("takeover", "--host", host, *words, **environment)
 
 
-def device_servers(plugin: PluginProcess) -> list[int]:
-    """The processes that serve a host's devices: with them, what it had not written yet is lost."""
-    pids = []
-    for path in glob.glob(os.path.join(plugin.environment["RBD_STAND_IN_DIR"], "*", "m-*", "pid")):
-        with open(path, encoding="ascii") as source:
-            pids.append(int(source.read()))
-    return pids
-
-
 def send(plugin: PluginProcess, number: signal.Signals) -> None:
     """Send a signal to all that a host runs, but the containers."""
     assert plugin.process
-    for pid in [plugin.process.pid, *device_servers(plugin), *watcher_of(plugin)]:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-
-
-def watcher_of(plugin: PluginProcess) -> list[int]:
-    """The process that shows that the plugin lives."""
-    assert plugin.process
-    said = subprocess.run(
-        ["pgrep", "--parent", str(plugin.process.pid), "rados"], capture_output=True, text=True, check=False
-    )
-    return [int(pid) for pid in said.stdout.split()]
+    send_all([plugin.process.pid, *device_servers(plugin.environment), *plugin.watchers()], number)
 
 
 def is_seen(plugin: PluginProcess) -> bool:
@@ -110,7 +88,7 @@ def test_each_has_its_own(hosts: tuple[PluginProcess, PluginProcess], cluster: C
     first, second = container(a, new_id), container(b, new_id)
     a.client.write(first, "f", "of a")
     b.client.write(second, "f", "of b")
-    wait_until(lambda: device_servers(a) == [], "it is unmapped")
+    wait_until(lambda: device_servers(a.environment) == [], "it is unmapped")
     for call in (b.client.get, b.client.remove, lambda layer: b.client.create(new_id(), layer)):
         with pytest.raises(Refused, match=rf"{first} belongs to host host-a \({a.home}\).*takeover --host host-a"):
             call(first)
@@ -123,11 +101,11 @@ def test_a_host_that_lives_is_left_alone(hosts: tuple[PluginProcess, PluginProce
     """It lives while its driver does, though nothing is mapped; and while a container runs, though no driver does."""
     a, b = hosts
     layer = container(a, new_id)
-    wait_until(lambda: is_seen(a) and device_servers(a) == [], "nothing is mapped")
+    wait_until(lambda: is_seen(a) and device_servers(a.environment) == [], "nothing is mapped")
     status, said = takeover(b, "host-a")
     assert (status, "host-a lives: its driver answers from 127.0.0.1:0/" in said) == (2, True), said
     # Its watch is lost, and made again.
-    for pid in watcher_of(a):
+    for pid in a.watchers():
         os.kill(pid, signal.SIGKILL)
 
     root = a.client.get(layer)
@@ -162,7 +140,9 @@ def test_a_host_that_died_is_taken_over(
     a.client.write(idle, "f", "idle")
     root = a.client.get(layer)
     write_through(os.path.join(root, "f"), "precious")
-    wait_until(lambda: len(device_servers(a)) == 2 and is_seen(a), "only the container and its image are mapped")
+    wait_until(
+        lambda: len(device_servers(a.environment)) == 2 and is_seen(a), "only the container and its image are mapped"
+    )
     send(a, signal.SIGSTOP)
     assert takeover(b, "host-a")[0] == 2
     with pytest.raises(Refused, match="belongs to host host-a"):

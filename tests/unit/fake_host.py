@@ -22,7 +22,7 @@ import pytest
 from unit.fakes import FakePool
 
 import mounts
-from host import command
+from host import command, user_namespace
 from images import layer_state
 from mapped import elsewhere, holders, unmounting
 
@@ -51,8 +51,9 @@ class FakeHost:
     a mount namespace of its own, by their name; those in `ending` go once somebody has looked. `held`: devices that
     somebody else has mounted in a namespace of his own; `writing`: those that the kernel writes back to, so that they
     are in use although nobody has them mounted. `dirty`: images whose log must be written out first. `grown`: what was
-    told to fill its device. `options`: those of the file system that was mounted last. `flushed`: what was written out.
-    `fails[FUNCTION]`: raised by its next calls, one after
+    told to fill its device. `namespaces`: what stands for a user namespace, by its uid_map and gid_map; `users`: the
+    one that a mount's owners were mapped by. `options`: those of the file system that was mounted last. `flushed`: what
+    was written out. `fails[FUNCTION]`: raised by its next calls, one after
     the other; in a pair with True after it has done its work.
     """
 
@@ -68,6 +69,8 @@ class FakeHost:
         self.grown: list[str] = []
         self.options: list[str] = []
         self.flushed: list[str] = []
+        self.namespaces: dict[tuple[str, str], int] = {}
+        self.users: dict[str, int] = {}
         self._hidden: list[mounts.Mount] = []
         self._remove: Callable[[str], None] = os.rmdir
         self.fails: dict[str, list[Any]] = {}
@@ -87,6 +90,7 @@ class FakeHost:
                 if not name.startswith("_") and callable(getattr(module, name, None)):
                     monkeypatch.setattr(module, name, getattr(made, name))
         monkeypatch.setattr(layer_state, "flush", made.flush)
+        monkeypatch.setattr(user_namespace, "opened", made.opened)
         remove = made._remove = os.rmdir
 
         def rmdir(path: str, **options: int) -> None:
@@ -235,11 +239,28 @@ class FakeHost:
             assert made.upper_path not in other.lower_paths, "an overlay writes to what another one reads"
             assert other.upper_path not in made.lower_paths, "an overlay reads what another one writes to"
 
-    def unmount(self, point: str, *, timeout: float) -> None:
+    def clone(self, source: str, point: str, users: int | None) -> None:
+        with self._maybe_failing("clone"):
+            item = self.mounted[source]
+            assert point not in self.mounted, f"something is mounted at {point} already"
+            self._remove(point)
+            os.symlink(os.path.realpath(source), point)
+            self.mounted[point] = item._replace(point=point, read_only=True)
+            if users is not None:
+                self.users[point] = users
+
+    def unmount(self, *points: str, timeout: float) -> None:
         with self._maybe_failing("unmount"):
-            if point not in self.mounted:
-                raise refused(f"{point}: not mounted")
-            self._unmount(point)
+            for point in points:
+                if point not in self.mounted:
+                    raise refused(f"{point}: not mounted")
+                self._unmount(point)
+
+    @contextlib.contextmanager
+    def opened(self, uids: str, gids: str, *, timeout: float) -> Iterator[int]:
+        """Part of user_namespace.py: a descriptor for each pair of maps."""
+        with self._maybe_failing("opened"):
+            yield self.namespaces.setdefault((uids, gids), len(self.namespaces))
 
     def _unmount(self, point: str) -> None:
         if not _is_view(self.mounted.pop(point)):
@@ -255,6 +276,9 @@ class FakeHost:
             assert not (read_only and written), f"{point} becomes read-only, and a view writes to it"
             self._read_only[device] = read_only
             self.mounted[point] = self.mounted[point]._replace(read_only=read_only)
+
+    def overlay_sources(self) -> set[str]:
+        return {item.source for item in [*self.table(), *self.elsewhere.values()] if _is_view(item)}
 
     def table(self, pid: str = "self") -> list[mounts.Mount]:
         return [*self._hidden, *self.mounted.values()]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import struct
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -70,9 +71,12 @@ class FakeImage:
 
 
 class FakeObjects:
-    """Objects that are no image's, as `rados` shows them: attributes, watchers, locks with what their holders said."""
+    """Objects that are no image's, as `rados` shows them: attributes, watchers, omaps, locks with what their holders
+    said.
+    """
 
     def __init__(self) -> None:
+        self.omaps: dict[str, dict[str, str]] = {}
         self.attributes: dict[str, dict[str, str]] = {}
         self.watchers: dict[str, list[str]] = {}
         self.locks: dict[tuple[str, str], dict[str, str]] = {}
@@ -80,7 +84,11 @@ class FakeObjects:
     def rados(self, *words: str) -> str:
         """Run one command. Raises RbdError."""
         verb, name = words[0], words[1] if len(words) > 1 else ""
-        if verb == "setxattr":
+        if "omap" in verb:
+            return self._omap(*words)
+        if words[:2] == ("--force-full", "rm"):
+            self.omaps.pop(words[2], None)
+        elif verb == "setxattr":
             self.attributes.setdefault(name, {})[words[2]] = words[3]
         elif verb == "lock":
             return self._lock(*words[1:])
@@ -92,7 +100,27 @@ class FakeObjects:
             elif verb == "listxattr":
                 return "".join(f"{key}\n" for key in self.attributes[name])
             else:
-                return "".join(f"watcher={at} client.1 cookie=2\n" for at in self.watchers.get(name, ()))
+                return _watchers(self.watchers.get(name, ()))
+        return ""
+
+    def _omap(self, verb: str, name: str, *words: str) -> str:
+        if verb == "setomapval":
+            value = Path(words[2]).read_text(encoding="utf-8") if words[1] == "--input-file" else words[1]
+            self.omaps.setdefault(name, {})[words[0]] = value
+            return ""
+        if name not in self.omaps:
+            raise failed(rbdcli.RbdError, 1, f"error of {name}: (2) No such file or directory")
+        omap = self.omaps[name]
+        if verb == "rmomapkey":
+            omap.pop(words[0], None)
+        elif verb == "getomapval":
+            if words[0] not in omap:
+                raise failed(rbdcli.RbdError, 1, "no message (exit 1)")
+            return omap[words[0]]
+        elif verb == "listomapkeys":
+            return "".join(f"{key}\n" for key in sorted(omap))
+        else:
+            return "".join(_dumped(key, value.encode()) for key, value in sorted(omap.items()))
         return ""
 
     def _lock(self, verb: str, name: str, lock: str, *words: str) -> str:
@@ -114,6 +142,18 @@ def _dumped(key: str, value: bytes) -> str:
     """What `rados listomapvals` prints of one value (seen on 16.2.15)."""
     rows = (f"{at:08x}  {_hex(value[at : at + 16]):48}  |..|" for at in range(0, len(value), 16))
     return "\n".join([key, f"value ({len(value)} bytes) :", *rows, f"{len(value):08x}", "", ""])
+
+
+def _header(image: FakeImage) -> str:
+    """What `rados listomapvals` prints of an image's header."""
+    nanoseconds = round(image.created % 1 * 1e9) % 10**9
+    values = {"create_timestamp": struct.pack("<II", int(image.created), nanoseconds)}
+    values |= {f"metadata_{key}": value.encode() for key, value in image.metadata.items()}
+    return "".join(_dumped(key, value) for key, value in sorted(values.items()))
+
+
+def _watchers(addresses: Sequence[str]) -> str:
+    return "".join(f"watcher={at} client.1 cookie=2\n" for at in addresses)
 
 
 def _hex(row: bytes) -> str:
@@ -254,6 +294,10 @@ class FakePool:
     def used(self, image: str) -> int:
         return self._image(image).used
 
+    def usage(self, image: str = "", *, more_seconds: float = 0.0) -> dict[str, rbdcli.Usage]:
+        wanted = {image: self._image(image)} if image else self.images
+        return {name: rbdcli.Usage(item.image_id, item.used) for name, item in wanted.items()}
+
     def created(self, image: str) -> float:
         return self._image(image).created
 
@@ -341,12 +385,20 @@ class FakePool:
     # -- objects and devices -----------------------------------------------------------------
 
     def rados(self, *words: str) -> str:
-        if words[0] == "listomapvals":
-            image_id = words[1].partition(".")[2]
+        if words[0] in ("listomapvals", "listwatchers") and words[1].startswith("rbd_header."):
             everything = [*self.images.values(), *(item for _, item in self.trashed_images.values())]
-            metadata = next(item for item in everything if item.image_id == image_id).metadata
-            return "".join(_dumped(f"metadata_{key}", value.encode()) for key, value in sorted(metadata.items()))
+            image = next((item for item in everything if f"rbd_header.{item.image_id}" == words[1]), None)
+            if image is None:
+                raise failed(rbdcli.RbdError, 1, f"error of {words[1]}: (2) No such file or directory")
+            return _header(image) if words[0] == "listomapvals" else _watchers(image.watchers)
+        if words[0] == "setomapval" and words[1].startswith("rbd_header."):
+            self._called("set_header", self._set_header, *words[1:])
+            return ""
         return self.objects.rados(*words)
+
+    def _set_header(self, name: str, key: str, value: str) -> None:
+        [image] = [item for item in self.images.values() if f"rbd_header.{item.image_id}" == name]
+        image.metadata[key.partition("_")[2]] = value
 
     def rados_argv(self, *words: str) -> Sequence[str]:
         """A command that watches until its standard input ends."""

@@ -8,7 +8,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from host import background
+from host import background, task
 from host.background import Background
 
 
@@ -233,6 +233,93 @@ def test_pause_tells_that_something_did_not_end() -> None:
     assert not jobs.pause(0.1)
     hold.set()
     assert jobs.pause(5)
+
+
+def test_what_is_not_done_is_told_with_the_age_of_the_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "FIRST_RETRY_SECONDS", 1000.0)
+    monkeypatch.setattr(background, "RETRY_SECONDS", 1000.0)
+    work, jobs_of_others = Work(False), Background("other", Work())
+    jobs = Background("test", work)
+    assert jobs.waiting() == [("test", 0, 0.0)]
+    jobs.later("name", 0.0)
+    work.wait(1)
+    assert jobs.pause(5), "it has failed"
+    [(_, number, oldest)] = jobs.waiting()
+    time.sleep(0.1)
+    # To ask for it once more makes it no younger.
+    jobs.later("name", 1000.0)
+    [(_, again, older)] = jobs.waiting()
+    assert (number, again) == (1, 1)
+    assert older >= oldest + 0.1
+    assert [title for title, *_ in background.Group(jobs, background.Group(jobs_of_others)).waiting()] == [
+        "test",
+        "other",
+    ]
+
+
+def test_what_is_not_due_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as what is done from time to time, and a layer that stays mapped for a while."""
+    now = 1000.0
+    monkeypatch.setattr(background, "time", Mock(monotonic=lambda: now))
+    jobs = Background("test", Work())
+    jobs.pause(0)
+    jobs.later("name", 600.0)
+    now += 599
+    assert jobs.waiting() == [("test", 0, 0.0)]
+    now += 4
+    assert jobs.waiting() == [("test", 1, 3.0)], "it is late"
+    jobs.later("name", 600.0)
+    assert jobs.waiting() == [("test", 0, 0.0)], "its time begins anew"
+    jobs.later("name", 0.0)
+    now += 5
+    jobs.postpone(10.0)
+    assert jobs.waiting() == [("test", 0, 0.0)]
+    jobs.end()
+
+
+def test_who_is_told_to_do_it_now_makes_it_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    hold, work = threading.Event(), Work()
+    jobs = Background("test", lambda name: work(name) and hold.wait(10))
+    jobs.later("name", 600.0)
+    assert not jobs.drain(0.1)
+    work.wait(1)
+    [(_, number, oldest)] = jobs.waiting()
+    assert number == 1
+    assert oldest < 20, "from then on, and not since the machine was started"
+    hold.set()
+    assert jobs.drain(10)
+    jobs.end()
+
+
+def test_what_is_asked_for_again_while_it_is_done_is_one() -> None:
+    hold, began = threading.Event(), Work()
+    jobs = Background("test", lambda name: began(name) and hold.wait(10))
+    jobs.later("name", 0.0)
+    began.wait(1)
+    jobs.later("name", 0.0)
+    time.sleep(0.01)
+    [(_, number, _)] = jobs.waiting()
+    assert number == 1
+    hold.set()
+    assert jobs.drain(10)
+    jobs.end()
+
+
+def test_work_has_its_name_in_the_log() -> None:
+    """A request that asks for it is not what it works for."""
+    names: list[str] = []
+
+    def work(_: str) -> bool:
+        names.append(task.name())
+        return True
+
+    jobs = Background("removing layer", work)
+    with task.request():
+        jobs.later("a", 0.0)
+    assert jobs.drain(5)
+    # Other tests wait until no thread of that name is there.
+    jobs.end()
+    assert names == ["removing layer a"]
 
 
 def test_its_threads_end_and_what_had_not_begun_is_left() -> None:

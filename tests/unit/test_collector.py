@@ -6,7 +6,7 @@ import pytest
 from unit.inspected import PREFIX, Host, family, host, no_pause
 
 from host import deadline
-from maintenance import docker_database, inspection
+from maintenance import inspection, knowledge
 
 pytestmark = pytest.mark.usefixtures("no_pause")
 __all__ = ["host", "no_pause"]
@@ -33,7 +33,7 @@ def test_what_is_kept_after_all_keeps_what_it_stands_on(host: Host) -> None:
     assert sorted(host.pool.images) == sorted(f"{PREFIX}_{layer}" for layer in (first, second, third))
 
 
-@pytest.mark.parametrize("error", [docker_database.DatabaseMissing("not mounted"), deadline.Overdue("no answer")])
+@pytest.mark.parametrize("error", [knowledge.DatabaseMissing("not mounted"), deadline.Overdue("no answer")])
 def test_what_cannot_be_looked_at_any_more_keeps_nothing_from_being_told(
     host: Host, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:

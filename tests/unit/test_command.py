@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import subprocess
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from plugin_client import process_state, wait_until
@@ -157,6 +162,52 @@ def test_what_still_runs_at_our_end_does_not_outlive_us(tmp_path: Path) -> None:
         with pytest.raises(command.CommandError, match="ended by signal 9"):
             running.result(20)
     command.end_running()
+
+
+@pytest.mark.parametrize("failed", [True, False])
+def test_no_command_outlives_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failed: bool) -> None:
+    """Nor does one that a thread goes on with, once its command was killed. The next block may start some again."""
+    monkeypatch.setattr(command, "_over", threading.Event())
+    ends: list[str] = []
+
+    def work() -> None:
+        for word in ("first", "second"):
+            try:
+                command.run(["sh", "-c", f"touch {tmp_path}/{word}; sleep 600"], timeout=600)
+            except command.CommandError as error:
+                ends.append(error.reason)
+
+    thread = threading.Thread(target=work)
+    with contextlib.suppress(ZeroDivisionError), command.none_left():
+        thread.start()
+        wait_until((tmp_path / "first").exists, "it runs")
+        if failed:
+            raise ZeroDivisionError
+    thread.join(20)
+    assert ends == ["ended by signal 9", "this process ends"]
+    assert os.listdir(tmp_path) == ["first"]
+    with command.none_left():
+        command.run_on(["true"], timeout=20, give_up=lambda: False)
+    with pytest.raises(command.CommandGivenUp):
+        command.run_on(["true"], timeout=20, give_up=lambda: False)
+
+
+def test_a_command_that_is_started_while_the_block_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The block ends after the look whether it has, and before the command is known: it is killed all the same."""
+    monkeypatch.setattr(command, "_over", threading.Event())
+    started: list[subprocess.Popen[bytes]] = []
+    start = command.start
+
+    def at_last(argv: list[str], **how: Any) -> subprocess.Popen[bytes]:
+        started.append(start(argv, **how))
+        with command.none_left():
+            pass
+        return started[0]
+
+    monkeypatch.setattr(command, "start", at_last)
+    with pytest.raises(command.CommandGivenUp):
+        command.run(["sleep", "600"], timeout=600)
+    assert started[0].returncode == -signal.SIGKILL
 
 
 # -- as long as there is progress ------------------------------------------------------------------

@@ -56,6 +56,27 @@ def test_words_of_another_version_are_no_reason_to_hide_an_error(pool: Pool, tmp
     assert "not understood" in diagnosis.why(pool) or "HEALTH" in diagnosis.why(pool)
 
 
+POOLS = '[{"pool_name": "other", "flags_names": "full"}, {"pool_name": "pool", "flags_names": "%s"}]'
+
+
+@pytest.mark.parametrize(
+    ("said", "full"),
+    [
+        (POOLS % "hashpspool,full,full_quota", True),
+        (POOLS % "hashpspool,nearfull", False),
+        ("[]", False),
+        ("{}", False),
+        ('["pool"]', False),
+        ("null", False),
+        ("words", False),
+    ],
+)
+def test_a_full_pool(pool: Pool, tmp_path: Path, said: str, full: bool) -> None:
+    (tmp_path / "ceph").write_text(f"#!/bin/sh\necho '{said}'\n", encoding="utf-8")
+    (tmp_path / "ceph").chmod(0o755)
+    assert diagnosis.is_full(pool) is full
+
+
 NBD = ("rbd", "device", "map", "--device-type", "nbd", "--pool", "rbd")
 
 

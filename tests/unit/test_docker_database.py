@@ -17,7 +17,7 @@ import pytest
 from docker_tree import BOLT_META
 from unit.inspected import HOUR, Host, moved, new_id
 
-from maintenance import docker_database
+from maintenance import docker_database, knowledge
 
 # A dockerd, as far as others see it: its name, and the lock of a database, whose path it is given.
 DOCKERD = """
@@ -64,7 +64,7 @@ def running(database: str) -> subprocess.Popen[bytes]:
 
 def refuses(host: Host, words: str) -> None:
     """It is told in one line what is missing."""
-    with pytest.raises((docker_database.DatabaseMissing, OSError)) as raised:
+    with pytest.raises((knowledge.DatabaseMissing, OSError)) as raised:
         host.dead()
     assert words in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -271,8 +271,8 @@ def test_containers_of_another_mount_prove_nothing(host: Host) -> None:
     (other / "containers").mkdir()
     name, _ = host.container(age=-60)
     look = host.look(min_age=-HOUR)
-    look._docker = docker_database.DockerDatabase(str(other), "ceph")
-    with pytest.raises(docker_database.DatabaseMissing, match=r"\d more has layers but is not in"):
+    look._database = docker_database.DockerDatabase(str(other), "ceph")
+    with pytest.raises(knowledge.DatabaseMissing, match=r"\d more has layers but is not in"):
         look.findings()
 
 
@@ -311,12 +311,12 @@ def test_a_docker_that_is_busy_at_every_look_is_judged_by_the_last(
 ) -> None:
     """Each time something else is not there yet; only what is missing twice in a row is missing for good."""
     looks = iter([[f"file {at}"] for at in range(docker_database._LOOKS)] + [last])
-    known = docker_database.Known()
+    known = knowledge.Known()
     monkeypatch.setattr(docker_database._Reading, "read", lambda self: (known, next(looks)))
     database = docker_database.DockerDatabase("/var/lib/docker", "ceph")
     monkeypatch.setattr(os.path, "isdir", lambda path: True)
     if last:
-        with pytest.raises(docker_database.DatabaseMissing, match="something"):
+        with pytest.raises(knowledge.DatabaseMissing, match="something"):
             database.known()
     else:
         assert database.known() is known

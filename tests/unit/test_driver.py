@@ -19,7 +19,7 @@ import rbdcli
 from graph.driver import Driver
 from host.command import CommandError
 from images import options
-from images.layers import LayerError
+from images.layers import LayerError, LayerRefused
 from mapped.file_systems import LayerLost
 from mapped.unmounting import LayerBusy
 
@@ -66,6 +66,26 @@ def test_what_is_no_id_is_refused_by_every_call(driver: Driver, pool: FakePool, 
         with pytest.raises(LayerError, match="is not a layer id"):
             ask()
     assert len(pool.calls) == calls
+
+
+def test_what_is_not_there_is_refused(driver: Driver) -> None:
+    """It is of the caller's making: nobody is woken for it (served.py)."""
+    create(driver, "a")
+    asked: list[Callable[[], object]] = [
+        lambda: create(driver, "a"),
+        lambda: create(driver, "b", "none"),
+        lambda: create(driver, "c", "none-init"),
+        lambda: driver.get("none", ""),
+        lambda: driver.metadata("none"),
+        lambda: driver.apply_diff("none", io.BytesIO()),
+        lambda: driver.changes("none", ""),
+        lambda: driver.diff_size("none", ""),
+        lambda: list(driver.diff("none", "")),
+        lambda: driver.diff_size("a", "none"),
+    ]
+    for ask in asked:
+        with pytest.raises(LayerRefused, match=r"none|a exists already"):
+            ask()
 
 
 def test_a_parent_that_was_removed(driver: Driver) -> None:

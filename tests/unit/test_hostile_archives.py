@@ -63,7 +63,8 @@ def evil_python() -> list[bytes]:
     code = b"open('/PWNED', 'w').close()\n"
     found = [file(b"etc/ld.so.preload", b"/lib/evil.so\n"), file(b"lib/evil.so", b"\x7fELF")]
     for top in sys.path:
-        if top.startswith("/"):
+        # Longer ones have no room in a header; packages of tests' tools bring such.
+        if top.startswith("/") and len(top) < 70:
             for module in ("traceback", "linecache", "encodings/__init__", "encodings/idna", "locale", "pwd", "stat"):
                 found.append(file(os.fsencode(f"{top}/{module}.py"), code))
     here = os.path.dirname(transfer.__file__)

@@ -87,19 +87,12 @@ def test_defaults_are_those_of_the_start_that_reads_it(path: Path) -> None:
 def test_nothing_is_half_written(path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     """The disk is full, or the power goes: what was kept before is still there, and the next Init is kept."""
 
-    def half(said: object, target: Any) -> None:
-        target.write(json.dumps(said)[:20])
-        raise OSError(28, "No space left on device")
-
     def fails(*_: object) -> None:
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        if step == "half of it":
-            patch.setattr(json, "dump", half)
-        else:
-            patch.setattr(os, "replace", fails)
-        with pytest.raises(OSError, match=r"No space left|Input/output"):
+        patch.setattr(os, "fsync" if step == "half of it" else "replace", fails)
+        with pytest.raises(OSError, match="Input/output"):
             init_state.save(str(path), init(Home="/other"))
     assert init_state.read(str(path), DEFAULTS) == SAID
     init_state.save(str(path), init(Home="/other"))
@@ -151,3 +144,14 @@ def test_a_file_with_what_init_may_not_say(path: Path) -> None:
     write(path, Format=FORMAT, Home="/home", GIDMaps=[{}])
     with pytest.raises(BadRequest, match="GIDMaps"):
         init_state.read(str(path), DEFAULTS)
+
+
+def test_a_kept_file_that_is_of_no_use_says_what_to_do(path: Path) -> None:
+    """What it is missing is told by its absence."""
+    assert init_state.read_kept(str(path), DEFAULTS) == SAID
+    path.write_text("{", encoding="ascii")
+    with pytest.raises(init_state.NoUse, match=f"{path} is of no use, restart dockerd: Init: the body is not JSON"):
+        init_state.read_kept(str(path), DEFAULTS)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        init_state.read_kept(str(path), DEFAULTS)

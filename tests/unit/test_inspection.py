@@ -12,10 +12,12 @@ from unit.inspected import HOUR, PREFIX, Host, family, host, new_id, no_pause
 
 import mounts
 import rbdcli
+from cluster.owner import Owner
+from cluster.shared_layers import SharedLayers
 from host import deadline
 from images.base_image import FORMAT_KEY
 from images.layers import LayerError
-from images.record import KEY
+from images.record import KEY, Record
 from maintenance import inspection
 from maintenance.takeover import Takeover
 
@@ -239,6 +241,110 @@ def test_a_prefix_that_another_begins_is_that_ones_without_a_base_image(neighbou
     for name in [name for name in neighbours.pool.images if name.startswith(f"{OTHER}_base")]:
         del neighbours.pool.images[name]
     assert neighbours.layers.count() == 2
+
+
+# -- layers of all hosts -----------------------------------------------------------------------------
+
+CHAIN = f"sha256:{1:064x}"
+
+
+def shared_image(host: Host, *parents: str, owner: str = "other /home", age: float = 9 * HOUR) -> str:
+    """A layer that a host has shared, and that nobody can find."""
+    layer = host.image(age=age)
+    record = Record(Owner.parse(owner), parents, shared=True)
+    host.pool.images[f"{PREFIX}_{layer}"].metadata[KEY] = str(record)
+    return layer
+
+
+def use(host: Host, layer: str, *, then: str = "") -> SharedLayers:
+    """Let another host offer a layer, and then end its use, or begin to delete it."""
+    other = SharedLayers(host.pool.as_pool(), PREFIX, Owner("other", "", "/home"))
+    assert other.offer(CHAIN, layer, None, size=1, inodes=1)
+    if then:
+        other.release([layer])
+    if then == "deletion":
+        assert other.begin_delete(other.all()[0])
+    return other
+
+
+def test_a_shared_layer_that_nobody_can_find_or_uses_is_dead_whoever_made_it(host: Host) -> None:
+    layer = shared_image(host)
+    [finding] = host.look().findings()
+    assert (finding.kind, finding.id, finding.dead) == (inspection.SHARED, layer, True)
+    assert host.collect(host.look(), [finding])[layer].removed
+    assert host.pool.images == {}
+
+
+@pytest.mark.parametrize(
+    ("why", "words"),
+    [
+        ("listed and used", "shared by all hosts; used by other"),
+        ("listed", "shared by all hosts; used by nobody now"),
+        ("used", "shared by all hosts; used by other"),
+        ("its deletion has begun", "its deletion has begun"),
+        ("uses cannot be read", "the uses of a host, 'key', are 'x'"),
+        ("the list cannot be read", "which no driver of this version wrote"),
+        ("open", "it is open at 10.0.0.2:0/9"),
+        ("mapped", "it is mapped as /dev/rbd7"),
+        ("mounted", "it is mounted here"),
+        ("directory", "exists"),
+        ("young", "a host may be about to offer it"),
+        ("a living layer stands on it", "a layer that is not dead stands on it"),
+    ],
+)
+def test_a_shared_layer_is_kept(host: Host, monkeypatch: pytest.MonkeyPatch, why: str, words: str) -> None:
+    monkeypatch.setattr(mounts, "in_use", lambda device: True)
+    layer = shared_image(host, age=60 if why == "young" else 9 * HOUR)
+    image = f"{PREFIX}_{layer}"
+    if why in ("listed and used", "used", "listed", "its deletion has begun"):
+        use(host, layer, then={"listed": "end", "its deletion has begun": "deletion"}.get(why, ""))
+    if why == "used":
+        host.pool.objects.omaps[f"{PREFIX}_chains"].clear()
+    elif why == "uses cannot be read":
+        host.pool.objects.omaps[f"{PREFIX}_uses"] = {"key": "x"}
+    elif why == "the list cannot be read":
+        host.pool.objects.omaps[f"{PREFIX}_chains"] = {"key": "x"}
+    elif why == "open":
+        host.pool.images[image].watchers.append("10.0.0.2:0/9")
+    elif why in ("mapped", "directory"):
+        host.directory_of(layer)
+        host.pool.devices = {image: "/dev/rbd7"} if why == "mapped" else {}
+    elif why == "mounted":
+        point = f"{host.directory_of(layer)}/layer"
+        monkeypatch.setattr(mounts, "table", lambda: [mounts.Mount("8:1", point, False, "")])
+    elif why == "a living layer stands on it":
+        host.docker.layer(host.image(parents=[layer]))
+    [finding] = found(host, inspection.SHARED)
+    assert (finding.dead, finding.id) == (False, layer)
+    assert words in finding.why
+    assert layer not in {name for kind, name in host.dead() if kind == inspection.SHARED}
+
+
+@pytest.mark.parametrize("change", ["used", "listed", "mapped", "directory", "gone"])
+def test_a_shared_layer_is_looked_at_once_more_before_it_goes(host: Host, change: str) -> None:
+    layer = shared_image(host)
+    look = host.look()
+    findings = look.findings()
+    if change in ("used", "listed"):
+        use(host, layer, then="" if change == "used" else "end")
+        if change == "used":
+            host.pool.objects.omaps[f"{PREFIX}_chains"].clear()
+    elif change == "mapped":
+        host.pool.images[f"{PREFIX}_{layer}"].watchers.append("10.0.0.2:0/9")
+    elif change == "directory":
+        host.directory_of(layer)
+    else:
+        host.pool.images.clear()
+    outcome = host.collect(look, findings)[layer]
+    assert (outcome.removed, bool(host.pool.images)) == ((True, False) if change == "gone" else (False, True))
+
+
+def test_a_shared_layer_that_we_made_is_no_orphan_of_ours(host: Host) -> None:
+    """Docker here does not know it, and others use it."""
+    layer = shared_image(host, owner=str(host.layers.owner()))
+    use(host, layer)
+    [finding] = host.look().findings()
+    assert (finding.kind, finding.dead, finding.idle) == (inspection.SHARED, False, True)
 
 
 # -- what cannot be told --------------------------------------------------------------------------

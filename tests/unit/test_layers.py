@@ -74,6 +74,8 @@ def test_a_child_of_a_layer_from_before_our_start(pool: FakePool, layers: Layers
     chain(layers, "a", "b")
     new_life(pool).create("c", "b", None)
     assert pool.images["docker_image_c"].record == Record(OWNER, ("b", "a"))
+    # One question tells whose the parent is, and what is below it.
+    assert (pool.named("metadata"), pool.named("data")) == (["docker_image_b"], [])
 
 
 def test_a_container_is_a_copy_of_its_init_layer(pool: FakePool, layers: Layers) -> None:
@@ -376,6 +378,84 @@ def test_a_copy_is_not_taken_for_one_that_was_taken_over(pool: FakePool, layers:
     pool.set_metadata("docker_image_c-init", TAKEN_KEY, "docker_image_c-init")
     layers.create("c", "c-init", None)
     assert pool.images["docker_image_c"].metadata[TAKEN_KEY] != "docker_image_c"
+
+
+# -- layers of all hosts -----------------------------------------------------------------------------
+
+
+def add_shared(pool: FakePool, layer: str, *parents: str, owner: str = "another /home") -> None:
+    """A layer that a host has shared."""
+    pool.add_layer(layer).metadata[KEY] = str(Record(Owner.parse(owner), parents, shared=True))
+
+
+def test_a_layer_is_shared_for_good_and_stays_what_it_was(pool: FakePool, layers: Layers) -> None:
+    chain(layers, "a", "b")
+    assert not layers.is_shared("b")
+    layers.share("b")
+    assert layers.is_shared("b")
+    assert pool.images["docker_image_b"].record == Record(OWNER, ("a",), shared=True)
+    written = len(pool.named("set_header"))
+    layers.share("b")
+    assert len(pool.named("set_header")) == written
+
+
+def test_only_a_whole_layer_of_our_own_is_shared(pool: FakePool, layers: Layers) -> None:
+    pool.add("docker_image_half")
+    with pytest.raises(LayerError, match="layer half was never made to its end"):
+        layers.share("half")
+    pool.add_layer("theirs", owner="another /home")
+    with pytest.raises(LayerError, match="layer theirs belongs to host another"):
+        layers.share("theirs")
+    with pytest.raises(rbdcli.ImageMissing):
+        layers.share("gone")
+    assert not pool.named("set_header")
+    assert not layers.is_shared("theirs")
+    assert not layers.is_shared("half")
+
+
+def test_a_shared_layer_that_is_to_go_is_ours_whoever_made_it(pool: FakePool, layers: Layers) -> None:
+    add_shared(pool, "b", "a")
+    layers.own("b")
+    assert pool.images["docker_image_b"].record == Record(OWNER, ("a",))
+    layers.check_owner_of_removed("b")
+
+
+def test_nobody_owns_what_was_never_shared(pool: FakePool, layers: Layers) -> None:
+    """Another host may have taken it home, or made it."""
+    pool.add_layer("theirs", owner="another /home")
+    pool.add("docker_image_half")
+    for layer in ("theirs", "half"):
+        layers.own(layer)
+    assert pool.images["docker_image_theirs"].record.owner == Owner.parse("another /home")
+    assert not pool.named("set_header")
+    with pytest.raises(rbdcli.ImageMissing):
+        layers.own("gone")
+
+
+def test_whose_it_is_is_asked_anew_after_it_came_home(pool: FakePool, layers: Layers) -> None:
+    add_shared(pool, "a")
+    layers.check_owner("a", lease=60)
+    layers.own("a")
+    pool.images["docker_image_a"].metadata.update(recorded("another /home"))
+    with pytest.raises(LayerError, match="layer a belongs to host another"):
+        layers.check_owner("a", lease=60)
+
+
+def test_a_shared_layer_is_used_and_built_upon_by_all_and_removed_by_none(pool: FakePool, layers: Layers) -> None:
+    add_shared(pool, "theirs")
+    add_shared(pool, "ours", owner=str(OWNER))
+    for layer in ("theirs", "ours"):
+        layers.check_owner(layer, lease=0)
+        layers.create(f"on {layer}", layer, None)
+        with pytest.raises(LayerError, match=f"layer {layer} is shared by all hosts"):
+            layers.check_owner_of_removed(layer)
+
+
+def test_what_is_mapped_of_a_shared_layer_may_be_another_homes(pool: FakePool, layers: Layers) -> None:
+    chain(layers, "a")
+    assert layers.is_abandoned("a")
+    layers.share("a")
+    assert not layers.is_abandoned("a")
 
 
 # -- removal -------------------------------------------------------------------------------------

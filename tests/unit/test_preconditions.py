@@ -11,6 +11,7 @@ import pytest
 import rbdcli
 from graph import preconditions
 from graph.preconditions import NotReady
+from host import command
 from images.options import Options
 
 
@@ -45,6 +46,36 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
 def test_all_is_there(host: Host) -> None:
     host.check()
     host.check(namespace="space")
+
+
+def test_all_programs_that_are_missing_are_named(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "find", lambda name: None if name.endswith("mount") else f"/usr/bin/{name}")
+    with pytest.raises(NotReady) as caught:
+        host.check()
+    assert str(caught.value) == (
+        "mount is not installed; install the package mount (Debian's name); "
+        "umount is not installed; install the package mount (Debian's name)"
+    )
+
+
+def test_each_check_tells_what_it_found_and_stands_after_what_it_needs(host: Host) -> None:
+    """So that the doctor can make them one by one."""
+    options = Options(datapool="pool", configfile=str(host.directory / "ceph.conf"), namespace="space")
+    pool = rbdcli.Pool("pool", "space", "me", options.configfile, 10.0, "krbd", ())
+    names: list[str] = []
+    for check in preconditions.Preconditions(pool, options).checks():
+        assert set(check.needs) <= set(names)
+        assert check.look()
+        names.append(check.name)
+    assert names == ["programs", "configuration", "cluster", "pool", "pool init", "namespace", "pool settings"]
+
+
+def test_the_rights_that_a_key_needs() -> None:
+    options = Options(client="me", datapool="pool", objectpool="objects", namespace="space")
+    assert preconditions.rights(options) == (
+        "ceph auth caps client.me mon 'profile rbd' osd 'profile rbd pool=pool namespace=space, profile rbd "
+        "pool=objects namespace=space' mgr 'profile rbd pool=pool'"
+    )
 
 
 def test_a_configuration_that_is_missing(host: Host) -> None:

@@ -146,3 +146,41 @@ def test_a_lock_for_good_is_taken_from_whoever_has_it() -> None:
     rados_objects.hold(pool, "x", "name", "second")
     rados_objects.hold(pool, "x", "name", "second")
     assert rados_objects.holders(pool, "x", "name") == ["second"]
+
+
+# What 16.2.15 prints of the header of an image, but for keys that do not matter here.
+HEADER = """create_timestamp
+value (8 bytes) :
+00000000  96 02 d2 49 00 65 cd 1d                           |...I.e..|
+00000008
+
+features
+value (8 bytes) :
+00000000  3d 00 00 00 00 00 00 00                           |=.......|
+00000008
+
+metadata_docker_graph_driver.layer
+value (19 bytes) :
+00000000  7b 22 6f 77 6e 65 72 22  3a 20 22 61 20 2f 68 22  |{"owner": "a /h"|
+00000010  2c 20 7d                                          |, }|
+00000013
+
+"""
+
+
+def test_what_stands_in_a_header() -> None:
+    header = rados_objects.header(saying(HEADER), "id1")
+    assert header
+    assert dict(header.metadata) == {"docker_graph_driver.layer": '{"owner": "a /h", }'}
+    assert header.created == pytest.approx(0x49D20296 + 0.5)
+
+
+def test_an_image_that_has_gone_has_no_header_and_nobody_has_it_open() -> None:
+    assert rados_objects.header(saying(NO_OBJECT), "id1") is None
+    assert rados_objects.opened(saying(NO_OBJECT), "id1") == []
+
+
+def test_a_header_that_tells_no_time() -> None:
+    header = rados_objects.header(saying(HEADER.replace("create_timestamp", "access_timestamp")), "id1")
+    assert header
+    assert header.created is None

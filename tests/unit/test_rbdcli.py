@@ -531,3 +531,27 @@ def test_features_are_those_that_the_kernel_can_map(tmp_path: Path, monkeypatch:
     supported.write_text("0x1a5\n", encoding="ascii")  # Linux 5.0: 5.1 has deep-flatten, 5.3 object-map and fast-diff
     assert rbdcli.features("krbd") == ("layering", "exclusive-lock", "deep-flatten")
     assert rbdcli.features("nbd") == every
+
+
+def test_what_all_images_hold_is_one_command(fake: Fake) -> None:
+    fake.says(
+        {
+            "images": [
+                {"name": "base", "id": "1a", "snapshot": "empty", "provisioned_size": 9, "used_size": 7},
+                {"name": "base", "id": "1a", "provisioned_size": 9, "used_size": 1},
+                {"name": "img", "id": "2b", "provisioned_size": 9, "used_size": 5},
+            ],
+            "total_used_size": 13,
+        },
+        stderr="warning: fast-diff map is not enabled for img. operation may be slow.",
+    )
+    assert pool().usage() == {"base": rbdcli.Usage("1a", 8), "img": rbdcli.Usage("2b", 5)}
+    assert fake.calls() == [["rbd", "du", *CLIENT, *WHERE, "--format", "json"]]
+    pool().usage("img")
+    assert fake.calls()[-1] == ["rbd", "du", *CLIENT, *IMAGE, "--format", "json"]
+
+
+def test_what_hundreds_of_images_hold_may_take_longer(fake: Fake) -> None:
+    fake.says({"images": []})
+    assert pool().usage(more_seconds=90.0) == {}
+    assert fake.calls()[-1][6:8] == ["--client-mount-timeout", "50"]

@@ -14,8 +14,10 @@ from unit.fakes import BASE_IMAGE, FakePool, failed, timed_out
 from unit.layered import Lives, chain, create, gone, use
 
 import rbdcli
+from cluster.owner import Owner
 from graph.driver import Driver
 from images.layers import LayerError
+from images.record import KEY, Record
 
 
 @pytest.mark.parametrize(
@@ -94,6 +96,33 @@ def test_what_another_host_made_on_a_layer_keeps_it(
     monkeypatch.setattr("images.family.LISTED_SECONDS", 0.0)
     create(driver, "a")
     pool.add_layer("theirs", "a", owner="another /home")
+    driver.remove("a")
+    driver.lifetime.drain(60)
+    assert "docker_image_a" in pool.images
+    del pool.images["docker_image_theirs"]
+    driver.lifetime.resume()
+    wait_until(gone(pool, "a"), "its image is gone")
+
+
+def test_a_layer_that_came_to_be_shared_stays_when_one_host_has_removed_it(driver: Driver, pool: FakePool) -> None:
+    """Others may use it. This host forgets it all the same: it goes by the rules of what is shared."""
+    create(driver, "a")
+    driver._home.layers.share("a")
+    driver.remove("a")
+    wait_until(lambda: driver.lifetime.drain(1) and "a" not in driver._here.removals, "it is forgotten")
+    assert pool.images["docker_image_a"].record.shared
+
+
+def test_a_shared_layer_that_no_host_uses_waits_for_what_stands_on_it(
+    driver: Driver, pool: FakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As what another host made on it, and what a takeover leaves. It is this host's own by then (sharing.py)."""
+    monkeypatch.setattr("images.family.LISTED_SECONDS", 0.0)
+    pool.add_layer("a", owner="another /home").metadata[KEY] = str(
+        Record(Owner.parse("another /home"), (), shared=True)
+    )
+    pool.add_layer("theirs", "a", owner="another /home")
+    driver._home.layers.own("a")
     driver.remove("a")
     driver.lifetime.drain(60)
     assert "docker_image_a" in pool.images

@@ -61,3 +61,21 @@ def test_a_long_one_is_cut() -> None:
     with pytest.raises(ValueError, match=KEY) as raised:
         Record.parse(json.dumps(["x" * 5000]))
     assert len(str(raised.value)) < 200
+
+
+def test_one_that_is_shared_says_so_and_others_are_written_as_ever() -> None:
+    record = Record(Owner("host", "", "/home"), ("a",))
+    assert "shared" not in str(record)
+    shared = Record(record.owner, record.parents, shared=True)
+    assert Record.parse(str(shared)) == shared
+    said = Record.parse(json.dumps({"owner": "host /home", "parents": [], "shared": "yes"}))
+    assert said
+    assert not said.shared
+
+
+def test_the_note_of_a_snapshot_is_kept_as_it_is() -> None:
+    record = Record(Owner("host", "", "/home"), ("a",), snapshot={"key": "default/1/é", "labels": {"a": "b"}})
+    assert Record.parse(str(record)) == record
+    assert "snapshot" not in str(Record(record.owner, record.parents))
+    with pytest.raises(ValueError, match="which no driver of this version wrote"):
+        Record.parse(json.dumps({"owner": "host /home", "parents": [], "snapshot": 1}))

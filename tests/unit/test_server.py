@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,10 @@ import pytest
 from plugin_client import BrokenOff, Client, Connection, Refused, head_of, in_pieces, wait_until
 from unit.served import APPLY, BODY, GET, FakeDriver, chunked, raw, read_to_end, receive
 
-from images.layers import LayerError
+from host.metrics import text
+from images.layers import LayerError, LayerRefused
+from images.options import OptionError
+from mapped.unmounting import LayerBusy
 from protocol import server
 
 
@@ -316,6 +320,39 @@ def test_an_error_before_the_first_byte_has_a_status(connection: Connection, dri
         connection.post("/GraphDriver.Diff", BODY).json()
     assert caught.value.status == 500
     assert connection.post(GET, BODY).json() == {"Dir": "/a"}
+
+
+def counted(result: str) -> int:
+    """How many Gets had this result."""
+    found = re.search(rf'^docker_graph_driver_requests_total{{method="Get",result="{result}"}} (\d+)$', text({}), re.M)
+    return int(found[1]) if found else 0
+
+
+@pytest.mark.parametrize(
+    ("error", "result"),
+    [
+        (LayerRefused("layer a does not exist"), "refused"),
+        (OptionError("unknown storage option"), "refused"),
+        (LayerBusy("somebody holds it"), "failed"),
+        (LayerError("it is broken"), "failed"),
+        (OSError(5, "lost"), "failed"),
+        (KeyError("lost"), "defect"),
+    ],
+)
+def test_what_an_operator_is_told_of_it(
+    connection: Connection, driver: FakeDriver, error: Exception, result: str
+) -> None:
+    """Docker is told the same in any case: 500, with the words."""
+
+    def fail(_: str) -> str:
+        raise error
+
+    before = counted(result)
+    driver.on_get = fail
+    with pytest.raises(Refused) as caught:
+        connection.post(GET, BODY).json()
+    assert caught.value.status == 500
+    wait_until(lambda: counted(result) == before + 1, "it is counted")
 
 
 @pytest.mark.parametrize("error", [LayerError("lost"), KeyError("lost"), OSError(5, "lost")])

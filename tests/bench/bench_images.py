@@ -6,15 +6,19 @@ big         Debian's minbase, and nine layers on it: about 716 MB and 20,000 fil
 depth-N     one layer of busybox and a file /bottom of 100 MB, and N - 1 tiny layers; all N in one archive
 many        busybox and a layer of 200,000 empty files
 huge        busybox and a layer of one file of 1 GB, /huge
+
+An archive can also be had as what a registry keeps of it (`published`).
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
 import os
 import random
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -90,6 +94,37 @@ def huge() -> str:
     return path
 
 
+def published(archive: str, name: str) -> str:
+    """Directory with an archive's first image as tests/registry.py keeps it: `name`:latest, its layers compressed."""
+    target = archive.rpartition(".tar")[0] + ".registry"
+    if os.path.exists(target):
+        return target
+    shutil.rmtree(target + ".new", ignore_errors=True)
+    os.mkdir(target + ".new")
+
+    def blob(kind: str, data: bytes, file: str = "") -> dict[str, object]:
+        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+        for each in (digest, file) if file else (digest,):
+            with open(os.path.join(target + ".new", each), "wb") as out:
+                out.write(data)
+        return {"mediaType": f"application/vnd.oci.image.{kind}", "digest": digest, "size": len(data)}
+
+    with tarfile.open(archive) as image:
+        layers = [
+            blob("layer.v1.tar+gzip", gzip.compress(_member(image, layer), 1, mtime=0)) for layer in _layer_names(image)
+        ]
+        config = blob("config.v1+json", _member(image, json.loads(_member(image, "manifest.json"))[0]["Config"]))
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": config,
+        "layers": layers,
+    }
+    blob("manifest.v1+json", json.dumps(manifest).encode(), f"{name}_latest")
+    os.rename(target + ".new", target)
+    return target
+
+
 def content(archive: str) -> tuple[int, int]:
     """Bytes and number of the regular files in all layers of an archive's first image."""
     size = files = 0
@@ -104,9 +139,13 @@ def content(archive: str) -> tuple[int, int]:
 
 
 def _layer_names(image: tarfile.TarFile) -> list[str]:
-    manifest = image.extractfile("manifest.json")
-    assert manifest is not None
-    return list(json.load(manifest)[0]["Layers"])
+    return list(json.loads(_member(image, "manifest.json"))[0]["Layers"])
+
+
+def _member(image: tarfile.TarFile, name: str) -> bytes:
+    member = image.extractfile(name)
+    assert member is not None
+    return member.read()
 
 
 def _cached(name: str) -> str:

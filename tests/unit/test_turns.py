@@ -1,0 +1,45 @@
+"""tests/turns.py: which part of a table a commit runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import turns
+
+ROWS = list("abcdefg")
+
+
+@pytest.fixture(autouse=True)
+def nobody_chooses(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in ("TURN", "RUN_ALL"):
+        monkeypatch.delenv(name, raising=False)
+    turns._number.cache_clear()
+    yield
+    turns._number.cache_clear()
+
+
+def test_in_time_every_row_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    run: set[str] = set()
+    for number in range(6, 9):
+        monkeypatch.setenv("TURN", str(number))
+        turns._number.cache_clear()
+        mine = turns.chosen(ROWS, 3)
+        assert mine[0] == "a", "the first row is what all others are compared with"
+        assert len(mine) <= 4
+        assert turns.told() == f"a part of the long tables: TURN={number}"
+        run.update(mine)
+    assert run == set(ROWS)
+
+
+def test_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUN_ALL", "1")
+    assert turns.chosen(ROWS, 3) == ROWS
+    assert turns.turn(3) is None
+
+
+def test_a_commit_chooses_the_same_again() -> None:
+    first = turns.chosen(ROWS, 3)
+    turns._number.cache_clear()
+    assert turns.chosen(ROWS, 3) == first
+    assert turns.turn(3) in range(3)

@@ -151,13 +151,13 @@ END
 # Every key goes into the mon's first keyring, which spares a call to the cluster for each.
 write_keys() {
     local all=$dir/mon-initial.keyring name file id files=(client.admin:ceph.client.admin.keyring mgr.x:mgr/keyring)
-    run 10 ceph-authtool --create-keyring "$all" --gen-key --name mon. --cap mon 'allow *' &&
-        run 10 ceph-authtool "$all" --gen-key --name client.admin \
+    run 30 ceph-authtool --create-keyring "$all" --gen-key --name mon. --cap mon 'allow *' &&
+        run 30 ceph-authtool "$all" --gen-key --name client.admin \
             --cap mon 'allow *' --cap osd 'allow *' --cap mgr 'allow *' --cap mds 'allow *' &&
-        run 10 ceph-authtool "$all" --gen-key --name mgr.x --cap mon 'allow profile mgr' --cap osd 'allow *' --cap mds 'allow *' ||
+        run 30 ceph-authtool "$all" --gen-key --name mgr.x --cap mon 'allow profile mgr' --cap osd 'allow *' --cap mds 'allow *' ||
         return 1
     for ((id = 0; id < osds; id++)); do
-        run 10 ceph-authtool "$all" --gen-key --name "osd.$id" \
+        run 30 ceph-authtool "$all" --gen-key --name "osd.$id" \
             --cap mon 'allow profile osd' --cap mgr 'allow profile osd' --cap osd 'allow *' ||
             return 1
         files+=("osd.$id:osd/$id/keyring")
@@ -175,7 +175,7 @@ start_mon() {
     step="making the monitor's store"
     mkdir -p "$dir/mon" &&
         write_keys &&
-        run 10 monmaptool --create --clobber --fsid "$fsid" --addv a "[v2:127.0.0.1:$base,v1:127.0.0.1:$((base + 1))]" "$dir/monmap" &&
+        run 30 monmaptool --create --clobber --fsid "$fsid" --addv a "[v2:127.0.0.1:$base,v1:127.0.0.1:$((base + 1))]" "$dir/monmap" &&
         run 30 ceph-mon --conf "$dir/ceph.conf" --mkfs --id a --monmap "$dir/monmap" --keyring "$dir/mon-initial.keyring" ||
         return 1
     rm "$dir/mon-initial.keyring"

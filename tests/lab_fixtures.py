@@ -119,7 +119,6 @@ def plugins(cluster: Cluster, directory: str) -> Iterator[StartPlugin]:
             plugin.init()
         return plugin
 
-    # What a failed test has left must not fail the next ones too; the end of the session finds it.
     before = cluster.mapped()
     yield start
     try:
@@ -127,13 +126,26 @@ def plugins(cluster: Cluster, directory: str) -> Iterator[StartPlugin]:
             end(plugin)
             assert mounts_below(plugin.home) == []
         assert cluster.mapped() == before
+    except BaseException:
+        for plugin in started:
+            drop(plugin, cluster)
+        raise
     finally:
         for plugin in started:
             # Shown by pytest when something failed.
             print(f"--- log of {plugin.home}\n{plugin.log_tail()}")
-            with contextlib.suppress(OSError):
-                if plugin.running:
-                    plugin.kill()
+
+
+def drop(plugin: PluginProcess, cluster: Cluster) -> None:
+    """End a plugin of a test that failed, with all that it has: the next tests must not fail for that, too."""
+    if plugin.running:
+        plugin.kill()
+    for point in reversed(mounts_below(plugin.home)):
+        subprocess.run(["umount", "--lazy", point], check=False)
+    for layer in plugin.client.created:
+        image = f"rbd/docker_image_{layer}"
+        for verb in (["device", "unmap", "--options", "noudev,force"], ["rm", "--no-progress"]):
+            subprocess.run(["rbd", "--conf", cluster.conf, *verb, image], env=plugin.environment, check=False)
 
 
 def end(plugin: PluginProcess) -> None:

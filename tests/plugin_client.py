@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import http.client
 import io
 import json
@@ -318,8 +320,7 @@ class PluginProcess:
     def kill(self) -> None:
         """kill -9."""
         assert self.process
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait(10)
+        kill_process(self.process)
 
     def watchers(self) -> list[int]:
         """The processes that show the cluster that it lives (liveness.py); none while such a one is started anew."""
@@ -366,6 +367,27 @@ def wait_until(condition: Any, what: str, seconds: float = 120) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
         time.sleep(0.02)
+
+
+def kill_process(process: subprocess.Popen[bytes]) -> None:
+    """Kill -9, and wait until it has ended: not before the kernel has done what it does for it, with a slow disk too.
+
+    Fails with what its threads wait for in the kernel.
+    """
+    process.send_signal(signal.SIGKILL)
+    try:
+        process.wait(120 * SLOWNESS)
+    except subprocess.TimeoutExpired as error:
+        raise AssertionError(f"{error}; it waits in the kernel:\n{kernel_stacks(process.pid)}") from None
+
+
+def kernel_stacks(pid: int) -> str:
+    """Where a process's threads are in the kernel (proc(5), /proc/PID/stack); root only."""
+    stacks = []
+    for path in glob.glob(f"/proc/{pid}/task/*/stack"):
+        with contextlib.suppress(OSError), open(path, encoding="ascii", errors="replace") as source:
+            stacks.append(f"{path}\n{source.read()}")
+    return "\n".join(stacks)
 
 
 def process_state(pid: int) -> str:

@@ -99,7 +99,7 @@ class Operation:
         except Refused as error:
             if error.code != UNAVAILABLE:
                 raise
-            wait_until(lambda: not self.host.process.running, f"it was killed: {error.text}", 10)
+            wait_until(lambda: not self.host.process.running, f"it was killed: {error.text}")
             raise Unanswered(error.text) from None
         self.answered = True
         self.behind()
@@ -183,7 +183,7 @@ def find(host: Host, number: int, parent: str) -> str:
         host.calls.remove(key)
         return False
 
-    wait_until(is_found, f"{chain(number)} is found in the pool", 30)
+    wait_until(is_found, f"{chain(number)} is found in the pool")
     found = host.calls.list(f'labels."{REF}"=={chain(number)},parent=="{parent}"')
     (name,) = [info.name for info in found if info.kind == "committed"]
     return name

@@ -366,12 +366,12 @@ def test_archives_of_a_device_that_hangs(site: Site, cluster: Cluster, tally: Ta
         whole = make_tar({"large": bytes(32 << 20)})
         yield whole[: 1 << 20]
         middle.set()
-        well.wait(30)
+        well.wait(120)
         yield whole[1 << 20 :]
 
     with ThreadPoolExecutor(max_workers=2) as threads:
         applying = threads.submit(timed, lambda: client.apply_diff(target, archive()))
-        assert middle.wait(20)
+        assert middle.wait(120)
         # What is to be read must not be in memory any more.
         client.get(site.parent)
         with open("/proc/sys/vm/drop_caches", "w", encoding="ascii") as caches:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from lab import Cluster, StartPlugin, mounts_below, views_below
 from lab_fixtures import NewId
-from plugin_client import PYTHON, PluginProcess, Refused, make_tar, wait_until
+from plugin_client import PYTHON, PluginProcess, Refused, kill_process, make_tar, wait_until
 
 # What a container does with a view, `root`, before it runs; `place` is a directory of its own.
 ALL_OF_IT = """
@@ -94,8 +94,8 @@ class Container:
 
     def end(self) -> None:
         """Its process exits."""
-        self.process.kill()
-        self.process.communicate(timeout=10)
+        kill_process(self.process)
+        self.process.communicate()
 
 
 RunContainer = Callable[[str, str], Container]

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from lab import Cluster, StartPlugin, mounts_below, views_below
-from plugin_client import PluginProcess, Refused, make_tar, process_state, wait_until
+from plugin_client import PluginProcess, Refused, kill_process, make_tar, process_state, wait_until
 
 NewId = Callable[[], str]
 
@@ -45,8 +45,7 @@ class Container:
 
     def end(self) -> None:
         """The container's process exits."""
-        self.process.kill()
-        self.process.wait(10)
+        kill_process(self.process)
         if self.process.stdout:
             self.process.stdout.close()
 

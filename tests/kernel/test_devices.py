@@ -171,7 +171,7 @@ def test_remove_waits_for_a_mount_namespace_that_holds_the_device(
     with running_container(client.get(layer), directory) as container:
         ending = subprocess.Popen(["sh", "-c", f"sleep 3; kill -KILL {container.process.pid}"])
         client.remove(layer)
-        assert ending.wait(10) == 0
+        assert ending.wait(120) == 0
     wait_until(lambda: not is_mapped(cluster, layer), "it is unmapped")
 
 

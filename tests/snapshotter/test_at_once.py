@@ -29,7 +29,7 @@ def at_once(*calls: Callable[[], object]) -> list[str]:
     barrier = threading.Barrier(len(calls))
 
     def begin(call: Callable[[], object]) -> str:
-        barrier.wait(30)
+        barrier.wait(120)
         return outcome(call)
 
     with ThreadPoolExecutor(len(calls)) as threads:

@@ -50,9 +50,9 @@ LO_FLAGS_AUTOCLEAR = 4
 LO_FLAGS_FIELD = 8
 SIGKILL = 9
 # For a daemon to close an image that is written out; without a cluster, or in a full pool, it never does.
-CLOSE_SECONDS = 3.0
+CLOSE_SECONDS = float(os.environ.get("RBD_STAND_IN_CLOSE_SECONDS", "3"))
 # The same for one whose unmap was killed: it has had its time, and who looks at all mappings has little.
-LEFT_SECONDS = 0.3
+LEFT_SECONDS = CLOSE_SECONDS / 10
 
 # Map options by rbd(8) and drivers/block/rbd.c; others are refused there, and so here.
 FLAGS = frozenset({

@@ -213,37 +213,35 @@ process_gone() {
     [[ -z $state || $state == [ZX]* ]]
 }
 
-# loops_served_for PID: the loop devices of files in FUSE file systems that the process sees mounted, each with the number
-# of that file system: those that the stand-in mapped for it, or beside it. Whoever kills the programs that serve them lets
-# `detach_loops` have the list afterwards: the devices would stay for ever, and not tell any more whose they are.
+# loops_served_for PID: the loop devices of files in FUSE file systems that the process sees mounted, each with its file:
+# those that the stand-in mapped for it, or beside it. Whoever kills the programs that serve them lets `detach_loops` have
+# the list afterwards: the devices would stay for ever, and not tell any more whose they are.
 loops_served_for() {
     local number loop
     losetup --list --noheadings --output BACK-MAJ:MIN,NAME | while read -r number loop; do
-        ! grep --quiet --extended-regexp "^[0-9]+ [0-9]+ $number .* - fuse" "/proc/$1/mountinfo" || echo "$loop,$number"
+        ! grep --quiet --extended-regexp "^[0-9]+ [0-9]+ $number .* - fuse" "/proc/$1/mountinfo" ||
+            echo "$loop,$(file_of "$loop")"
     done
 }
 
 # detach_loops LOOPS: those of the list that are still what they were. The driver, which was about to end, may have unmapped
-# some meanwhile, and somebody else may have such a device by now.
+# some meanwhile. Somebody else may have such a device by now, on a file system of the same number: the kernel gives both
+# numbers anew at once. A device that is held open stays what it is between our look and the detaching.
 detach_loops() {
-    local loop number
+    local loop file
     for loop in $1; do
-        number=${loop#*,} loop=${loop%,*}
-        ! may_be_loop_on "$loop" "$number" || losetup --detach "$loop" || ! may_be_loop_on "$loop" "$number"
+        file=${loop#*,} loop=${loop%%,*}
+        # shellcheck disable=SC2094 # nothing is read from it
+        { ! is_loop_on "$loop" "$file" || losetup --detach "$loop"; } <"$loop" || ! is_loop_on "$loop" "$file"
     done
 }
 
-# may_be_loop_on LOOP NUMBER: a second after the end of the program that serves its file, the kernel has forgotten the number
-# of that file system. An attached device tells none then, and nobody can use it any more, whose ever it is.
-may_be_loop_on() {
-    local told
-    [[ -e /sys/block/${1#/dev/}/loop ]] || return 1
-    told=$(file_system_of "$1")
-    [[ -z $told || $told == "$2" ]]
-}
+# is_loop_on LOOP FILE: also when nothing of the file is left but the device. The file was a mount point of its own; when it
+# is unmounted, as with the last process that saw it, the device tells "/" of it. No device that anybody can use does.
+is_loop_on() { [[ $(file_of "$1") == @("$2"|/) ]]; }
 
-# file_system_of LOOP: the number of the file system that has its file, MAJOR:MINOR; nothing if the kernel does not tell.
-file_system_of() { losetup --list --noheadings --output BACK-MAJ:MIN "$1" 2>/dev/null | tr --delete ' '; }
+# file_of LOOP: the path of its file; nothing if the device is attached to none.
+file_of() { cat "/sys/block/${1#/dev/}/loop/backing_file" 2>/dev/null || true; }
 
 # start_plugin LOG SOCKET [OPTION...]: starts the driver in the background; its pid is in $plugin_pid.
 start_plugin() {

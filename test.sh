@@ -186,6 +186,9 @@ failures_in() {
     tail -n 15 "$1"
 }
 
+# failed_tests LOG: their names, for the summary: often nothing but the end of a long output is shown.
+failed_tests() { grep --extended-regexp '^(not ok |FAILED |ERROR |--- failed)' "$1" | cut --characters=-160 | head -n 20; }
+
 # How many tenths of a processor each part keeps busy; the others wait for commands about half of their time. (Measured by
 # control groups: processor time by the time that it takes.)
 declare -A busy=([kernel]=10 [faults]=10 [unit]=10 [lint]=10 [python39]=9)
@@ -204,7 +207,7 @@ next_part() {
 # side_by_side PART...: some at a time; what each says is shown when it has ended, and why one failed once more at the end.
 # Loop devices are the kernel's, so all parts see those of all: they are looked for at the end.
 side_by_side() {
-    local queue=("$@") broken_parts=() logs pid part at result status good bad passed=0 broken=0
+    local queue=("$@") broken_parts=() names=() logs pid part at result status good bad passed=0 broken=0
     local -A running=() began=()
     logs=$(mktemp --directory)
     tests/leaks.sh snapshot "$logs/before"
@@ -232,11 +235,12 @@ side_by_side() {
     for part in "${broken_parts[@]}"; do
         printf '\n=== why %s failed\n' "$part"
         failures_in "$logs/$part"
+        mapfile -t -O "${#names[@]}" names < <(failed_tests "$logs/$part" | sed "s/^/$part: /")
     done
     ((failed == 0)) || df --human-readable --output=target,size,used,avail / /tmp /var/tmp
     tests/leaks.sh compare "$logs/before" || failed=1
     rm -r "$logs"
-    summary+=("$(printf '%-12s %-7s %4d s' "all" "" "$SECONDS")" "" "$passed passed, $broken failed")
+    summary+=("$(printf '%-12s %-7s %4d s' "all" "" "$SECONDS")" "" "${names[@]}" "$passed passed, $broken failed")
 }
 
 parts=()

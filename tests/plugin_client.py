@@ -264,7 +264,11 @@ class PluginProcess:
     def start(self, **environment: str) -> None:
         """Start it and wait until it takes calls; `environment` is for this start only."""
         self.launch(**environment)
-        wait_until(lambda: self._listens() or self._ended(), "the plugin listens")
+        try:
+            wait_until(lambda: self._listens() or self._ended(), "the plugin listens")
+        except AssertionError as error:
+            assert self.process
+            raise AssertionError(f"{error}\n{self.log_tail()}\n{kernel_stacks(self.process.pid)}") from None
         assert not self._ended(), self.log_tail()
 
     def launch(self, **environment: str) -> None:
@@ -364,9 +368,14 @@ def wait_until(condition: Any, what: str, seconds: float = 120) -> None:
     """
     seconds *= SLOWNESS
     deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        time.sleep(0.02)
+    while True:
+        began = time.monotonic()
+        if condition():
+            return
+        asked = time.monotonic()
+        assert asked < deadline, f"not within {seconds:g} s: {what}"
+        # To ask the cluster takes a processor from what is waited for.
+        time.sleep(min(max(0.02, 2 * (asked - began)), 1.0))
 
 
 def kill_process(process: subprocess.Popen[bytes]) -> None:

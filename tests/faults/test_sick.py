@@ -277,9 +277,10 @@ def test_remove_needs_no_cluster_after_a_restart_either(name: str, site: Site, c
         outcome = timed(lambda: client.remove(site.doomed))
         assert outcome.error == ""
         assert outcome.seconds < REQUEST_SECONDS
-        again = timed(lambda: client.get(site.doomed))
-        assert "does not exist: it was removed" in again.error
-        assert again.seconds < 1
+        again = [timed(lambda: client.get(site.doomed)) for _ in range(3)]
+        assert all("does not exist: it was removed" in outcome.error for outcome in again)
+        # The machine may hold up one; what asked the cluster would hold up each.
+        assert min(outcome.seconds for outcome in again) < 1
     wait_until(lambda: f"docker_image_{site.doomed}" not in cluster.images(spec="sick"), "what was removed is gone")
 
 

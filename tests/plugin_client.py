@@ -326,6 +326,16 @@ class PluginProcess:
         assert self.process
         kill_process(self.process)
 
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """The process stands still in the `with` block; what it has started does not."""
+        assert self.process
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
     def watchers(self) -> list[int]:
         """The processes that show the cluster that it lives (liveness.py); none while such a one is started anew."""
         assert self.process

@@ -130,9 +130,10 @@ def test_two_hosts_do_not_mount_one_layer(start_plugin: StartPlugin, cluster: Cl
     )
     with pytest.raises(Refused, match=f"{layer} is in use elsewhere: {owner}"):
         second.client.get(layer)
-    # Mapped still, for nobody: it is the first one's nevertheless, and nothing happens to it.
+    # Mapped still, for nobody: it is the first one's nevertheless, and nothing happens to it. In seconds it is
+    # unmapped, but not by a driver that stands still.
     first.client.put(layer)
-    with pytest.raises(Refused, match=f"{layer} is in use elsewhere: {owner}"):
+    with first.stopped(), pytest.raises(Refused, match=f"{layer} is in use elsewhere: {owner}"):
         second.client.get(layer)
     assert first.client.read(layer, "f") == b"x"
     assert "anew" not in first.log_text()

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Runs the tests; as root, because they install packages, mount file systems and start daemons.
 #
-#   ./test.sh                 all of it, side by side; python39 or debian13, as the commit's turn is (RUN_ALL=1: both)
+#   ./test.sh                 all parts, side by side: what a commit's turn is of them (RUN_ALL=1: all)
 #   ./test.sh PART...         some of it, one after the other: lint unit integration faults lab demo e2e snapshotter systemd
 #                             python39 debian13 soak kernel
 #   ./test.sh soak --minutes 10       options are for that part; also: soak --seed S
@@ -91,24 +91,37 @@ lint() {
 }
 
 bats_on() {
-    [[ -e $1 ]] || { echo "there is no $1" && return 1; }
-    bats --print-output-on-failure --formatter tap --timing "$1"
+    local file
+    for file; do
+        [[ -e $file ]] || { echo "there is no $file" && return 1; }
+    done
+    bats --print-output-on-failure --formatter tap --timing "$@"
 }
+
+# share_of FILE...: those that this commit runs; all of them if SHARE is not set.
+share_of() { tests/turns.py share "$@"; }
 
 # Its calls, and then its clients.
 snapshotter() {
     local status=0
     "$python" -m pytest tests/snapshotter || status=1
-    bats_on tests/snapshotter || status=1
+    # shellcheck disable=SC2046 # no spaces in our file names
+    bats_on $(share_of tests/snapshotter/*.bats) || status=1
     return "$status"
 }
 
 # The unit of each front end.
 systemd() {
-    local status=0
-    bats_on tests/systemd.bats || status=1
-    bats_on tests/systemd_snapshotter.bats || status=1
+    local file status=0
+    for file in $(share_of tests/systemd*.bats); do
+        bats_on "$file" || status=1
+    done
     return "$status"
+}
+
+e2e() {
+    # shellcheck disable=SC2046 # no spaces in our file names
+    bats_on $(share_of tests/e2e/*.bats)
 }
 
 # Runs a command, then fails also if it left something on this machine.
@@ -147,7 +160,7 @@ run_part() {
     local part=$1 begin=$SECONDS result=passed
     printf '\n=== %s\n' "$part"
     case $part in
-    integration | faults | demo | kernel | debian13) tests/turns.py ;;
+    integration | faults | demo | e2e | snapshotter | systemd | python39 | debian13 | kernel) tests/turns.py ;;
     esac
     case $part in
     lint) lint ;;
@@ -156,7 +169,7 @@ run_part() {
     faults) without_leaks "$python" -m pytest tests/faults ;;
     lab) without_leaks bats_on tests/lab.bats ;;
     demo) without_leaks bats_on tests/demo.bats ;;
-    e2e) without_leaks bats_on tests/e2e ;;
+    e2e) without_leaks e2e ;;
     snapshotter) without_leaks snapshotter ;;
     systemd) without_leaks systemd ;;
     python39) without_leaks tests/debian/python39.sh ;;
@@ -243,11 +256,13 @@ side_by_side() {
     summary+=("$(printf '%-12s %-7s %4d s' "all" "" "$SECONDS")" "" "${names[@]}" "$passed passed, $broken failed")
 }
 
-# other_turn: the part that this commit does not run, since another commit's turn it is: both run much of unit or e2e again.
-other_turn() {
-    case $(tests/turns.py 2) in
-    0) echo python39 ;;
-    1) echo debian13 ;;
+# not_this_turn: the parts that this commit does not run. They run much of unit or e2e again on another platform: in turn one
+# of them does.
+not_this_turn() {
+    case $(tests/turns.py 3) in
+    0) echo python39 debian13 ;;
+    1) echo python39 kernel ;;
+    2) echo debian13 kernel ;;
     esac
 }
 
@@ -273,12 +288,14 @@ if ((${#parts[@]})); then
     done
 else
     versions
-    left_out=$(other_turn)
+    # All tests of all parts take two hours and more where the processors are slow.
+    export SHARE=2
+    left_out=$(not_this_turn)
     for at in "${!wanted[@]}"; do
-        [[ ${wanted[at]} != "$left_out" ]] || unset "wanted[at]"
+        [[ " $left_out " != *" ${wanted[at]} "* ]] || unset "wanted[at]"
     done
     side_by_side "${wanted[@]}"
-    [[ -z $left_out ]] || summary+=("$left_out is another commit's turn: ./test.sh $left_out, or RUN_ALL=1")
+    [[ -z $left_out ]] || summary+=("another commit's turn: $left_out, and half of the large suites (RUN_ALL=1 runs all)")
 fi
 printf '\n=== summary\n'
 printf '%s\n' "${summary[@]}"

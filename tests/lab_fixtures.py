@@ -19,6 +19,7 @@ from types import FrameType
 import pytest
 from lab import Cluster, StartPlugin, mounts_below
 from plugin_client import Client, PluginProcess, Refused, make_tar, wait_until
+from turns import share
 
 # The fixture of that name.
 NewId = Callable[[], str]
@@ -88,6 +89,13 @@ def new_plugin(cluster: Cluster, directory: str, **options: str | Sequence[str])
         for value in ([values] if isinstance(values, str) else values)
     ]
     return PluginProcess(directory, cluster.environment, pairs)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is not in this commit's share (turns.py)."""
+    mine = set(share(items))
+    config.hook.pytest_deselected(items=[item for item in items if item not in mine])
+    items[:] = [item for item in items if item in mine]
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Which part of a long table of tests a commit runs: all of them at each commit would take CI too long.
 
-    tests/turns.py        prints what chooses
-    tests/turns.py OF     prints the turn of this commit, a number below OF; "all" if all are wanted
+    tests/turns.py                  prints what chooses
+    tests/turns.py OF               prints the turn of this commit, a number below OF; "all" if all are wanted
+    tests/turns.py share NAME...    prints those of the names that are in this commit's share
 
 The id of the commit chooses, so that a failure can be seen again, and that in time all rows are run. In the
-environment, TURN=N is the turn of another commit, and RUN_ALL=1 runs all.
+environment, TURN=N is the turn of another commit, and RUN_ALL=1 runs all. With SHARE=N a commit runs one of N tests of
+the large suites (`./test.sh` without a PART sets it).
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 _Row = TypeVar("_Row")
+# A multiple of all numbers of turns.
+_TABLES = 12
 
 
 def turn(of: int) -> int | None:
@@ -33,9 +37,21 @@ def chosen(rows: Sequence[_Row], of: int) -> list[_Row]:
     return [row for at, row in enumerate(rows) if not at or mine is None or at % of == mine]
 
 
+def share(tests: Sequence[_Row]) -> list[_Row]:
+    """Return this commit's share of the tests of a suite, all of them without SHARE."""
+    of = int(os.environ.get("SHARE", "1"))
+    if os.environ.get("RUN_ALL"):
+        return list(tests)
+    # By another part of the number than the tables within them go by: a half must not always meet the same rows.
+    return list(tests[_number() // _TABLES % of :: of])
+
+
 def told() -> str:
     """Return what chooses, for who wants to run the same again."""
-    return "all rows of all tables" if os.environ.get("RUN_ALL") else f"a part of the long tables: TURN={_number()}"
+    if os.environ.get("RUN_ALL"):
+        return "all rows of all tables"
+    of = os.environ.get("SHARE")
+    return f"a part of the long tables: TURN={_number()}" + (f", and one of {of} tests: SHARE={of}" if of else "")
 
 
 @functools.cache
@@ -51,6 +67,8 @@ def _number() -> int:
 if __name__ == "__main__":
     if len(sys.argv) == 1:
         print(told())
+    elif sys.argv[1] == "share":
+        print(*share(sys.argv[2:]), sep="\n")
     else:
         mine = turn(int(sys.argv[1]))
         print("all" if mine is None else mine)

@@ -6,9 +6,25 @@ from collections import Counter
 from collections.abc import Callable
 
 import pytest
-from lab_fixtures import client, cluster, new_id, plugin, session_directory, start_plugin
+from lab_fixtures import (
+    client,
+    cluster,
+    new_id,
+    plugin,
+    pytest_collection_modifyitems,
+    session_directory,
+    start_plugin,
+)
 
-__all__ = ["client", "cluster", "new_id", "plugin", "session_directory", "start_plugin"]
+__all__ = [
+    "client",
+    "cluster",
+    "new_id",
+    "plugin",
+    "pytest_collection_modifyitems",
+    "session_directory",
+    "start_plugin",
+]
 
 _COUNTS: Counter[str] = Counter()
 

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 import pytest
 from client import Snapshots
 from lab import Cluster, mounts_below
-from lab_fixtures import cluster, lab_options, session_directory
+from lab_fixtures import cluster, lab_options, pytest_collection_modifyitems, session_directory
 from mounting import unmount_all
 from plugin_client import wait_until
 from services import Ceph, Reference, Service
 from work import Work, depths
 
-__all__ = ["cluster", "session_directory"]
+__all__ = ["cluster", "pytest_collection_modifyitems", "session_directory"]
 
 
 @pytest.fixture(scope="session", params=["reference", "ceph"])

@@ -161,8 +161,7 @@ start_qemu() {
         -netdev "user,id=net,ipv6=off,hostfwd=tcp:127.0.0.1:$port-:1" -device virtio-net-pci,netdev=net
         -pidfile "$dir/qemu.pid"
     )
-    # Beside other tests it would fall behind: they start many programs, and this is one.
-    setsid nice --adjustment=-5 timeout --kill-after=5 "$life" qemu-system-x86_64 "${arguments[@]}" </dev/null >"$dir/qemu.log" 2>&1 &
+    setsid timeout --kill-after=5 "$life" qemu-system-x86_64 "${arguments[@]}" </dev/null >"$dir/qemu.log" 2>&1 &
     echo $! >"$dir/timeout.pid"
     until [[ -s $dir/qemu.pid ]]; do
         kill -0 $! 2>/dev/null || return 1

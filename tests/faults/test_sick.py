@@ -28,7 +28,7 @@ from plugin_client import PluginProcess, Refused, make_tar, wait_until
 Tally = Callable[[str, int], None]
 Sickness = Callable[[Cluster], contextlib.AbstractContextManager[None]]
 
-TIMEOUT = 2.0
+TIMEOUT = 3.0
 # Twice that for the commands of a request, and what is undone after it; see README.
 REQUEST_SECONDS = 2 * TIMEOUT + 5 * 3.0
 STATUS_SECONDS = 5.0 + 2.0

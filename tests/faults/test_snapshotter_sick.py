@@ -26,7 +26,7 @@ from snapshot_operations import REF, chain, files_of, several, unpacking
 Tally = Callable[[str, int], None]
 Sickness = Callable[[Cluster], AbstractContextManager[None]]
 
-TIMEOUT = 2.0 * SLOWNESS
+TIMEOUT = 3.0 * SLOWNESS
 # Twice that for the commands of a call, and what is undone after it; see README.
 CALL_SECONDS = 2 * TIMEOUT + 5 * 3.0 * SLOWNESS
 # Less than one command would wait for the cluster.

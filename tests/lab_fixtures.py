@@ -59,8 +59,7 @@ def cluster(session_directory: str) -> Iterator[Cluster]:
         wait_until(lambda: lab.trash() == [], "the trash is empty")
     finally:
         # What failed tests have left mounted: without the cluster nobody could unmount it any more; devices may hang.
-        for point in reversed(mounts_below(session_directory)):
-            subprocess.run(["umount", "--lazy", point], check=False)
+        unmount_what_is_left(session_directory)
         lab.down()
     assert (
         session_directory
@@ -148,12 +147,17 @@ def drop(plugin: PluginProcess, cluster: Cluster) -> None:
     """End a plugin of a test that failed, with all that it has: the next tests must not fail for that, too."""
     if plugin.running:
         plugin.kill()
-    for point in reversed(mounts_below(plugin.home)):
-        subprocess.run(["umount", "--lazy", point], check=False)
+    unmount_what_is_left(plugin.home)
     for layer in plugin.client.created:
         image = f"rbd/docker_image_{layer}"
         for verb in (["device", "unmap", "--options", "noudev,force"], ["rm", "--no-progress"]):
             subprocess.run(["rbd", "--conf", cluster.conf, *verb, image], env=plugin.environment, check=False)
+
+
+def unmount_what_is_left(directory: str) -> None:
+    """Unmount all below a directory, whoever still uses it and whether its devices answer."""
+    for point in reversed(mounts_below(directory)):
+        subprocess.run(["umount", "--lazy", point], check=False)
 
 
 def end(plugin: PluginProcess) -> None:
